@@ -1,0 +1,305 @@
+"""The instruction format: one `Example` a question, caption or dialog turn, kept as Parquet shards with a manifest.
+
+Examples hold fields, not prose: templates (see `instructkit.prompts`) turn them into text when a batch is made, so one
+conversion serves every template. A converted dataset is a folder
+
+    <out>/<source>/<split>/shard-00000.parquet ...   rows of `SCHEMA`, in the order of the release
+                           manifest.json             what was read, what came out (`Manifest`)
+                           rejected.jsonl            one line a record that did not fit: file, record, reason
+
+which `datasets.load_dataset("parquet", data_dir=...)` reads as well as `load_examples`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from instructkit.errors import UserError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+REJECTED = "rejected.jsonl"
+
+TASKS = (
+    "captioning",
+    "reading_captioning",
+    "visual_reasoning",
+    "vqa",
+    "knowledge_vqa",
+    "reading_vqa",
+    "question_generation",
+    "video_qa",
+    "visual_dialog",
+    "classification",
+    "llava",
+)
+"""The 11 task groups of InstructBLIP (paper, appendix; held-in and held-out)."""
+
+
+class Turn(msgspec.Struct, gc=False):
+    """One finished round of a conversation."""
+
+    question: str
+    answer: str
+
+
+class Example(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
+    """One question, caption or dialog turn about one image, several images or one video.
+
+    Attributes:
+        id: `source/split/key`, unique and stable over conversions.
+        images: paths below the manifest's `media_root`; several for multi-image questions.
+        video: path of the video below `media_root`, in place of images.
+        start: first second of the clip inside the video.
+        end: last second of the clip inside the video.
+        question: the question, without any prompt around it.
+        answers: one a human annotator, in the release's order and with repeats; the reply for LLaVA data.
+        choices: answer options or ranking candidates, in the release's order.
+        choice: index of the right one in `choices`.
+        relevance: how right each of `choices` is, 0 to 1 (VisDial's dense annotations).
+        context: text that comes with the question: ScienceQA's hint, the text on a meme.
+        lecture: ScienceQA's lecture.
+        rationales: human explanations of the answer (A-OKVQA, ScienceQA's solution).
+        ocr_tokens: words read off the image, in the release's order.
+        references: human captions.
+        history: earlier rounds of the dialog.
+        statement: a claim about the image that is true or false (VSR).
+        meta: further facts of the record that reports group by, such as NoCaps' domain.
+    """
+
+    id: str
+    images: list[str] = []
+    video: str | None = None
+    start: float | None = None
+    end: float | None = None
+    question: str | None = None
+    answers: list[str] = []
+    choices: list[str] = []
+    choice: int | None = None
+    relevance: list[float] = []
+    context: str | None = None
+    lecture: str | None = None
+    rationales: list[str] = []
+    ocr_tokens: list[str] = []
+    references: list[str] = []
+    history: list[Turn] = []
+    statement: str | None = None
+    meta: dict[str, str] = {}
+
+    @property
+    def source(self) -> str:
+        """Name of the source dataset, the first part of the id."""
+        return self.id.split("/", 1)[0]
+
+
+_STRINGS = pa.list_(pa.string())
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        ("images", _STRINGS),
+        ("video", pa.string()),
+        ("start", pa.float64()),
+        ("end", pa.float64()),
+        ("question", pa.string()),
+        ("answers", _STRINGS),
+        ("choices", _STRINGS),
+        ("choice", pa.int32()),
+        ("relevance", pa.list_(pa.float32())),
+        ("context", pa.string()),
+        ("lecture", pa.string()),
+        ("rationales", _STRINGS),
+        ("ocr_tokens", _STRINGS),
+        ("references", _STRINGS),
+        ("history", pa.list_(pa.struct([("question", pa.string()), ("answer", pa.string())]))),
+        ("statement", pa.string()),
+        ("meta", pa.list_(pa.struct([("key", pa.string()), ("value", pa.string())]))),
+    ]
+)
+"""Arrow schema of a shard: the fields of `Example`, `meta` as key/value pairs."""
+
+
+class SourceFile(msgspec.Struct):
+    """A file of the release that a conversion read."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+class Manifest(msgspec.Struct, kw_only=True):
+    """What a folder of examples was made from and what it holds; written last, so its presence means complete.
+
+    Attributes:
+        source: name of the source module.
+        split: name of the split, as `instructkit sources NAME` lists it.
+        task: task group (one of `TASKS`).
+        role: `held-in`, `held-out` or `extra`.
+        layout: which of the release's layouts was found.
+        media_root: absolute folder that `images` and `video` paths start from.
+        limit: `--limit` of the conversion, None for everything.
+        examples: number of rows over all shards.
+        records: number of raw records read.
+        rejected: number of raw records in `rejected.jsonl`.
+        published: number of examples that the authors state for this split, None where they state none.
+        media: totals of `--check-images`: checked, missing, broken; None without the check.
+        shards: name and rows of each shard.
+        files: what was read.
+        format: `FORMAT_VERSION` at the time of writing.
+        instructkit: version of the toolkit.
+    """
+
+    source: str
+    split: str
+    task: str
+    role: str
+    layout: str
+    media_root: str
+    limit: int | None
+    examples: int
+    records: int
+    rejected: int
+    published: int | None
+    media: dict[str, int] | None = None
+    shards: dict[str, int]
+    files: list[SourceFile]
+    format: int = FORMAT_VERSION
+    instructkit: str = ""
+
+
+def to_table(examples: Sequence[Example]) -> pa.Table:
+    """Lay examples out as an Arrow table of `SCHEMA`."""
+    columns = []
+    for field in SCHEMA:
+        values: list[Any] = [getattr(example, field.name) for example in examples]
+        if field.name == "history":
+            values = [[msgspec.structs.asdict(turn) for turn in turns] for turns in values]
+        elif field.name == "meta":
+            values = [[{"key": key, "value": value} for key, value in meta.items()] for meta in values]
+        columns.append(pa.array(values, field.type))
+    return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def write_shard(path: Path, examples: Sequence[Example]) -> None:
+    """Write one Parquet shard; the file appears under its name only when it is whole."""
+    partial = path.with_suffix(".tmp")
+    pq.write_table(to_table(examples), partial, compression="zstd", row_group_size=4096)
+    os.replace(partial, path)
+
+
+def write_atomically(path: Path, text: str | bytes) -> None:
+    """Write a small file so that a reader sees the old one or the new one, never half of it."""
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_bytes(text.encode() if isinstance(text, str) else text)
+    os.replace(partial, path)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of one converted split.
+
+    Raises:
+        UserError: there is none, or it was written in another format.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{folder}: no {MANIFEST} here; convert a dataset into it first (instructkit convert)")
+    try:
+        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+    except msgspec.DecodeError as error:
+        raise UserError(f"{path}: not a manifest of instructkit ({error}); convert the dataset again") from error
+    if manifest.format != FORMAT_VERSION:
+        raise UserError(
+            f"{path}: format {manifest.format}, this version reads {FORMAT_VERSION}; convert the dataset again"
+        )
+    return manifest
+
+
+def find_datasets(folder: Path) -> list[Path]:
+    """All converted splits in and below a folder, sorted by path.
+
+    Raises:
+        UserError: the folder is missing or holds none.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    found = sorted(path.parent for path in folder.rglob(MANIFEST))
+    if not found:
+        raise UserError(f"{folder}: no converted dataset in or below it; run instructkit convert first")
+    return found
+
+
+class Examples(Sequence[Example]):
+    """Random access to a converted split, memory-mapped through `datasets`.
+
+    Args:
+        folder: a folder with a manifest.
+
+    Raises:
+        UserError: no manifest, or a shard that it lists is missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import datasets
+
+        self.folder = folder
+        self.manifest = read_manifest(folder)
+        shards = [folder / name for name in self.manifest.shards]
+        for shard in shards:
+            if not shard.is_file():
+                raise UserError(f"{shard}: missing, though {MANIFEST} lists it; convert the dataset again")
+        if shards:
+            datasets.disable_progress_bars()
+            self.rows = datasets.Dataset.from_parquet([str(shard) for shard in shards])
+            datasets.enable_progress_bars()
+        else:
+            self.rows = datasets.Dataset(SCHEMA.empty_table())
+
+    @property
+    def name(self) -> str:
+        """Name of the source."""
+        return self.manifest.source
+
+    def __len__(self) -> int:
+        return self.manifest.examples
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Example]: ...
+
+    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
+        if isinstance(index, slice):
+            return self.take(range(*index.indices(len(self))))
+        return self.take([index])[0]
+
+    def __iter__(self) -> Iterator[Example]:
+        for start in range(0, len(self), 1024):
+            yield from self.take(range(start, min(start + 1024, len(self))))
+
+    def take(self, indices: Iterable[int]) -> list[Example]:
+        """The examples at the given positions, read in one go."""
+        columns = self.rows[list(indices)]
+        names = list(columns)
+        return [_example(dict(zip(names, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+
+    def media_path(self, relative: str, root: Path | None = None) -> Path:
+        """Where a path of `images` or `video` lies on this machine; `root` replaces the manifest's `media_root`."""
+        return (root or Path(self.manifest.media_root)) / relative
+
+
+def load_examples(folder: Path) -> Examples:
+    """Open one converted split (a folder with a manifest)."""
+    return Examples(folder)
+
+
+def _example(row: dict[str, Any]) -> Example:
+    row["meta"] = {pair["key"]: pair["value"] for pair in row["meta"] or []}
+    row["history"] = [Turn(**turn) for turn in row["history"] or []]
+    return Example(**row)

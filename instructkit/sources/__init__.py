@@ -1,0 +1,136 @@
+"""One module a source dataset: what its authors ship, and how a raw record of it becomes examples.
+
+A source is found by being there. A module of this package defines
+
+* `SOURCE`: a `Source`, the facts (task group, role, splits with published counts, expected files, licence, home);
+* `Record` structs (`msgspec.Struct`) that document and validate the release's records;
+* `read(raw, split) -> Reading`: finds the files below the folder `raw` and says how to stream and convert them.
+
+Nothing else has to be edited to add one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+import msgspec
+
+from instructkit.errors import UserError
+from instructkit.examples import Example
+from instructkit.releases import RawRecord
+
+Role = Literal["held-in", "held-out", "extra"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a source.
+
+    Attributes:
+        files: the files it reads, relative to the raw folder; alternatives are joined by " | ".
+        published: number of examples by the authors, None where they state none for what we make of it.
+        note: anything a user should know about the number.
+    """
+
+    files: tuple[str, ...]
+    published: int | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The facts of a source dataset.
+
+    Attributes:
+        name: what `--source` and `instructkit convert` call it; the module's name.
+        title: how papers write it.
+        task: task group, one of `instructkit.examples.TASKS`.
+        role: whether InstructBLIP trains on it (`held-in`), tests on it (`held-out`), or neither (`extra`).
+        split: the split that the paper uses for that role, the default of `convert`.
+        splits: all splits that the release has.
+        images: where the media lie, for `instructkit sources NAME`.
+        tree: the folder that `--raw` expects, drawn as a tree.
+        licence: licence of the annotations.
+        home: home page.
+        record: the struct of a raw record, shown by `instructkit sources NAME`.
+        citation: paper or script that the facts come from.
+        examples_of: name of the source whose converted examples this one uses, for question generation; such a source
+            has no `read` of its own.
+    """
+
+    name: str
+    title: str
+    task: str
+    role: Role
+    split: str
+    splits: dict[str, Split]
+    images: str
+    tree: str
+    licence: str
+    home: str
+    record: type[msgspec.Struct]
+    citation: str = ""
+    examples_of: str | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How to read one split of one release folder.
+
+    Attributes:
+        layout: which of the release's layouts was found.
+        files: the files read; their checksums go into the manifest.
+        records: the undecoded records, in the release's order; read once, in one process.
+        convert: one record to its examples, in order; runs in a worker. Raises `Reject` or `msgspec.ValidationError`
+            for a record that does not fit.
+        media_root: default folder that the examples' media paths start from (`--images` replaces it).
+    """
+
+    layout: str
+    files: list[Path]
+    records: Iterable[RawRecord]
+    convert: Callable[[RawRecord], list[Example]]
+    media_root: Path
+    warnings: list[str] = field(default_factory=list)
+
+
+def names() -> list[str]:
+    """Names of all sources, sorted."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def module(name: str) -> ModuleType:
+    """The module of a source.
+
+    Raises:
+        UserError: there is no source of that name; the message names the nearest.
+    """
+    if name not in names():
+        near = difflib.get_close_matches(name, names(), 3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else "; `instructkit sources` lists them"
+        raise UserError(f"no source is called {name!r}{hint}")
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def source(name: str) -> Source:
+    """The facts of a source."""
+    found: Source = module(name).SOURCE
+    return found
+
+
+def sources() -> list[Source]:
+    """The facts of all sources, sorted by name."""
+    return [source(name) for name in names()]
+
+
+def default_raw(name: str) -> Path | None:
+    """Where a source's release lies without being told, for those that come as a Python package; else None."""
+    found: Callable[[], Path] | None = getattr(module(name), "default_raw", None)
+    return found() if found else None
