@@ -152,11 +152,11 @@ def _frame_times(path: Path) -> list[float]:
     with av.open(str(path)) as container:
         if not container.streams.video:
             raise UserError(f"{path}: has no picture stream")
-        stamps = (
-            (packet.pts if packet.pts is not None else packet.dts) * packet.time_base
-            for packet in container.demux(video=0)
-            if packet.size and (packet.pts is not None or packet.dts is not None)
-        )
+        stamps = []
+        for packet in container.demux(video=0):
+            stamp = packet.pts if packet.pts is not None else packet.dts
+            if packet.size and stamp is not None:
+                stamps.append(stamp * packet.time_base)
         times = sorted(float(stamp) for stamp in stamps)
     if not times:
         raise UserError(f"{path}: the video holds no frame; fetch it again")
