@@ -7,24 +7,32 @@
     templates:
       - name: short_answer
         instruction: "{{ question }} Answer briefly."
+      - name: options
+        needs: [choices]                      # drawn only for examples that have these fields
+        instruction: "{{ question }} Pick one: {{ choices | lettered }}."
+        target: "{{ choices[choice] }}"
 
 `templates/eval/<benchmark>.yaml` is a frozen protocol, see `instructkit.protocols`.
 
-Texts are Jinja, rendered in a sandbox. A template sees the fields that its task has (`FIELDS`); one that names another
-is an error when the file is loaded, not when a batch is made. Which wording an example gets, and what `choice` picks,
-follows from (seed, epoch, example id) alone, so it does not depend on order, workers or ranks.
+Texts are Jinja, rendered in a sandbox: a template reads the fields that its task has (`FIELDS`) and uses the filters of
+`FILTERS`, nothing else; one that names another field is an error when the file is loaded, not when a batch is made. A
+field that is empty in an example is false in `{% if %}` and an error anywhere else. What a dataset's text contains is
+never interpreted. Which wording an example gets, and what `choice` picks, follows from (seed, epoch, example id)
+alone, so it does not depend on order, workers or ranks.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from functools import cache, cached_property
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from string import ascii_lowercase
+from typing import Any, NamedTuple
 
 import jinja2
 import jinja2.meta
+import jinja2.nodes
 import jinja2.runtime
 import jinja2.sandbox
 import msgspec
@@ -57,11 +65,13 @@ class Template(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         name: unique within its file.
         instruction: what the model reads beside the image.
         target: what it is to write; None takes the file's.
+        needs: fields without which the wording is not drawn for an example.
     """
 
     name: str
     instruction: str
     target: str | None = None
+    needs: list[str] = []
 
 
 class TemplateFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -101,8 +111,23 @@ def templates_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "templates"
 
 
+class Wording(NamedTuple):
+    """A compiled `Template`."""
+
+    name: str
+    instruction: Text
+    target: Text
+    needs: tuple[str, ...]
+
+
 class Templates:
     """The wordings of one task group, compiled.
+
+    Attributes:
+        path: the file.
+        task: the task group.
+        templates: as they stand in the file.
+        wordings: the same, compiled.
 
     Raises:
         UserError: the file is missing or has an unknown key, a broken text, a repeated name or a field that the task
@@ -119,18 +144,28 @@ class Templates:
         names = [template.name for template in file.templates]
         if len(set(names)) < len(names) or not names:
             raise UserError(f"{path}: template names must be unique and there must be at least one")
-        self._compiled = []
-        for template in file.templates:
-            target = template.target if template.target is not None else file.target
-            if target is None:
-                raise UserError(f"{path}: template {template.name!r} has no target and the file has none for all")
-            where = f"{path}: template {template.name!r}"
-            self._compiled.append(
-                (Text(template.instruction, file.task, where), Text(target, file.task, where), template.name)
-            )
+        self.wordings = [_compile(template, file, path) for template in file.templates]
+        self._needed = sorted({name for wording in self.wordings for name in wording.needs})
+        self._fitting: dict[tuple[bool, ...], list[int]] = {}
 
     def __len__(self) -> int:
         return len(self.templates)
+
+    def fitting(self, example: Example) -> list[int]:
+        """Indices of the wordings whose `needs` the example has.
+
+        Raises:
+            UserError: none fits.
+        """
+        empty = tuple([is_empty(getattr(example, name)) for name in self._needed])
+        found = self._fitting.get(empty)
+        if found is None:
+            lacking = {name for name, lacks in zip(self._needed, empty, strict=True) if lacks}
+            found = [index for index, wording in enumerate(self.wordings) if lacking.isdisjoint(wording.needs)]
+            if not found:
+                raise UserError(f"{self.path}: no template fits example {example.id}, which has no {_list(lacking)}")
+            self._fitting[empty] = found
+        return found
 
     def render(self, example: Example, seed: int = 0, epoch: int = 0, wording: int | None = None) -> Prompt:
         """Put an example into words.
@@ -142,16 +177,40 @@ class Templates:
             wording: index of the wording, in place of a drawn one.
 
         Raises:
-            UserError: the instruction or the target comes out empty, or uses a field that this example lacks.
+            UserError: there is no such wording, the instruction or the target comes out blank, or uses a field that
+                is empty in this example.
         """
         rng = random.Random(f"{seed}/{epoch}/{self.task}/{example.id}")
-        drawn = rng.randrange(len(self._compiled))
-        instruction, target, name = self._compiled[drawn if wording is None else wording]
+        if wording is None:
+            fitting = self.fitting(example)
+            wording = fitting[rng.randrange(len(fitting))]
+        elif not 0 <= wording < len(self.wordings):
+            raise UserError(f"{self.path}: no wording {wording}, there are 0 to {len(self.wordings) - 1}")
+        name, instruction, target, _ = self.wordings[wording]
         return make_prompt(example, name, instruction.render(example, rng), target.render(example, rng))
+
+
+def _compile(template: Template, file: TemplateFile, path: Path) -> Wording:
+    where = f"{path}: template {template.name!r}"
+    target = template.target if template.target is not None else file.target
+    if target is None:
+        raise UserError(f"{where} has no target and the file has none for all")
+    _check_fields(template.needs, file.task, where)
+    return Wording(
+        template.name,
+        Text(template.instruction, file.task, where),
+        Text(target, file.task, where),
+        tuple(template.needs),
+    )
 
 
 class Text:
     """One compiled Jinja text over the fields of a task.
+
+    Attributes:
+        source: the Jinja.
+        where: file and template, for messages.
+        fields: the fields that it names, sorted.
 
     Raises:
         UserError: the text is no Jinja, or names something that the task does not have.
@@ -161,35 +220,58 @@ class Text:
         self.source, self.where = source, where
         try:
             self._template = environment().from_string(source)
-            named = jinja2.meta.find_undeclared_variables(environment().parse(source))
+            tree = environment().parse(source)
         except jinja2.TemplateError as error:
             raise UserError(f"{where}: {error.message} in {source!r}") from error
-        unknown = sorted(named - set(FIELDS[task]))
-        if unknown:
-            raise UserError(
-                f"{where}: {', '.join(unknown)} is no field of the task {task}; it has {', '.join(FIELDS[task])}"
-            )
-        self.fields = sorted(named)
+        if next(jinja2.meta.find_referenced_templates(tree), "") != "":
+            raise UserError(f"{where}: cannot include, import or extend another template")
+        self.fields = sorted(jinja2.meta.find_undeclared_variables(tree))
+        _check_fields(self.fields, task, where)
+        draws = any(node.name == "choice" for node in tree.find_all(jinja2.nodes.Filter))
+        self._constant = None if self.fields or draws else self._checked(self._template.render(), "any")
 
-    @cached_property
+    @property
     def is_constant(self) -> bool:
         """Whether the text is the same for every example."""
-        return not self.fields
+        return self._constant is not None
 
     def render(self, example: Example, rng: random.Random | None = None) -> str:
-        """The text for one example; `rng` decides what `choice` picks.
+        """The text for one example; `rng` decides what `choice` picks, which without it is the first.
 
         Raises:
             UserError: a field that is used is empty in this example, or the text comes out blank.
         """
-        values = {name: getattr(example, name) for name in self.fields}
+        if self._constant is not None:
+            return self._constant
+        values: dict[str, Any] = {"rng_": rng}
+        for name in self.fields:
+            value = getattr(example, name)
+            values[name] = _EMPTY[name] if is_empty(value) else value
         try:
-            text = self._template.render(values, rng_=rng)
-        except (jinja2.TemplateError, TypeError, IndexError) as error:
+            text = self._template.render(values)
+        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise UserError(f"{self.where}: {error} (example {example.id})") from error
-        if not text.strip():
-            raise UserError(f"{self.where}: comes out empty for example {example.id}")
+        return self._checked(text, example.id)
+
+    def _checked(self, text: str, example: str) -> str:
+        if not text or text.isspace():
+            raise UserError(f"{self.where}: comes out blank for example {example}")
         return text
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a field of an example holds nothing; the number 0 is something."""
+    return not value and value != 0
+
+
+def _check_fields(named: Iterable[str], task: str, where: str) -> None:
+    unknown = sorted(set(named) - set(FIELDS[task]))
+    if unknown:
+        raise UserError(f"{where}: {_list(unknown)} is no field of the task {task}; it has {_list(FIELDS[task])}")
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
 
 
 def make_prompt(example: Example, template: str, instruction: str, target: str | None) -> Prompt:
@@ -225,23 +307,41 @@ def read_yaml(path: Path, kind: type[Any]) -> Any:
         raise UserError(f"{path}: {error}") from error
 
 
+class _Empty(jinja2.StrictUndefined):
+    """A field that this example does not have: false in a condition, an error where its text is used."""
+
+    __slots__ = ()
+
+    def __bool__(self) -> bool:  # type: ignore[override]
+        return False
+
+
+_EMPTY = {name: _Empty(hint=f"uses {name}, which is empty") for name in Example.__struct_fields__}
+
+
+class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """Lets a template read a turn's question and answer and a loop's counters, and no other attribute or method."""
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        if isinstance(obj, Turn):
+            return attr in Turn.__struct_fields__
+        return isinstance(obj, jinja2.runtime.LoopContext) and super().is_safe_attribute(obj, attr, value)
+
+
 @cache
 def environment() -> jinja2.sandbox.SandboxedEnvironment:
     """The Jinja environment of all templates: sandboxed, strict, with the filters that prompts need."""
-    env = jinja2.sandbox.SandboxedEnvironment(
-        undefined=jinja2.StrictUndefined, finalize=_finalize, keep_trailing_newline=True
-    )
+    env = _Sandbox(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     env.globals.clear()
-    env.filters["choice"] = _choice
-    env.filters["lettered"] = lettered
-    env.filters["dialog"] = dialog
-    env.filters["most_common"] = most_common
+    env.filters = FILTERS | {name: env.filters[name] for name in JINJA_FILTERS}
     return env
 
 
 def lettered(choices: Sequence[str]) -> str:
     """Options as the paper writes them: `(a) apple (b) pear`."""
-    return " ".join(f"({chr(ord('a') + index)}) {choice}" for index, choice in enumerate(choices))
+    if len(choices) > len(ascii_lowercase):
+        raise ValueError(f"{len(choices)} choices are more than the alphabet has letters")
+    return " ".join(f"({letter}) {choice}" for letter, choice in zip(ascii_lowercase, choices, strict=False))
 
 
 def dialog(history: Sequence[Turn], answer: str = " ", turn: str = " ") -> str:
@@ -257,13 +357,17 @@ def most_common(answers: Sequence[str]) -> str:
 @jinja2.pass_context
 def _choice(context: jinja2.runtime.Context, options: Sequence[str]) -> str:
     """One of several at random, by the seed of the prompt."""
-    if not options:
-        raise jinja2.UndefinedError("choice of an empty list")
     rng = context.get("rng_")
     return options[0] if rng is None else options[rng.randrange(len(options))]
 
 
-def _finalize(value: Any) -> Any:
-    if value is None:
-        raise jinja2.UndefinedError("uses a field that is empty")
-    return value
+FILTERS: dict[str, Callable[..., Any]] = {
+    "choice": _choice,
+    "lettered": lettered,
+    "dialog": dialog,
+    "most_common": most_common,
+}
+"""Filters of our own."""
+
+JINJA_FILTERS = ("capitalize", "default", "first", "join", "last", "length", "lower", "replace", "trim", "upper")
+"""Jinja's filters that templates may use; the others draw at random, look into objects or have no use in a prompt."""

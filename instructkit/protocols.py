@@ -1,12 +1,16 @@
 """Evaluation protocols: `templates/eval/<benchmark>.yaml`, a benchmark as data.
 
 A protocol holds all that a score depends on besides the model: the prompt byte for byte, candidates, decoding, score
-rule and metric. It is frozen: whoever changes one of these bumps `version`, which every report prints.
+rule, references and metric. It is frozen: whoever changes one of these bumps `version`, which every report prints.
 """
 
 from __future__ import annotations
 
 import difflib
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +18,24 @@ import msgspec
 
 from instructkit.errors import UserError
 from instructkit.examples import TASKS, Example
-from instructkit.prompts import FIELDS, Prompt, Text, make_prompt, read_yaml, templates_folder
+from instructkit.prompts import FIELDS, Prompt, Text, is_empty, make_prompt, read_yaml, templates_folder
+
+RIGHT_CANDIDATE = "right_candidate"
+VOCABULARY = "vocabulary"
+
+Texts = tuple[str, ...]
+"""The texts (verbalisers) of one candidate, any of which stands for it."""
 
 
 class Decoding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How text is generated (paper, appendix): beams, length penalty, limits in new tokens."""
+    """How text is generated (paper, appendix).
+
+    Attributes:
+        num_beams: width of the beam search.
+        length_penalty: exponent of the length that a beam's log-likelihood is divided by; -1 favours short answers.
+        min_new_tokens: the end token is forbidden before so many tokens.
+        max_new_tokens: generation stops after so many tokens.
+    """
 
     num_beams: int = 5
     length_penalty: float = 1.0
@@ -32,8 +49,9 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         model: as the authors name it.
         value: 0 to 100, or CIDEr times 100.
-        source: where the number stands.
-        verified: False for a number that was not checked against its source; reports mark it.
+        source: where the number stands, and on which split where that is not the protocol's.
+        verified: whether the number was read in a copy of `source`; False for one that was only remembered, which
+            reports mark.
     """
 
     model: str
@@ -42,7 +60,24 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     verified: bool = True
 
 
-class Protocol(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Vocabulary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Candidates that are the answers of other splits of the source.
+
+    Attributes:
+        splits: whose answers.
+        top: only so many of the most frequent; None for all.
+    """
+
+    splits: list[str]
+    top: int | None = None
+
+    def texts(self, examples: Iterable[Example]) -> list[str]:
+        """The distinct answers of the examples (all of `splits`), most frequent first, then as they came."""
+        counts = Counter(answer for example in examples for answer in example.answers)
+        return [answer for answer, _ in counts.most_common(self.top)]
+
+
+class Protocol(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, dict=True):
     """A benchmark as data.
 
     Attributes:
@@ -55,19 +90,24 @@ class Protocol(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         role: `held-in`, `held-out` or `extra`.
         mode: rank candidates by log-likelihood, or generate text.
         instruction: Jinja, rendered byte for byte.
-        candidates: for `rank`: fixed texts, the field of the example that holds them, or `vocabulary` for the answers
-            of the source's other splits (see `vocabulary`).
-        vocabulary: for `candidates: vocabulary`: the split whose distinct answers are the candidates.
-        score: rule that turns token log-probabilities into a candidate's score.
+        candidates: fixed candidates, each one text or a list of texts that stand for it; or the field of the example
+            that holds them; or `vocabulary`. With `generate` they only say which texts are accepted as right.
+        vocabulary: which answers are the candidates, for `candidates: vocabulary`.
+        score: rule that turns a text's token log-probabilities into its score; see `merge_scores` for a candidate of
+            several texts.
         end_token: whether the end token counts; None: as the predecessor, for encoder-decoders only.
         decoding: for `generate`.
+        frames: number of frames of a video, sampled uniformly over the clip.
         metric: name in `instructkit.metrics`.
-        references: field of the example that the metric compares with.
-        positive: for ROC AUC: index of the candidate whose probability is the score.
-        where: keep only examples that have this field.
+        references: what the metric compares with: a field of the example; or `right_candidate`, all texts of the
+            candidate that the example's `choice` names; or, for a metric that takes several things, a mapping from
+            its names to fields.
+        positive: for ROC AUC: index of the candidate that stands for label 1.
+        needs: keep only examples that have all these fields.
+        only: keep only examples whose `meta` has these values.
         group_by: key of `meta` by which the report also breaks the score down.
         published: rows to show beside ours.
-        notes: what a reader must know.
+        notes: what a reader must know, how certain the prompt is included.
     """
 
     benchmark: str
@@ -79,30 +119,93 @@ class Protocol(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     role: Literal["held-in", "held-out", "extra"]
     mode: Literal["rank", "generate"]
     instruction: str
-    candidates: list[str] | str | None = None
-    vocabulary: str | None = None
+    candidates: list[str | list[str]] | str | None = None
+    vocabulary: Vocabulary | None = None
     score: Literal["sum", "mean"] = "sum"
     end_token: bool | None = None
     decoding: Decoding = Decoding()
+    frames: int = 4
     metric: str
-    references: str
+    references: str | dict[str, str]
     positive: int | None = None
-    where: str | None = None
+    needs: list[str] = []
+    only: dict[str, str] = {}
     group_by: str | None = None
     published: list[Row] = []
     notes: str = ""
 
-    def text(self) -> Text:
+    @cached_property
+    def compiled(self) -> Text:
         """The compiled instruction."""
         return Text(self.instruction, self.task, f"templates/eval/{self.benchmark}.yaml")
 
+    def text(self) -> Text:
+        """The compiled instruction."""
+        return self.compiled
+
     def prompt(self, example: Example, text: Text | None = None) -> Prompt:
-        """The prompt of one example; pass a compiled `text` to spare compiling it each time."""
-        return make_prompt(example, f"eval v{self.version}", (text or self.text()).render(example), None)
+        """The prompt of one example, or of another instruction over it (`text`), as for a spread over wordings."""
+        return make_prompt(example, f"eval v{self.version}", (text or self.compiled).render(example), None)
+
+    def keeps(self, example: Example) -> bool:
+        """Whether the example belongs to the benchmark (`needs` and `only`)."""
+        return not any(is_empty(getattr(example, name)) for name in self.needs) and all(
+            example.meta.get(key) == value for key, value in self.only.items()
+        )
+
+    def options(self, example: Example, vocabulary: Sequence[str] | None = None) -> list[Texts]:
+        """The candidates for one example, each with the texts that stand for it.
+
+        Args:
+            example: whose field holds them, if `candidates` names one.
+            vocabulary: what `Vocabulary.texts` gave, for `candidates: vocabulary`.
+
+        Raises:
+            UserError: the example has none, or the vocabulary is not given.
+        """
+        if isinstance(self.candidates, list):
+            return self._fixed
+        found = vocabulary if self.candidates == VOCABULARY else getattr(example, self.candidates or "choices")
+        if not found:
+            raise UserError(f"{self.benchmark}: no candidates ({self.candidates}) for example {example.id}")
+        return [(text,) for text in found]
+
+    @cached_property
+    def _fixed(self) -> list[Texts]:
+        return [(each,) if isinstance(each, str) else tuple(each) for each in self.candidates or ()]
 
     def reference(self, example: Example) -> Any:
-        """What the metric compares a prediction with."""
-        return getattr(example, self.references)
+        """What the metric compares a prediction with (see `references`).
+
+        Raises:
+            UserError: the right candidate is asked for, but the example has no `choice` or one out of range.
+        """
+        if isinstance(self.references, dict):
+            return {name: getattr(example, field) for name, field in self.references.items()}
+        if self.references != RIGHT_CANDIDATE:
+            return getattr(example, self.references)
+        options = self.options(example)
+        if example.choice is None or not 0 <= example.choice < len(options):
+            raise UserError(f"{self.benchmark}: example {example.id} has no right one among {len(options)} candidates")
+        return list(options[example.choice])
+
+
+def merge_scores(options: Sequence[Texts], scores: Sequence[float]) -> list[float]:
+    """Scores of candidates from the scores of their texts, which lie one after the other.
+
+    The texts of a candidate are different outcomes of one distribution, so the candidate's probability is the sum of
+    theirs: its score is the log of the summed exponentials. A single text keeps its score.
+    """
+    merged, start = [], 0
+    for texts in options:
+        part = scores[start : start + len(texts)]
+        start += len(texts)
+        best = max(part, default=-math.inf)
+        spread = sum(math.exp(score - best) for score in part) if best > -math.inf else 1.0
+        merged.append(best + math.log(spread))
+    if start != len(scores):
+        raise ValueError(f"{len(scores)} scores for {start} texts of {len(options)} candidates")
+    return merged
 
 
 def benchmarks(folder: Path | None = None) -> list[str]:
@@ -122,24 +225,45 @@ def load_protocol(benchmark: str, folder: Path | None = None) -> Protocol:
         raise UserError(f"no benchmark is called {benchmark!r}; {hint}")
     path = (folder or templates_folder()) / "eval" / f"{benchmark}.yaml"
     protocol: Protocol = read_yaml(path, Protocol)
-    _check(protocol, path)
+    for problem in _problems(protocol, path):
+        raise UserError(f"{path}: {problem}")
     return protocol
 
 
-def _check(protocol: Protocol, path: Path) -> None:
+def _problems(protocol: Protocol, path: Path) -> Iterable[str]:
     if protocol.task not in TASKS:
-        raise UserError(f"{path}: task {protocol.task!r} is not one of {', '.join(TASKS)}")
+        yield f"task {protocol.task!r} is not one of {', '.join(TASKS)}"
     if protocol.benchmark != path.stem:
-        raise UserError(f"{path}: calls itself {protocol.benchmark!r}; name and file must agree")
-    if protocol.mode == "rank" and protocol.candidates is None:
-        raise UserError(f"{path}: ranks, but names no candidates")
-    if protocol.candidates == "vocabulary" and protocol.vocabulary is None:
-        raise UserError(f"{path}: candidates are a vocabulary, but of which split is not said (key vocabulary)")
-    if isinstance(protocol.candidates, str) and protocol.candidates not in (
-        "vocabulary",
-        *FIELDS[protocol.task],
-    ):
-        raise UserError(f"{path}: candidates {protocol.candidates!r} is no field of the task {protocol.task}")
-    if protocol.references not in Example.__struct_fields__:
-        raise UserError(f"{path}: references {protocol.references!r} is no field of an example")
+        yield f"calls itself {protocol.benchmark!r}; name and file must agree"
+    if protocol.version < 1:
+        yield f"version {protocol.version}; the first is 1"
+    yield from _candidate_problems(protocol)
+    yield from _field_problems(protocol)
+    # Compiling says by itself what is wrong with the instruction.
     protocol.text()
+
+
+def _candidate_problems(protocol: Protocol) -> Iterable[str]:
+    candidates = protocol.candidates
+    if candidates is None and protocol.mode == "rank":
+        yield "ranks, but names no candidates"
+    if (candidates == VOCABULARY) != (protocol.vocabulary is not None):
+        yield "the key vocabulary belongs to `candidates: vocabulary`, and that needs it"
+    if isinstance(candidates, str) and candidates not in (VOCABULARY, *FIELDS[protocol.task]):
+        yield f"candidates {candidates!r} is no field of the task {protocol.task}"
+    if isinstance(candidates, list):
+        texts = [text for each in protocol.options(Example(id="")) for text in each]
+        if len(set(texts)) < len(texts) or not all(map(str.strip, texts)) or [] in candidates:
+            yield "candidates must be different texts, none of them blank"
+    if protocol.positive is not None and not (isinstance(candidates, list) and protocol.positive in (0, 1)):
+        yield "positive is the index, 0 or 1, of one of two fixed candidates"
+
+
+def _field_problems(protocol: Protocol) -> Iterable[str]:
+    references = protocol.references
+    named = list(references.values()) if isinstance(references, dict) else [references]
+    for name in [*named, *protocol.needs]:
+        if name not in Example.__struct_fields__ and not (name == RIGHT_CANDIDATE == references):
+            yield f"{name!r} in references or needs is no field of an example"
+    if references == RIGHT_CANDIDATE and protocol.candidates in (None, VOCABULARY):
+        yield "references are the right candidate, but the example names none of them as right"
