@@ -104,14 +104,15 @@ def json_member(path: Path, key: str) -> Iterator[RawRecord]:
         UserError: the file is not such an object.
     """
     holder = msgspec.defstruct("Holder", [("items", list[msgspec.Raw], msgspec.field(name=key))])
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        try:
-            records = msgspec.json.decode(content, type=holder).items  # type: ignore[attr-defined]
-        except msgspec.DecodeError as error:
-            raise UserError(f'{path}: no list under the key "{key}" ({error}); is it the right file?') from error
-        for index, record in enumerate(records):
-            yield RawRecord(path.name, f"{key}[{index}]", bytes(record))
-        del records
+    with path.open("rb") as file:
+        # Not closed by hand: every record refers to the mapping, which goes when the last of them does.
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
+    try:
+        records = msgspec.json.decode(content, type=holder).items  # type: ignore[attr-defined]
+    except msgspec.DecodeError as error:
+        raise UserError(f'{path}: no list under the key "{key}" ({error}); is it the right file?') from error
+    for index, record in enumerate(records):
+        yield RawRecord(path.name, f"{key}[{index}]", bytes(record))
 
 
 def json_object(path: Path) -> Iterator[RawRecord]:
