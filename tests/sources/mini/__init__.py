@@ -1,4 +1,4 @@
-"""Miniature releases, one module a source: `write(root)` writes a release in its documented layout with our own texts."""
+"""Miniature releases, one module a source: `write(root)` lays a release out as documented, in our own texts."""
 
 from __future__ import annotations
 
