@@ -12,6 +12,7 @@ which `datasets.load_dataset("parquet", data_dir=...)` reads as well as `load_ex
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -171,6 +172,75 @@ class Manifest(msgspec.Struct, kw_only=True):
     files: list[SourceFile]
     format: int = FORMAT_VERSION
     instructkit: str = ""
+
+
+_CAPTIONS = frozenset({"captioning", "reading_captioning"})
+_TEXTS = ("answers", "choices", "references", "rationales", "ocr_tokens", "images")
+_LINES = ("question", "statement", "context", "lecture", "video")
+
+
+def problem(example: Example, task: str, hidden: bool = False) -> str | None:
+    """Why an example cannot be used for its task, or None if it can.
+
+    It needs a picture or a video, what the task asks with (captions: nothing; visual reasoning: a question or a
+    statement; classification: a question or a text; the others: a question) and the right reply (captions: references;
+    the others: answers or a choice). No text may be blank, an index must lie in its list, a number must be finite.
+
+    Args:
+        example: to look at.
+        task: one of `TASKS`.
+        hidden: True for a split whose replies the authors keep to themselves.
+    """
+    if not example.images and example.video is None:
+        return "has neither pictures nor a video"
+    for name in _LINES:
+        line = getattr(example, name)
+        if line is not None and not line.strip():
+            return f"{name} is blank"
+    for name in _TEXTS:
+        for text in getattr(example, name):
+            if not text.strip():
+                return f"one of {name} is blank"
+    for path in example.images if example.video is None else (*example.images, example.video):
+        if path.startswith("/") or ".." in path.split("/"):
+            return f"path {path!r} leaves the media folder"
+    return _unasked(example, task, hidden) or _out_of_range(example) or _bad_turn(example)
+
+
+def _unasked(example: Example, task: str, hidden: bool) -> str | None:
+    """What the task needs and the example lacks."""
+    if task in _CAPTIONS:
+        return None if example.references or hidden else "has no references"
+    asks = example.question is not None
+    if not asks and task == "visual_reasoning":
+        asks = example.statement is not None
+    if not asks and task == "classification":
+        asks = example.context is not None
+    if not asks:
+        return "has no question"
+    return None if example.answers or example.choice is not None or hidden else "has no answer"
+
+
+def _out_of_range(example: Example) -> str | None:
+    choices = len(example.choices)
+    if example.choice is not None and not 0 <= example.choice < choices:
+        return f"choice {example.choice} is not one of {choices} choices"
+    if example.relevance:
+        if len(example.relevance) != choices:
+            return f"{len(example.relevance)} relevances for {choices} choices"
+        if not all(0 <= value <= 1 for value in example.relevance):
+            return "a relevance is not between 0 and 1"
+    start = 0.0 if example.start is None else example.start
+    if not (0 <= start < math.inf) or (example.end is not None and not (start < example.end < math.inf)):
+        return f"no clip lies between {example.start} and {example.end} s"
+    return None
+
+
+def _bad_turn(example: Example) -> str | None:
+    for turn in example.history:
+        if not (turn.question.strip() and turn.answer.strip()):
+            return "a turn of the history is blank"
+    return None
 
 
 def to_table(examples: Sequence[Example]) -> pa.Table:

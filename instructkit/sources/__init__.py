@@ -37,11 +37,14 @@ class Split:
         files: the files it reads, relative to the raw folder; alternatives are joined by " | ".
         published: number of examples by the authors, None where they state none for what we make of it.
         note: anything a user should know about the number.
+        hidden: True where the authors keep the answers to themselves (a server scores the split); without it an
+            example that has none is rejected.
     """
 
     files: tuple[str, ...]
     published: int | None = None
     note: str = ""
+    hidden: bool = False
 
 
 @dataclass(frozen=True)
