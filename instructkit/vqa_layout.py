@@ -8,15 +8,16 @@ from pathlib import Path
 import msgspec
 
 from instructkit.examples import Example
+from instructkit.fields import Natural, Text
 from instructkit.releases import RawRecord, Reject, json_member
 
 
 class Question(msgspec.Struct, gc=False):
     """One entry of `questions`."""
 
-    image_id: int
-    question: str
-    question_id: int
+    image_id: Natural
+    question: Text
+    question_id: Natural
 
 
 class Answer(msgspec.Struct, gc=False):
@@ -28,8 +29,8 @@ class Answer(msgspec.Struct, gc=False):
 class Annotation(msgspec.Struct, gc=False):
     """One entry of `annotations`: what ten annotators answered."""
 
-    question_id: int
-    image_id: int
+    question_id: Natural
+    image_id: Natural
     question_type: str
     answer_type: str
     answers: list[Answer]
@@ -101,10 +102,11 @@ def converter(source: str, split: str, image: str, answered: bool) -> Callable[[
         question, annotation = record.question, record.annotation
         if question is None:
             raise Reject("no question has this question_id, or another annotation has it too")
-        text = question.question.strip()
-        if not text or question.image_id < 0:
-            raise Reject("blank question or negative image_id")
-        example = Example(id=f"{prefix}{question.question_id}", images=[image.format(question.image_id)], question=text)
+        example = Example(
+            id=f"{prefix}{question.question_id}",
+            images=[image.format(question.image_id)],
+            question=question.question.strip(),
+        )
         if annotation is None:
             if answered:
                 raise Reject("no annotation has this question_id, or another question has it too")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from instructkit import vqa_layout
-from instructkit.layouts import media_folder
+from instructkit.layouts import media_folder, spots
 from instructkit.releases import require
 from instructkit.sources import Reading, Source, Split
 
@@ -46,11 +46,11 @@ def read(raw: Path, split: str) -> Reading:
     """Read the questions of a split and, but for the test splits, their annotations."""
     subset = _SUBSETS[split]
     name = _QUESTIONS.format(subset)
-    questions = require(raw, name, f"annotations/{name}", f"questions/{name}")
+    questions = require(raw, *spots(name, folders=("annotations", "questions")))
     annotations = None
     if not split.startswith("test"):
         name = _ANNOTATIONS.format(subset)
-        annotations = require(raw, name, f"annotations/{name}")
+        annotations = require(raw, *spots(name))
     folder = subset.replace("test-dev", "test")
     return Reading(
         layout="questions and annotations" if annotations else "questions",
