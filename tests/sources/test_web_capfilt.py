@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from instructkit import releases, sources
+from instructkit.examples import Example
+from instructkit.sources.web_capfilt import url_path
+from tests.sources import converted, sample
+from tests.sources.mini import web_capfilt as mini
+
+
+def test_urls_lead_to_the_pictures_of_img2dataset(tmp_path: Path) -> None:
+    mini.write(tmp_path)
+    examples, rejected = converted("web_capfilt", tmp_path, "train")
+    assert rejected == []
+    assert examples[0] == Example(
+        id="web_capfilt/train/0", images=["00000/000000000.jpg"], references=["a red kite above the sea"]
+    )
+    assert len(examples) == 4
+    reading = sources.module("web_capfilt").read(tmp_path, "train")
+    assert reading.layout == "url, ccs_synthetic_filtered_large.json"
+    assert reading.media_root == tmp_path / "images"
+
+
+def test_picture_paths_are_those_of_the_downloaded_data() -> None:
+    shown = json.loads(sample("web_capfilt/related/blip_laion_cc_sbu_558k.json").read_text())[0]["image"]
+    assert url_path(4_539_375) == shown
+    assert url_path(13_873_135) == "01387/013873135.jpg"
+
+
+def test_paths_are_taken_as_they_are(tmp_path: Path) -> None:
+    mini.write_paths(tmp_path)
+    examples, rejected = converted("web_capfilt", tmp_path, "train")
+    assert rejected == []
+    assert examples[3] == Example(id="web_capfilt/train/3", images=["cc3m/3.jpg"], references=["an old steam train"])
+    assert sources.module("web_capfilt").read(tmp_path, "train").layout == "image, ccs_filtered.json"
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"caption": "a cat"}, "neither image nor url"),
+        ({"url": "http://a.example/1.jpg"}, "missing required field `caption`"),
+        ({"url": "http://a.example/1.jpg", "caption": "  "}, "$.caption"),
+        ({"url": "1.jpg", "caption": "a cat"}, "$.url"),
+        ({"image": "", "caption": "a cat"}, "$.image"),
+        ({"image": 5, "caption": "a cat"}, "$.image"),
+    ],
+)
+def test_broken_pairs_are_rejected(tmp_path: Path, record: dict[str, Any], reason: str) -> None:
+    path = tmp_path / "ccs_filtered.json"
+    path.write_text(json.dumps([{"url": "https://a.example/0.jpg", "caption": "a dog"}, record]))
+    examples, rejected = converted("web_capfilt", tmp_path, "train")
+    assert [example.id for example in examples] == ["web_capfilt/train/0"]
+    assert rejected[0].record == "1"
+    assert reason in rejected[0].reason
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(releases, "CHUNK", 64 << 10)
+    peaks = []
+    for count in (5_000, 50_000):
+        pairs = [{"url": f"http://pictures.example/{n:09}.jpg", "caption": f"picture number {n}"} for n in range(count)]
+        (tmp_path / "ccs_filtered.json").write_text(json.dumps(pairs))
+        del pairs
+        reading = sources.module("web_capfilt").read(tmp_path, "train")
+        tracemalloc.start()
+        converted_count = sum(len(reading.convert(record)) for record in reading.records)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert converted_count == count
+    assert peaks[1] < 1.2 * peaks[0]
