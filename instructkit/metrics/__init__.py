@@ -1,0 +1,45 @@
+"""Metrics: pure functions, and `evaluate.Metric` classes over them that need no network.
+
+Every module has `scores(predictions, references) -> list[float]`, one score per example, and a metric class whose
+`compute` returns `{name: value}`. Text metrics take a string as prediction and a list of strings as reference.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from .base import ScoredMetric
+
+_METRICS = {
+    "vqa_accuracy": "vqa.VqaAccuracyMetric",
+    "vqa_accuracy_evalai": "vqa_evalai.VqaAccuracyEvalAIMetric",
+    "aokvqa_direct_answer": "aokvqa.AokvqaDirectAnswerMetric",
+    "ivqa_accuracy": "ivqa.IvqaAccuracyMetric",
+    "exact_match": "exact.ExactMatchMetric",
+    "top1": "top1.Top1Metric",
+    "anls": "anls.AnlsMetric",
+    "cider": "caption.CiderMetric",
+    "roc_auc": "auc.RocAucMetric",
+    "visdial": "visdial.VisDialMetric",
+}
+
+NAMES = tuple(_METRICS)
+
+
+def load(name: str) -> ScoredMetric:
+    """Make the metric of that name.
+
+    Args:
+        name: One of `NAMES`.
+
+    Returns:
+        A metric for `compute`, `add_batch` and `evaluate.combine`; its `scores` gives the scores of single examples.
+
+    Raises:
+        ValueError: There is no metric of that name; the message lists those there are.
+    """
+    if name not in _METRICS:
+        raise ValueError(f"no metric is called {name!r}; there are {', '.join(NAMES)}")
+    module, _, class_name = _METRICS[name].partition(".")
+    metric: ScoredMetric = getattr(import_module(f"{__name__}.{module}"), class_name)()
+    return metric
