@@ -18,7 +18,8 @@ import msgspec
 
 from instructkit.errors import UserError
 from instructkit.examples import TASKS, Example
-from instructkit.prompts import FIELDS, Prompt, Text, is_empty, make_prompt, read_yaml, templates_folder
+from instructkit.prompts import Prompt, make_prompt, read_yaml, templates_folder
+from instructkit.texts import FIELDS, Text, is_empty
 
 RIGHT_CANDIDATE = "right_candidate"
 VOCABULARY = "vocabulary"
