@@ -175,7 +175,7 @@ class Manifest(msgspec.Struct, kw_only=True):
 
 
 _CAPTIONS = frozenset({"captioning", "reading_captioning"})
-_TEXTS = ("answers", "choices", "references", "rationales", "ocr_tokens", "images")
+_TEXTS = ("choices", "references", "rationales", "ocr_tokens", "images")
 _LINES = ("question", "statement", "context", "lecture", "video")
 
 
@@ -185,6 +185,7 @@ def problem(example: Example, task: str, hidden: bool = False) -> str | None:
     It needs a picture or a video, what the task asks with (captions: nothing; visual reasoning: a question or a
     statement; classification: a question or a text; the others: a question) and the right reply (captions: references;
     the others: answers or a choice). No text may be blank, an index must lie in its list, a number must be finite.
+    Some of several answers may be blank: annotators left them so, and VQA accuracy is a mean over all ten.
 
     Args:
         example: to look at.
@@ -201,6 +202,8 @@ def problem(example: Example, task: str, hidden: bool = False) -> str | None:
         for text in getattr(example, name):
             if not text.strip():
                 return f"one of {name} is blank"
+    if example.answers and not any(map(str.strip, example.answers)):
+        return "all answers are blank"
     for path in example.images if example.video is None else (*example.images, example.video):
         if path.startswith("/") or ".." in path.split("/"):
             return f"path {path!r} leaves the media folder"

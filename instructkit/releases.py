@@ -9,9 +9,10 @@ from __future__ import annotations
 import csv
 import mmap
 import re
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import msgspec
 
@@ -20,8 +21,11 @@ from instructkit.errors import UserError
 CHUNK = 4 << 20
 T = TypeVar("T")
 
-_BETWEEN_RECORDS = re.compile(rb"[}\]]\s*,\s*(?=[{\[])")
-_FIRST_KEY = re.compile(rb'\s*(\{\s*"[^"]*"|\[)')
+_FIRST_KEY = re.compile(rb'\s*(\{\s*"[^"\\]*"|\[)')
+_MARK = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|["{}\[\]]', re.DOTALL)
+_COMMA = re.compile(rb"\s*,\s*(?=[^\s\]])")
+_QUOTE = ord('"')
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _raw_list = msgspec.json.Decoder(list[msgspec.Raw])
 _raw_dict = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -59,44 +63,40 @@ def read_json(path: Path, kind: type[T]) -> T:
         UserError: the file is not JSON or does not have that type.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except msgspec.DecodeError as error:
-        raise UserError(f"{path}: {error}") from error
+        return msgspec.json.decode(_content(path), type=kind)
+    except _UNDECODABLE as error:
+        raise UserError(f"{path}: {error}; is it the right file, and whole?") from error
 
 
 def json_list(path: Path) -> Iterator[RawRecord]:
-    """The objects of a file that is one JSON list, in order, at the memory of a few chunks whatever the file's size.
+    """The elements (objects or lists) of a file that is one JSON list, in order.
 
-    Chunks are cut between `}` and `{`; a cut that falls inside a nested list or a string does not decode, and the one
-    before it is tried.
+    Chunks are cut between two elements, so memory is that of a few chunks whatever the file's size, or of the largest
+    element if that is more.
 
     Raises:
-        UserError: the file is not a JSON list of objects, or it ends or breaks inside it.
+        UserError: the file is not a JSON list, or it ends or breaks inside it.
     """
     index = 0
-    with path.open("rb") as file:
-        buffer = file.read(CHUNK).removeprefix(b"\xef\xbb\xbf").lstrip()
-        if buffer[:1] != b"[":
+    with _open(path) as file:
+        rest = file.read(CHUNK).removeprefix(_BYTE_ORDER_MARK).lstrip()
+        if rest[:1] != b"[":
             raise UserError(f"{path}: does not begin with a JSON list; is it the right file?")
-        buffer = buffer[1:]
-        head = _FIRST_KEY.match(buffer)
-        while block := file.read(CHUNK):
-            buffer += block
-            records, buffer = _cut(buffer, head.group(1) if head else b"{")
-            for record in records:
-                yield RawRecord(path.name, str(index), bytes(record))
+        rest = rest[1:]
+        head = _FIRST_KEY.match(rest)
+        # Reads at least as much as is left over, so that an element of many chunks is not searched once a chunk.
+        while block := file.read(max(CHUNK, len(rest))):
+            elements, rest = _cut(rest + block, head.group(1) if head else b"{", path, index)
+            for element in elements:
+                yield RawRecord(path.name, str(index), bytes(element))
                 index += 1
-    try:
-        last = _raw_list.decode(b"[" + buffer)
-    except msgspec.DecodeError as error:
-        raise UserError(f"{path}: breaks off or is no JSON behind record {index} ({error}); fetch it again") from error
-    for record in last:
-        yield RawRecord(path.name, str(index), bytes(record))
+    for element in _elements(b"[" + rest, path, index):
+        yield RawRecord(path.name, str(index), bytes(element))
         index += 1
 
 
 def json_member(path: Path, key: str) -> Iterator[RawRecord]:
-    """The objects of the list under `key` of a file that is one JSON object, in order.
+    """The elements of the list under `key` of a file that is one JSON object, in order.
 
     The file is mapped, not read: what is held is a reference a record.
 
@@ -104,60 +104,135 @@ def json_member(path: Path, key: str) -> Iterator[RawRecord]:
         UserError: the file is not such an object.
     """
     holder = msgspec.defstruct("Holder", [("items", list[msgspec.Raw], msgspec.field(name=key))])
-    with path.open("rb") as file:
-        # Not closed by hand: every record refers to the mapping, which goes when the last of them does.
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
     try:
-        records = msgspec.json.decode(content, type=holder).items  # type: ignore[attr-defined]
-    except msgspec.DecodeError as error:
-        raise UserError(f'{path}: no list under the key "{key}" ({error}); is it the right file?') from error
+        records = msgspec.json.decode(_content(path), type=holder).items  # type: ignore[attr-defined]
+    except _UNDECODABLE as error:
+        raise UserError(f'{path}: no list under the key "{key}" ({error}); is it the right file, and whole?') from error
     for index, record in enumerate(records):
         yield RawRecord(path.name, f"{key}[{index}]", bytes(record))
 
 
 def json_object(path: Path) -> Iterator[RawRecord]:
-    """The entries of a top-level JSON object, key by key, in order.
+    """The entries of a top-level JSON object, key by key, in order; of a repeated key the last.
+
+    The file is mapped, not read: what is held is a key and a reference a record.
 
     Raises:
         UserError: the file is not one JSON object.
     """
     try:
-        entries = _raw_dict.decode(path.read_bytes())
-    except msgspec.DecodeError as error:
-        raise UserError(f"{path}: not one JSON object ({error})") from error
+        entries = _raw_dict.decode(_content(path))
+    except _UNDECODABLE as error:
+        raise UserError(f"{path}: not one JSON object ({error}); is it the right file, and whole?") from error
     for key, value in entries.items():
         yield RawRecord(path.name, key, bytes(value))
 
 
 def json_lines(path: Path) -> Iterator[RawRecord]:
-    """The lines of a JSON-lines file that are not blank, numbered from 1."""
-    with path.open("rb") as file:
+    """The lines of a JSON-lines file that are not blank, numbered from 1.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    with _open(path) as file:
         for number, line in enumerate(file, 1):
+            line = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
             if line.strip():
                 yield RawRecord(path.name, f"line {number}", line)
 
 
 def csv_rows(path: Path) -> Iterator[RawRecord]:
-    """The rows of a CSV file with a header, as JSON objects of strings, numbered from 1."""
-    with path.open(newline="", encoding="utf-8") as file:
-        for number, row in enumerate(csv.DictReader(file), 1):
-            surplus: Any = row.pop(None, None)  # type: ignore[call-overload]
-            cells = {name: cell for name, cell in row.items() if cell is not None}
-            if surplus is not None:
-                cells["surplus cells"] = ",".join(surplus)
-            yield RawRecord(path.name, f"row {number}", msgspec.json.encode(cells))
+    """The rows of a CSV file with a header, as JSON objects of strings, numbered from 1.
 
+    Cells that a short row lacks are left out; those that a long row has too many come as `surplus cells`.
 
-def _cut(buffer: bytes, head: bytes) -> tuple[list[msgspec.Raw], bytes]:
-    """Split off the whole records at the front of the buffer: (records, rest).
-
-    Cuts in front of an object that begins with the list's first key come first, since nested objects rarely do.
+    Raises:
+        UserError: the file cannot be read, is not UTF-8 or no CSV.
     """
-    cuts = list(_BETWEEN_RECORDS.finditer(buffer, max(0, len(buffer) - (CHUNK >> 2))))
-    cuts.sort(key=lambda match: (buffer.startswith(head, match.end()), match.start()))
-    for cut in reversed(cuts):
+    number = 0
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            for number, row in enumerate(csv.DictReader(file), 1):
+                surplus: Any = row.pop(None, None)
+                cells = {name: cell for name, cell in row.items() if cell is not None}
+                if surplus is not None:
+                    cells["surplus cells"] = ",".join(surplus)
+                yield RawRecord(path.name, f"row {number}", msgspec.json.encode(cells))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: no CSV in UTF-8 behind row {number} ({error}); is it the right file?") from error
+
+
+_UNDECODABLE = (msgspec.DecodeError, RecursionError)
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+
+
+def _content(path: Path) -> memoryview:
+    """The bytes of a file, mapped; the mapping goes when the last record that refers to it does."""
+    with _open(path) as file:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
+    marked = content[:3] == _BYTE_ORDER_MARK
+    return memoryview(content)[3:] if marked else memoryview(content)
+
+
+def _cut(buffer: bytes, head: bytes, path: Path, index: int) -> tuple[list[msgspec.Raw], bytes]:
+    """Split off the whole elements at the front of the buffer: (elements, rest).
+
+    The quick guess is to cut in front of the last place that looks like the beginning of the list's first element. A
+    place inside a string or a nested list does not decode, and then every bracket is counted.
+    """
+    guess = buffer.rfind(head)
+    front = buffer[: max(guess, 0)].rstrip()
+    if front.endswith((b"},", b"],")):
         try:
-            return _raw_list.decode(b"[" + buffer[: cut.start() + 1] + b"]"), buffer[cut.end() :]
-        except msgspec.DecodeError:
-            continue
-    return [], buffer
+            return _raw_list.decode(b"[" + front[:-1] + b"]"), buffer[guess:]
+        except _UNDECODABLE:
+            pass
+    last = deque(_boundaries(buffer), maxlen=1)
+    end, follows = last[0] if last else (0, 0)
+    return _elements(b"[" + buffer[:end] + b"]", path, index), buffer[follows:]
+
+
+def _elements(text: bytes, path: Path, index: int) -> list[msgspec.Raw]:
+    """The elements of a JSON list, the first of which is number `index` of the file.
+
+    Raises:
+        UserError: it is none; the message says behind which element.
+    """
+    try:
+        return _raw_list.decode(text)
+    except _UNDECODABLE as error:
+        begin = 1
+        for end, follows in _boundaries(text[1:]):
+            try:
+                msgspec.json.decode(text[begin : end + 1])
+            except _UNDECODABLE:
+                break
+            index, begin = index + 1, follows + 1
+        reason = str(error).split(" (byte")[0]
+        raise UserError(
+            f"{path}: breaks off or is no JSON behind {index} records ({reason}); fetch it again"
+        ) from error
+
+
+def _boundaries(text: bytes) -> Iterator[tuple[int, int]]:
+    """Where elements of a list end and the next begin: behind a bracket at depth 0 that a comma follows."""
+    depth = 0
+    for mark in _MARK.finditer(text):
+        char = text[mark.start()]
+        if char == _QUOTE:
+            if mark.end() - mark.start() == 1:
+                return  # a string that goes on behind the text
+        elif char in b"{[":
+            depth += 1
+        else:
+            depth -= 1
+            if depth == 0 and (comma := _COMMA.match(text, mark.end())):
+                yield mark.end(), comma.end()
