@@ -1,0 +1,1 @@
+"""Zero-shot evaluation: from a benchmark's protocol to scores."""
