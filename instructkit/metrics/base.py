@@ -26,7 +26,7 @@ class ScoredMetric(evaluate.Metric):
     Attributes:
         key: Name of the main result in what `compute` returns.
         unit: What a per-example score means, for reports.
-        features: Types of one prediction and one reference.
+        example_features: Types of one prediction and one reference.
         scores: The module's `scores(predictions, references) -> list[float]`, one score an example. `nan` stands
             for an example that the metric leaves out.
     """

@@ -1,3 +1,6 @@
+import math
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,7 +44,44 @@ def test_one_image_alone_has_no_document_frequencies() -> None:
 _TOKENS = st.lists(st.sampled_from("abcd"), max_size=7)
 
 
-@given(st.lists(st.tuples(_TOKENS, st.lists(_TOKENS, min_size=1, max_size=3)), min_size=1, max_size=4))
+_IMAGES = st.lists(st.tuples(_TOKENS, st.lists(_TOKENS, min_size=1, max_size=3)), min_size=1, max_size=4)
+
+
+def _by_the_book(images: list[tuple[list[str], list[list[str]]]]) -> list[float]:
+    """CIDEr-D one n-gram at a time, as its formula reads."""
+
+    def grams(tokens: list[str], length: int) -> Counter[tuple[str, ...]]:
+        return Counter(tuple(tokens[at : at + length]) for at in range(len(tokens) - length + 1))
+
+    def weights(tokens: list[str], length: int) -> dict[tuple[str, ...], float]:
+        return {
+            gram: count
+            * math.log(len(images) / max(1, sum(any(gram in grams(r, length) for r in i[1]) for i in images)))
+            for gram, count in grams(tokens, length).items()
+        }
+
+    def similarity(candidate: list[str], reference: list[str], length: int) -> float:
+        left, right = weights(candidate, length), weights(reference, length)
+        norms = math.hypot(*left.values()) * math.hypot(*right.values())
+        penalty = math.exp(-((max(1, len(candidate)) - max(1, len(reference))) ** 2) / (2 * 6**2))
+        product = sum(min(left[gram], right[gram]) * right[gram] for gram in left.keys() & right.keys())
+        return product / norms * penalty if norms else 0.0
+
+    return [
+        10
+        * sum(similarity(candidate, each, length) for each in references for length in (1, 2, 3, 4))
+        / (4 * len(references))
+        for candidate, references in images
+    ]
+
+
+@given(_IMAGES)
+def test_scores_follow_the_formula(images: list[tuple[list[str], list[list[str]]]]) -> None:
+    got = caption.cider_d([image[0] for image in images], [image[1] for image in images])
+    assert got == pytest.approx(_by_the_book(images), abs=1e-9)
+
+
+@given(_IMAGES)
 def test_scores_stay_in_range_and_follow_their_image(images: list[tuple[list[str], list[list[str]]]]) -> None:
     forward = caption.cider_d([image[0] for image in images], [image[1] for image in images])
     backward = caption.cider_d([image[0] for image in images[::-1]], [image[1][::-1] for image in images[::-1]])
