@@ -18,7 +18,7 @@ import msgspec
 
 from instructkit.errors import UserError
 
-CHUNK = 4 << 20
+CHUNK = 1 << 20
 T = TypeVar("T")
 
 _FIRST_KEY = re.compile(rb'\s*(\{\s*"[^"\\]*"|\[)')

@@ -31,7 +31,7 @@ def keys(stream: Iterator[RawRecord]) -> list[str]:
     return [record.key for record in stream]
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(records=st.lists(RECORDS, max_size=30), style=FORMATS, chunk=st.integers(4, 64), mark=st.booleans())
 def test_json_list_reads_what_json_reads_whatever_the_chunks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, records: list[Any], style: dict[str, Any], chunk: int, mark: bool
@@ -44,7 +44,7 @@ def test_json_list_reads_what_json_reads_whatever_the_chunks(
     assert [record.key for record in streamed] == [str(index) for index in range(len(records))]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(records=st.lists(RECORDS, min_size=1, max_size=12), chunk=st.integers(1, 64), data=st.data())
 def test_json_list_never_takes_a_truncated_file_for_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, records: list[Any], chunk: int, data: st.DataObject
@@ -69,7 +69,7 @@ def test_json_list_of_several_chunks_with_nested_lists_of_like_objects(tmp_path:
 
 
 def test_json_list_with_one_record_of_many_chunks(tmp_path: Path) -> None:
-    records = [{"id": 1}, {"id": 2, "text": "}, {" * (6 << 20)}, {"id": 3}]
+    records = [{"id": 1}, {"id": 2, "text": "}, {" * (2 << 20)}, {"id": 3}]
     path = tmp_path / "list.json"
     path.write_text(json.dumps(records))
     assert values(json_list(path)) == records
@@ -84,13 +84,13 @@ def test_json_list_holds_a_few_chunks_only(tmp_path: Path) -> None:
         for index in range(200_000):
             file.write(json.dumps({"image": f"{index:09}.jpg", "caption": "a caption " * 12}) + ", ")
         file.write('{"image": "last"}]')
-    assert path.stat().st_size > 7 * releases.CHUNK
+    assert path.stat().st_size > 30 * releases.CHUNK
     tracemalloc.start()
     count = sum(1 for _ in json_list(path))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == 200_001
-    assert peak < 6 * releases.CHUNK
+    assert peak < 12 * releases.CHUNK
 
 
 @pytest.mark.parametrize(
