@@ -122,6 +122,8 @@ class Templates:
         file = read_yaml(path, TemplateFile)
         if file.task not in TASKS:
             raise UserError(f"{path}: task {file.task!r} is not one of {', '.join(TASKS)}")
+        if file.task != path.stem:
+            raise UserError(f"{path}: is of task {file.task!r}; task and file name must agree")
         self.task = file.task
         self.templates = file.templates
         names = [template.name for template in file.templates]
