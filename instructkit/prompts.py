@@ -130,8 +130,11 @@ class Templates:
         if len(set(names)) < len(names) or not names:
             raise UserError(f"{path}: template names must be unique and there must be at least one")
         self.wordings = [_compile(template, file, path) for template in file.templates]
-        whens = dict.fromkeys(wording.when for wording in self.wordings if wording.when is not None)
-        self._conditions = {when: Condition(when, file.task, f"{path}: when") for when in whens}
+        self._conditions: dict[str, Condition] = {}
+        for template in file.templates:
+            if template.when is not None and template.when not in self._conditions:
+                where = f"{path}: template {template.name!r}"
+                self._conditions[template.when] = Condition(template.when, file.task, where)
         self._fitting: dict[tuple[bool, ...], list[int]] = {}
 
     def __len__(self) -> int:
@@ -216,7 +219,7 @@ def read_yaml(path: Path, kind: type[Any]) -> Any:
         raise UserError(f"{path}: no such file")
     try:
         return msgspec.convert(yaml.safe_load(path.read_text(encoding="utf-8")), kind)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
     except msgspec.ValidationError as error:
         raise UserError(f"{path}: {error}") from error

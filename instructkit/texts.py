@@ -69,7 +69,9 @@ class _Jinja:
             raise UserError(f"{where}: {error.message} in {jinja!r}") from error
         if next(jinja2.meta.find_referenced_templates(self._tree), "") != "":
             raise UserError(f"{where}: cannot include, import or extend another template")
-        self.fields = sorted(jinja2.meta.find_undeclared_variables(self._tree))
+        # `self` is the compiled template, which Jinja does not count among the variables.
+        itself = {"self"} & {node.name for node in self._tree.find_all(jinja2.nodes.Name)}
+        self.fields = sorted(jinja2.meta.find_undeclared_variables(self._tree) | itself)
         unknown = [name for name in self.fields if name not in FIELDS[task]]
         if unknown:
             raise UserError(
@@ -155,6 +157,9 @@ class _Empty(jinja2.StrictUndefined):
     def __len__(self) -> int:  # type: ignore[override]
         return 0
 
+    # As an index it is an error too; Jinja would take the TypeError for a missing element.
+    __index__ = jinja2.StrictUndefined.__int__
+
 
 _EMPTY = {name: _Empty(hint=f"uses {name}, which is empty") for name in Example.__struct_fields__}
 
@@ -166,6 +171,9 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         if isinstance(obj, Turn):
             return attr in Turn.__struct_fields__
         return isinstance(obj, jinja2.runtime.LoopContext) and super().is_safe_attribute(obj, attr, value)
+
+    def wrap_str_format(self, value: Any) -> None:
+        """Jinja has `str.format` pass the attribute check, wrapped; here it is a method like any other."""
 
 
 @cache
