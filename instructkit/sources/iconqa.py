@@ -110,7 +110,7 @@ def _example(record: Record, prefix: str, folder: str, pid: str) -> Example:
         id=f"{prefix}/{pid}",
         images=[f"{folder}/{pid}/{record.image}"],
         question=record.question.strip(),
-        meta={"grade": record.grade, "skill": record.label},
+        meta={"ques_type": record.ques_type, "grade": record.grade, "skill": record.label},
     )
     if record.ques_type == "fill_in_blank":
         if not isinstance(record.answer, str) or record.choices:

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from instructkit import sources
+from instructkit.examples import Example, problem
+from tests.sources import converted
+from tests.sources.mini import hatefulmemes as mini
+from tests.sources.mini.vsr import write_lines
+
+CAKE = Example(
+    id="hatefulmemes/dev_seen/1235",
+    images=["img/01235.png"],
+    context="when the cake is {done} at last",
+    answers=["no"],
+    choices=["no", "yes"],
+    choice=0,
+)
+MONDAYS = Example(
+    id="hatefulmemes/dev_seen/42953",
+    images=["img/42953.png"],
+    context="nobody likes mondays",
+    answers=["yes"],
+    choices=["no", "yes"],
+    choice=1,
+)
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    mini.write(tmp_path)
+    return tmp_path
+
+
+def test_the_text_on_the_meme_and_its_label(raw: Path) -> None:
+    assert converted("hatefulmemes", raw, "dev_seen") == ([CAKE, MONDAYS], [])
+
+
+@pytest.mark.parametrize(("split", "name"), [("dev_seen", "dev"), ("test_seen", "test")])
+def test_phase_1_has_other_names_for_the_same_sets(raw: Path, split: str, name: str) -> None:
+    assert sources.module("hatefulmemes").read(raw, split).layout == "phase 2"
+    (raw / f"{split}.jsonl").rename(raw / f"{name}.jsonl")
+    assert sources.module("hatefulmemes").read(raw, split).layout == "phase 1"
+    assert [example.id for example in converted("hatefulmemes", raw, split)[0]] == [
+        f"hatefulmemes/{split}/1235",
+        f"hatefulmemes/{split}/42953",
+    ]
+
+
+def test_test_memes_without_labels_have_no_answer(raw: Path) -> None:
+    examples, rejected = converted("hatefulmemes", raw, "test_unseen")
+    assert rejected == []
+    assert (examples[1].answers, examples[1].choice, examples[1].choices) == ([], None, ["no", "yes"])
+
+
+def test_test_memes_with_labels_keep_them(raw: Path) -> None:
+    write_lines(raw / "test_seen.jsonl", mini.LINES)
+    assert [example.choice for example in converted("hatefulmemes", raw, "test_seen")[0]] == [0, 1]
+
+
+def test_a_meme_without_a_label_is_unusable_outside_the_test_sets(raw: Path) -> None:
+    write_lines(raw / "dev_seen.jsonl", [{"id": 1235, "img": "img/01235.png", "text": "when the cake is done"}])
+    examples, rejected = converted("hatefulmemes", raw, "dev_seen")
+    reasons = [problem(example, "classification") for example in examples] + [reject.reason for reject in rejected]
+    assert reasons == ["has no answer"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"label": 2}, "Expected `int` <= 1 - at `$.label`"),
+        ({"label": -1}, "Expected `int` >= 0 - at `$.label`"),
+        ({"label": "0"}, "Expected `int | null`, got `str` - at `$.label`"),
+        ({"text": " "}, "at `$.text`"),
+        ({"img": "01235.png"}, "at `$.img`"),
+        ({"img": "img/../01235.png"}, "at `$.img`"),
+        ({"id": None}, "Expected `int`, got `null` - at `$.id`"),
+    ],
+)
+def test_broken_lines_are_rejected_with_the_reason(raw: Path, change: dict[str, Any], reason: str) -> None:
+    write_lines(raw / "dev_seen.jsonl", [{**mini.LINES[0], **change}, mini.LINES[1]])
+    examples, rejected = converted("hatefulmemes", raw, "dev_seen")
+    assert examples == [MONDAYS]
+    assert (rejected[0].file, rejected[0].record) == ("dev_seen.jsonl", "line 1")
+    assert rejected[0].reason.endswith(reason)

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from instructkit import sources
+from instructkit.errors import UserError
+from instructkit.examples import Example
+from tests.sources import converted, sample
+from tests.sources.mini import vsr as mini
+
+LAMP = Example(
+    id="vsr/test/1",
+    images=["000000000021.jpg"],
+    statement="The lamp is above the sofa.",
+    answers=["true"],
+    choices=["false", "true"],
+    choice=1,
+    meta={"relation": "above"},
+)
+GOAT = Example(
+    id="vsr/test/2",
+    images=["000000000022.jpg"],
+    statement="The goat is facing away from the gate.",
+    answers=["false"],
+    choices=["false", "true"],
+    choice=0,
+    meta={"relation": "facing away from"},
+)
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    mini.write(tmp_path)
+    return tmp_path
+
+
+def test_the_label_is_the_index_of_the_choice(raw: Path) -> None:
+    assert converted("vsr", raw, "test") == ([LAMP, GOAT], [])
+    assert sources.module("vsr").read(raw, "test").media_root == raw / "images"
+
+
+def test_both_versions_are_read_and_named(raw: Path) -> None:
+    assert sources.module("vsr").read(raw, "test").layout.startswith("zeroshot, splits/zeroshot/test.jsonl")
+    assert sources.module("vsr").read(raw, "random-test").layout.startswith("random, splits/random/test.jsonl")
+    examples, rejected = converted("vsr", raw, "random-test")
+    assert rejected == []
+    assert [example.id for example in examples] == ["vsr/random-test/1", "vsr/random-test/2"]
+
+
+def test_a_file_of_the_random_version_is_never_read_as_the_other(raw: Path) -> None:
+    shutil.rmtree(raw / "splits" / "zeroshot")
+    with pytest.raises(UserError, match=r"splits/zeroshot/test\.jsonl"):
+        converted("vsr", raw, "test")
+
+
+def test_without_its_own_folder_pictures_are_looked_for_in_both_of_coco(raw: Path) -> None:
+    shutil.rmtree(raw / "images")
+    examples, _ = converted("vsr", raw, "test")
+    assert [example.images for example in examples] == [["train2017/000000000021.jpg"], ["val2017/000000000022.jpg"]]
+    assert sources.module("vsr").read(raw, "test").media_root == raw
+
+
+def test_examples_share_no_list(raw: Path) -> None:
+    first, second = converted("vsr", raw, "test")[0]
+    first.choices.append("perhaps")
+    assert second.choices == ["false", "true"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"label": 2}, "Expected `int` <= 1 - at `$.label`"),
+        ({"label": "1"}, "Expected `int`, got `str` - at `$.label`"),
+        ({"label": True}, "Expected `int`, got `bool` - at `$.label`"),
+        ({"caption": ""}, "at `$.caption`"),
+        ({"image": "21.jpg"}, "at `$.image`"),
+        ({"image": "000000000023.jpg"}, "image is 000000000023.jpg, but image_link ends with 000000000021.jpg"),
+        ({"image_link": "http://images.cocodataset.org/test2017/000000000021.jpg"}, "at `$.image_link`"),
+    ],
+)
+def test_broken_lines_are_rejected_with_the_reason(raw: Path, change: dict[str, Any], reason: str) -> None:
+    mini.write_lines(raw / "splits" / "zeroshot" / "test.jsonl", [{**mini.LINES[0], **change}, mini.LINES[1]])
+    examples, rejected = converted("vsr", raw, "test")
+    assert examples == [GOAT]
+    assert (rejected[0].file, rejected[0].record) == ("test.jsonl", "line 1")
+    assert rejected[0].reason.endswith(reason)
+
+
+@pytest.mark.parametrize("split", ["train", "dev", "test", "random-train", "random-dev", "random-test"])
+def test_authentic_excerpts_convert_whole(split: str) -> None:
+    examples, rejected = converted("vsr", sample("vsr"), split)
+    assert rejected == []
+    assert len({example.id for example in examples}) == len(examples) == 50
+
+
+def test_authentic_records_by_hand() -> None:
+    examples, _ = converted("vsr", sample("vsr"), "test")
+    assert examples[0] == Example(
+        id="vsr/test/1",
+        images=["train2017/000000017697.jpg"],
+        statement="The car is behind the suitcase.",
+        answers=["true"],
+        choices=["false", "true"],
+        choice=1,
+        meta={"relation": "behind"},
+    )
+    assert (examples[2].statement, examples[2].choice) == ("The handbag is right of the cat.", 0)
+    framed, _ = converted("vsr", sample("vsr"), "random-test")
+    assert (framed[1].statement, framed[1].answers) == ("The cake consists of the dog.", ["true"])
