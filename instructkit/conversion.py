@@ -1,48 +1,66 @@
-"""Raw release to examples: sharded, safe to stop anywhere, with every record that does not fit on record.
+"""Raw release to examples: sharded, in several processes, safe to stop anywhere, with every misfit on record.
 
-A shard is a fixed number of raw records, so what a shard holds depends on the release alone. A shard that is there is
-whole (files are written aside and renamed); a conversion that was stopped goes on behind the last one and ends in the
-same bytes as one that never stopped.
+What a shard holds depends on the release alone: so many raw records, or so many bytes of them. A shard that is there is
+whole; a conversion that was stopped, by kill -9 or a power cut of the shell, goes on with the shards that are missing
+and ends in the same bytes as one that never stopped, whatever the number of processes.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from instructkit import __version__, sources
+from instructkit import __version__, hashes, sources
 from instructkit.errors import UserError
 from instructkit.examples import (
     FORMAT_VERSION,
     MANIFEST,
     REJECTED,
+    ROW_GROUP,
     Example,
     Manifest,
     SourceFile,
     write_atomically,
-    write_shard,
 )
-from instructkit.releases import RawRecord, Reject
+from instructkit.releases import RawRecord
+from instructkit.shards import (
+    BROKEN,
+    MISSING,
+    PARTIAL,
+    STATUS_BITS,
+    Guard,
+    Rejected,
+    ShardReport,
+    Task,
+    admitted,
+    make_shard,
+    shard_name,
+)
 from instructkit.sources import Reading
+from instructkit.workers import in_processes
 
 SHARD_RECORDS = 16_384
+SHARD_BYTES = 16 << 20
 REJECT_LIMIT = 0.01
+_LOCK_SECONDS = 10
 
 Progress = Callable[[int], None]
-
-
-class Rejected(msgspec.Struct):
-    """One line of `rejected.jsonl`."""
-
-    file: str
-    record: str
-    reason: str
+Repeats = dict[int, dict[int, str]]
+"""Examples taken out because an earlier shard has their id: shard -> row -> id."""
 
 
 class Plan(msgspec.Struct):
@@ -54,30 +72,39 @@ class Plan(msgspec.Struct):
     media_root: str
     limit: int | None
     files: list[SourceFile]
+    check_images: bool = False
     shard_records: int = SHARD_RECORDS
+    shard_bytes: int = SHARD_BYTES
     format: int = FORMAT_VERSION
     instructkit: str = __version__
 
 
-class ShardReport(msgspec.Struct):
-    """Counts of one shard."""
-
-    records: int
-    examples: int
-    rejected: list[Rejected]
-
-
 class Outcome(NamedTuple):
-    """What `convert` did."""
+    """What `convert` did.
+
+    Attributes:
+        folder: where the examples are.
+        manifest: what they are.
+        converted: False if they were there already, made from the same files.
+        warnings: what the source found worth saying about the release.
+    """
 
     folder: Path
     manifest: Manifest
     converted: bool
+    warnings: list[str] = []
 
     @property
     def too_many_rejects(self) -> bool:
         """Whether more than `REJECT_LIMIT` of the records were rejected."""
         return self.manifest.rejected > REJECT_LIMIT * max(self.manifest.records, 1)
+
+    @property
+    def agrees(self) -> bool | None:
+        """Whether there are as many examples as the authors state; None where that cannot be said."""
+        if self.manifest.published is None or self.manifest.limit is not None:
+            return None
+        return self.manifest.examples == self.manifest.published
 
 
 def convert(
@@ -88,6 +115,8 @@ def convert(
     split: str | None = None,
     images: Path | None = None,
     limit: int | None = None,
+    jobs: int = 1,
+    check_images: bool = False,
     progress: Progress = lambda records: None,
 ) -> Outcome:
     """Convert one split of one source into `out/<name>/<split>`.
@@ -99,13 +128,18 @@ def convert(
         split: the split; by default the one that the paper uses.
         images: folder that media paths start from, if not below `raw` as the source expects.
         limit: stop after so many raw records.
+        jobs: number of processes; 1 converts in this one. The result does not depend on it.
+        check_images: decode every picture and a frame of every video; records whose media are missing, broken or tiny
+            are rejected. Found again with nothing amiss, the result is kept; otherwise the check is made anew.
         progress: called with the number of raw records done since the last call.
 
     Raises:
-        UserError: unknown source or split, missing or broken file.
+        UserError: unknown source or split, missing or broken file, or somebody else is converting into the folder.
     """
     source = sources.source(name)
     split = split or source.split
+    if source.examples_of is not None:
+        raise UserError(f"{name} needs no conversion: it uses the examples of {source.examples_of}; convert that")
     if split not in source.splits:
         raise UserError(f"{name} has no split {split!r}; it has {', '.join(source.splits)}")
     if images is not None and not images.is_dir():
@@ -118,72 +152,112 @@ def convert(
         media_root=str((images or reading.media_root).resolve()),
         limit=limit,
         files=[_fingerprint(path, raw) for path in reading.files],
+        check_images=check_images,
+        shard_records=SHARD_RECORDS,
+        shard_bytes=SHARD_BYTES,
     )
     folder = out / name / split
-    finished = _finished(folder, plan)
-    if finished is not None:
-        return Outcome(folder, finished, converted=False)
-    reports = _write_shards(folder, plan, reading, progress)
-    manifest = _manifest(plan, reports)
-    lines = [msgspec.json.encode(reject) + b"\n" for report in reports for reject in report.rejected]
-    write_atomically(folder / REJECTED, b"".join(lines))
-    write_atomically(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
-    shutil.rmtree(folder / ".partial")
-    return Outcome(folder, manifest, converted=True)
+    with _locked(folder):
+        finished = _finished(folder, plan)
+        if finished is not None:
+            shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+            return Outcome(folder, finished, False, reading.warnings)
+        _start(folder, plan)
+        reports = _make_shards(folder, plan, reading, jobs, progress)
+        manifest = _finish(folder, plan, reports)
+    return Outcome(folder, manifest, True, reading.warnings)
 
 
-def convert_records(reading: Reading, records: list[RawRecord]) -> tuple[list[Example], list[Rejected]]:
-    """Convert raw records; those that do not fit come back with the reason."""
-    examples: list[Example] = []
+def convert_records(
+    reading: Reading, records: list[RawRecord], guard: Guard | None = None
+) -> tuple[list[Example], list[Rejected]]:
+    """Convert raw records in memory; those that do not fit come back with the reason.
+
+    Without a `guard` only the source's own conversion decides.
+    """
     rejected: list[Rejected] = []
-    for record in records:
-        try:
-            examples.extend(reading.convert(record))
-        except (Reject, msgspec.DecodeError) as error:
-            rejected.append(Rejected(record.file, record.key, str(error)))
-    return examples, rejected
+    return list(admitted(reading, records, guard, rejected)), rejected
 
 
-def _write_shards(folder: Path, plan: Plan, reading: Reading, progress: Progress) -> list[ShardReport]:
-    partial = _start(folder, plan)
-    reports = []
-    for number, records in enumerate(_batches(reading, plan)):
-        report_file = partial / f"shard-{number:05}.json"
-        if report_file.exists():
-            report = msgspec.json.decode(report_file.read_bytes(), type=ShardReport)
-        else:
-            examples, rejected = convert_records(reading, records)
-            write_shard(folder / f"shard-{number:05}.parquet", examples)
-            report = ShardReport(len(records), len(examples), rejected)
-            write_atomically(report_file, msgspec.json.encode(report))
+def guard_of(name: str, split: str, media_root: Path | None = None) -> Guard:
+    """The guard that `convert` puts behind a source's conversion."""
+    source = sources.source(name)
+    return Guard(source.task, f"{name}/{split}/", source.splits[split].hidden, media_root)
+
+
+def _make_shards(folder: Path, plan: Plan, reading: Reading, jobs: int, progress: Progress) -> list[ShardReport]:
+    """Convert what is missing; the reports of all shards, in order."""
+    reports: list[ShardReport] = []
+
+    def missing() -> Iterator[Task]:
+        for number, records in enumerate(_batches(reading, plan)):
+            path = folder / PARTIAL / f"{shard_name(number)}.json"
+            if path.exists():
+                reports.append(msgspec.json.decode(path.read_bytes(), type=ShardReport))
+                progress(len(records))
+            else:
+                yield Task(number, records)
+
+    media_root = Path(plan.media_root) if plan.check_images else None
+    work = partial(make_shard, folder, reading, partial(guard_of, plan.source, plan.split, media_root))
+    for report in in_processes(work, missing(), jobs):
         reports.append(report)
-        progress(len(records))
-    return reports
+        progress(report.records)
+    return sorted(reports, key=lambda report: report.number)
 
 
 def _batches(reading: Reading, plan: Plan) -> Iterator[list[RawRecord]]:
-    records = islice(reading.records, plan.limit)
-    while batch := list(islice(records, plan.shard_records)):
+    batch: list[RawRecord] = []
+    size = 0
+    for record in islice(reading.records, plan.limit):
+        batch.append(record)
+        size += len(record.data)
+        if len(batch) == plan.shard_records or size >= plan.shard_bytes:
+            yield batch
+            batch, size = [], 0
+    if batch:
         yield batch
 
 
-def _start(folder: Path, plan: Plan) -> Path:
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder against other conversions; worker processes hold it too, until the last of them is gone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        for _ in range(_LOCK_SECONDS * 10):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.1)
+        else:
+            raise UserError(f"{folder}: another conversion is writing here; wait for it, or choose another --out")
+        yield
+    finally:
+        os.close(handle)
+
+
+def _start(folder: Path, plan: Plan) -> None:
     """Make the folder ready: keep shards of the same plan, remove everything else of an earlier conversion."""
-    partial = folder / ".partial"
-    plan_file = partial / "plan.json"
+    partial_folder = folder / PARTIAL
+    plan_file = partial_folder / "plan.json"
     encoded = msgspec.json.encode(plan)
+    (folder / MANIFEST).unlink(missing_ok=True)
     if not plan_file.exists() or plan_file.read_bytes() != encoded:
-        if folder.exists():
-            for path in [folder / MANIFEST, folder / REJECTED, *folder.glob("shard-*")]:
-                path.unlink(missing_ok=True)
-            shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        # The plan goes first: without it whatever else is left counts for nothing, should we be stopped here.
+        plan_file.unlink(missing_ok=True)
+        shutil.rmtree(partial_folder, ignore_errors=True)
+        for path in [folder / REJECTED, *folder.glob("shard-*")]:
+            path.unlink(missing_ok=True)
+        partial_folder.mkdir()
         write_atomically(plan_file, encoded)
-    return partial
+    for path in (*folder.glob("*.tmp"), *partial_folder.glob("*.tmp")):
+        path.unlink()
 
 
 def _finished(folder: Path, plan: Plan) -> Manifest | None:
-    """The manifest in the folder, if it was made from the same plan and is complete."""
+    """The manifest in the folder, if it was made from the same plan, is complete and misses no media."""
     path = folder / MANIFEST
     if not path.is_file():
         return None
@@ -191,16 +265,24 @@ def _finished(folder: Path, plan: Plan) -> Manifest | None:
         manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
     except msgspec.DecodeError:
         return None
-    same = all(
-        getattr(manifest, name) == getattr(plan, name)
-        for name in ("source", "split", "layout", "media_root", "limit", "files", "format", "instructkit")
-    )
+    names = ("source", "split", "layout", "media_root", "limit", "files", "format", "instructkit")
+    same = all(getattr(manifest, name) == getattr(plan, name) for name in names)
+    media = manifest.media or {}
+    same = same and plan.check_images == (manifest.media is not None)
+    same = same and media.get("missing", 0) == media.get("broken", 0) == 0
     return manifest if same and all((folder / shard).is_file() for shard in manifest.shards) else None
 
 
-def _manifest(plan: Plan, reports: list[ShardReport]) -> Manifest:
+def _finish(folder: Path, plan: Plan, reports: list[ShardReport]) -> Manifest:
+    """Take out repeats over shards, join the rejects, write the manifest, remove the traces of the work."""
+    repeats = _drop_repeats(folder, reports)
+    _join_rejects(folder, reports, repeats)
     source = sources.source(plan.source)
-    return Manifest(
+    shards = {
+        f"{shard_name(report.number)}.parquet": report.examples - len(repeats.get(report.number, ()))
+        for report in reports
+    }
+    manifest = Manifest(
         source=plan.source,
         split=plan.split,
         task=source.task,
@@ -208,14 +290,69 @@ def _manifest(plan: Plan, reports: list[ShardReport]) -> Manifest:
         layout=plan.layout,
         media_root=plan.media_root,
         limit=plan.limit,
-        examples=sum(report.examples for report in reports),
+        examples=sum(shards.values()),
         records=sum(report.records for report in reports),
-        rejected=sum(len(report.rejected) for report in reports),
+        rejected=sum(report.rejected for report in reports) + sum(map(len, repeats.values())),
         published=source.splits[plan.split].published,
-        shards={f"shard-{number:05}.parquet": report.examples for number, report in enumerate(reports)},
+        media=_media_totals(folder, reports) if plan.check_images else None,
+        shards=shards,
         files=plan.files,
         instructkit=plan.instructkit,
     )
+    write_atomically(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
+    shutil.rmtree(folder / PARTIAL)
+    return manifest
+
+
+def _drop_repeats(folder: Path, reports: list[ShardReport]) -> Repeats:
+    """Remove examples whose id an earlier shard has too, and say which."""
+    path = folder / PARTIAL / "repeats.json"
+    if path.exists():
+        repeats = msgspec.json.decode(path.read_bytes(), type=Repeats)
+    else:
+        repeats = _find_repeats(folder, reports)
+        write_atomically(path, msgspec.json.encode(repeats))
+    for shard, rows in repeats.items():
+        path = folder / f"{shard_name(shard)}.parquet"
+        table = pq.read_table(path)
+        if len(table) == reports[shard].examples:  # else it is done, and we were stopped behind it
+            keep = np.ones(len(table), bool)
+            keep[list(rows)] = False
+            pq.write_table(table.filter(pa.array(keep)), path.with_suffix(".tmp"), ROW_GROUP, compression="zstd")
+            os.replace(path.with_suffix(".tmp"), path)
+    return repeats
+
+
+def _find_repeats(folder: Path, reports: list[ShardReport]) -> Repeats:
+    repeats: Repeats = {}
+    for places in hashes.repeated([folder / PARTIAL / f"{shard_name(report.number)}.ids" for report in reports]):
+        seen: set[str] = set()
+        for shard, row in places:
+            name = pq.read_table(folder / f"{shard_name(shard)}.parquet", columns=["id"])["id"][row].as_py()
+            if name in seen:
+                repeats.setdefault(shard, {})[row] = name
+            seen.add(name)
+    return {shard: dict(sorted(rows.items())) for shard, rows in sorted(repeats.items())}
+
+
+def _join_rejects(folder: Path, reports: list[ShardReport], repeats: Repeats) -> None:
+    """Write `rejected.jsonl`: the shards' lines in order, each shard's repeats behind its own."""
+    path = folder / REJECTED
+    with path.with_suffix(".tmp").open("wb") as joined:
+        for report in reports:
+            joined.write((folder / PARTIAL / f"{shard_name(report.number)}.rejected").read_bytes())
+            for name in repeats.get(report.number, {}).values():
+                reject = Rejected(report.file, name, "another record before has an example with this id")
+                joined.write(msgspec.json.encode(reject) + b"\n")
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def _media_totals(folder: Path, reports: list[ShardReport]) -> dict[str, int]:
+    """How many different files were looked at, and how many of them are missing or broken."""
+    counts = np.zeros(4, np.int64)
+    for values in hashes.distinct([folder / PARTIAL / f"{shard_name(report.number)}.media" for report in reports]):
+        counts += np.bincount((values & STATUS_BITS).astype(np.int64), minlength=4)
+    return {"checked": int(counts.sum()), "missing": int(counts[MISSING]), "broken": int(counts[BROKEN])}
 
 
 def _fingerprint(path: Path, raw: Path) -> SourceFile:

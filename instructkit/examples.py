@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
@@ -259,11 +260,23 @@ def to_table(examples: Sequence[Example]) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=SCHEMA)
 
 
-def write_shard(path: Path, examples: Sequence[Example]) -> None:
-    """Write one Parquet shard; the file appears under its name only when it is whole."""
+ROW_GROUP = 4096
+
+
+def write_shard(path: Path, examples: Iterable[Example]) -> int:
+    """Write one Parquet shard, a row group at a time; the file appears under its name only when it is whole.
+
+    Returns:
+        the number of examples.
+    """
     partial = path.with_suffix(".tmp")
-    pq.write_table(to_table(examples), partial, compression="zstd", row_group_size=4096)
+    rows, stream = 0, iter(examples)
+    with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
+        while group := list(islice(stream, ROW_GROUP)):
+            writer.write_table(to_table(group))
+            rows += len(group)
     os.replace(partial, path)
+    return rows
 
 
 def write_atomically(path: Path, text: str | bytes) -> None:
