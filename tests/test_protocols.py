@@ -1,0 +1,302 @@
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from instructkit.errors import UserError
+from instructkit.examples import Example, Turn
+from instructkit.protocols import Decoding, Protocol, Row, benchmarks, load_protocol, merge_scores
+
+TOKENS = [f"w{number}" for number in range(31)]
+FIRST_30 = (
+    "w0, w1, w2, w3, w4, w5, w6, w7, w8, w9, w10, w11, w12, w13, w14, w15, w16, w17, w18, w19, w20, w21, w22, w23, w24,"
+    " w25, w26, w27, w28, w29"
+)
+FULL = Example(
+    id="x/test/1",
+    images=["1.jpg"],
+    question="What stands there?",
+    answers=["tree", "a tree"],
+    choices=["tree", "post", "man"],
+    choice=1,
+    relevance=[0.5, 1.0, 0.0],
+    context="It is {green} and 100% tall.",
+    ocr_tokens=TOKENS,
+    references=["a tree by the road", "one tree"],
+    history=[Turn("Is it day?", "yes"), Turn("Any people?", "no")],
+    statement="The tree is left of the road.",
+    meta={"difficult_direct_answer": "false", "domain": "near-domain"},
+)
+
+ASKED = "Question: What stands there? Short answer:"
+OPTIONS = "Question: What stands there? Options: (a) tree (b) post (c) man."
+PROMPTS = {
+    "aokvqa": ASKED,
+    "aokvqa_mc": f"{OPTIONS} Short answer:",
+    "coco_caption": "A short image description.",
+    "easy_vqa": ASKED,
+    "flickr30k": "A short image description.",
+    "gqa": ASKED,
+    "hatefulmemes": 'This is an image with: "It is {green} and 100% tall." written on it. Is it hateful? Answer:',
+    "iconqa": f"{OPTIONS} Short answer:",
+    "ivqa": ASKED,
+    "msrvtt_qa": ASKED,
+    "msvd_qa": ASKED,
+    "nocaps": "A short image description.",
+    "ocrvqa": f"OCR tokens: {FIRST_30}. {ASKED}",
+    "okvqa": ASKED,
+    "scienceqa": f"Context: It is {{green}} and 100% tall. {OPTIONS} Answer:",
+    "textcaps": f"OCR tokens: {FIRST_30}. A short image description.",
+    "textvqa": f"OCR tokens: {FIRST_30}. {ASKED}",
+    "visdial": "Dialog history: a tree by the road Is it day? yes Any people? no\n " + ASKED,
+    "vizwiz": ASKED,
+    "vqav2": ASKED,
+    "vsr": 'Based on the image, is this statement true or false? "The tree is left of the road." Answer:',
+}
+"""Every prompt as the model reads it. One that changes needs another version of its protocol, here and in `FROZEN`."""
+
+FROZEN = {
+    "aokvqa": (1, "00d4a72d5fde"),
+    "aokvqa_mc": (1, "41dcdbaa0838"),
+    "coco_caption": (1, "04a8f33c12cf"),
+    "easy_vqa": (1, "243661fb95db"),
+    "flickr30k": (1, "df02a70a48fa"),
+    "gqa": (1, "67f1afae9b2b"),
+    "hatefulmemes": (1, "e238f098b1bc"),
+    "iconqa": (1, "e579232d6bf9"),
+    "ivqa": (1, "37b7cd00fc0e"),
+    "msrvtt_qa": (1, "48bbc40d6620"),
+    "msvd_qa": (1, "dd2c3d4bcc93"),
+    "nocaps": (1, "1baf68c56732"),
+    "ocrvqa": (1, "a5e718ccac16"),
+    "okvqa": (1, "4768260a6212"),
+    "scienceqa": (1, "94d53407b0fc"),
+    "textcaps": (1, "95e58286828c"),
+    "textvqa": (1, "839bd1e4aed5"),
+    "visdial": (1, "81d6cebff45c"),
+    "vizwiz": (1, "32407bc61846"),
+    "vqav2": (1, "e96b43a240c3"),
+    "vsr": (1, "fef75f22aa17"),
+}
+"""Version of each protocol, and the digest of all that a score depends on."""
+
+
+def settings_digest(protocol: Protocol) -> str:
+    """Of all that a score depends on; what is only shown beside it is left out."""
+    shown = {"title", "published", "notes", "version"}
+    settings = {key: value for key, value in msgspec.to_builtins(protocol).items() if key not in shown}
+    return hashlib.sha256(msgspec.json.encode(settings, order="sorted")).hexdigest()[:12]
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_prompts_are_frozen_byte_for_byte(name: str) -> None:
+    prompt = load_protocol(name).prompt(FULL)
+    assert prompt.instruction == PROMPTS[name]
+    assert (prompt.example, prompt.images, prompt.target) == ("x/test/1", ["1.jpg"], None)
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_whatever_a_score_depends_on_changes_only_with_the_version(name: str) -> None:
+    protocol = load_protocol(name)
+    assert (protocol.version, settings_digest(protocol)) == FROZEN[name], "bump the version and note the new pair here"
+
+
+def test_fields_that_a_dataset_may_lack_leave_no_gap() -> None:
+    bare = msgspec.structs.replace(FULL, context=None, ocr_tokens=[], history=[])
+    assert load_protocol("scienceqa").prompt(bare).instruction == f"{OPTIONS} Answer:"
+    assert load_protocol("textvqa").prompt(bare).instruction == ASKED
+    assert load_protocol("textcaps").prompt(bare).instruction == "A short image description."
+    assert load_protocol("visdial").prompt(bare).instruction == f"Dialog history: a tree by the road\n {ASKED}"
+    with pytest.raises(UserError, match=r"templates/eval/hatefulmemes\.yaml: uses context, which is empty"):
+        load_protocol("hatefulmemes").prompt(bare)
+
+
+def test_the_papers_lists_of_ranked_and_of_generated_sets() -> None:
+    modes = {name: load_protocol(name).mode for name in benchmarks()}
+    ranked = ["scienceqa", "iconqa", "aokvqa_mc", "hatefulmemes", "visdial", "msvd_qa", "msrvtt_qa"]
+    generated = ["nocaps", "flickr30k", "gqa", "vizwiz", "textvqa", "ivqa", "okvqa", "ocrvqa", "vqav2", "vsr"]
+    assert {modes[name] for name in ranked} == {"rank"}
+    assert {modes[name] for name in generated} == {"generate"}
+    assert sorted(name for name in modes if load_protocol(name).role == "held-out") == sorted(
+        [
+            "nocaps",
+            "flickr30k",
+            "gqa",
+            "vsr",
+            "iconqa",
+            "textvqa",
+            "visdial",
+            "hatefulmemes",
+            "vizwiz",
+            "scienceqa",
+            "msvd_qa",
+            "msrvtt_qa",
+            "ivqa",
+        ]
+    )
+
+
+@pytest.mark.parametrize("name", benchmarks())
+def test_decoding_is_the_papers(name: str) -> None:
+    protocol = load_protocol(name)
+    caption = Decoding(num_beams=5, length_penalty=1.0, min_new_tokens=10, max_new_tokens=80)
+    short = Decoding(num_beams=5, length_penalty=-1.0, min_new_tokens=1, max_new_tokens=10)
+    if protocol.mode == "generate":
+        assert protocol.decoding == (caption if protocol.metric == "cider" else short)
+
+
+def test_published_rows() -> None:
+    rows = {name: load_protocol(name).published for name in benchmarks() if load_protocol(name).role == "held-out"}
+    assert len(rows) == 13
+    for published in rows.values():
+        assert len(published) == 8
+        assert [row.verified for row in published] == [row.model.startswith("InstructBLIP") for row in published]
+    cells = {(name, row.model): row.value for name, published in rows.items() for row in published}
+    assert cells["nocaps", "InstructBLIP Vicuna-7B"] == 123.1
+    assert cells["ivqa", "InstructBLIP FlanT5-XXL"] == 53.8
+    assert cells["scienceqa", "BLIP-2 FlanT5-XL"] == 54.9
+    assert cells["visdial", "InstructBLIP Vicuna-13B"] == 45.4
+
+
+# ---- candidates, references, which examples ----
+
+
+def test_candidates_come_from_the_example_the_protocol_or_a_vocabulary() -> None:
+    assert load_protocol("iconqa").options(FULL) == [("tree",), ("post",), ("man",)]
+    assert load_protocol("hatefulmemes").options(FULL) == [("no", "false"), ("yes", "true")]
+    assert load_protocol("easy_vqa").options(FULL)[:2] == [("circle",), ("green",)]
+    assert load_protocol("msvd_qa").options(FULL, ["dog", "run"]) == [("dog",), ("run",)]
+    with pytest.raises(UserError, match=r"msvd_qa: no candidates \(vocabulary\) for example x/test/1"):
+        load_protocol("msvd_qa").options(FULL)
+    with pytest.raises(UserError, match=r"iconqa: no candidates \(choices\) for example x/test/1"):
+        load_protocol("iconqa").options(msgspec.structs.replace(FULL, choices=[]))
+
+
+def test_a_vocabulary_is_the_most_frequent_answers_first() -> None:
+    vocabulary = load_protocol("msrvtt_qa").vocabulary
+    assert vocabulary is not None
+    assert (vocabulary.splits, vocabulary.top) == (["train"], 1500)
+    examples = [
+        Example(id=str(number), answers=[answer]) for number, answer in enumerate(["b", "a", "c", "a", "b", "d", "a"])
+    ]
+    assert msgspec.structs.replace(vocabulary, top=3).texts(examples) == ["a", "b", "c"]
+    assert msgspec.structs.replace(vocabulary, top=None).texts(iter(examples)) == ["a", "b", "c", "d"]
+
+
+def test_references_are_what_the_metrics_expect() -> None:
+    assert load_protocol("vqav2").reference(FULL) == ["tree", "a tree"]
+    assert load_protocol("nocaps").reference(FULL) == ["a tree by the road", "one tree"]
+    assert load_protocol("scienceqa").reference(FULL) == ["post"]
+    assert load_protocol("vsr").reference(FULL) == ["true", "yes"]
+    assert load_protocol("vsr").reference(msgspec.structs.replace(FULL, choice=0)) == ["false", "no"]
+    assert load_protocol("hatefulmemes").reference(FULL) == 1
+    assert load_protocol("visdial").reference(FULL) == {"gold_index": 1, "relevance": [0.5, 1.0, 0.0]}
+
+
+@pytest.mark.parametrize("choice", [None, -1, 3])
+def test_no_right_candidate_is_an_error(choice: int | None) -> None:
+    with pytest.raises(UserError, match="scienceqa: example x/test/1 has no right one among 3 candidates"):
+        load_protocol("scienceqa").reference(msgspec.structs.replace(FULL, choice=choice))
+
+
+def test_which_examples_belong_to_a_benchmark() -> None:
+    def changed(**fields: Any) -> Example:
+        return msgspec.structs.replace(FULL, **fields)
+
+    assert load_protocol("vqav2").keeps(FULL)
+    assert load_protocol("scienceqa").keeps(FULL)
+    assert not load_protocol("scienceqa").keeps(changed(images=[]))
+    assert load_protocol("aokvqa").keeps(FULL)
+    assert not load_protocol("aokvqa").keeps(changed(meta={"difficult_direct_answer": "true"}))
+    assert load_protocol("aokvqa_mc").keeps(changed(meta={"difficult_direct_answer": "true"}))
+
+
+def test_the_texts_of_a_candidate_share_its_probability() -> None:
+    options = [("no", "false"), ("yes",), ("maybe", "perhaps", "possibly")]
+    shares = [0.2, 0.1, 0.4, 0.05, 0.05, 0.02]
+    merged = merge_scores(options, [math.log(share) for share in shares])
+    assert [math.exp(score) for score in merged] == pytest.approx([0.3, 0.4, 0.12])
+    assert merge_scores([("a", "b"), ("c",)], [-2000.0, -2000.0, -5.5]) == pytest.approx([-2000 + math.log(2), -5.5])
+    assert merge_scores([("a", "b")], [-math.inf, -math.inf]) == [-math.inf]
+    for scores in ([0.0], [0.0] * 4):
+        with pytest.raises(ValueError, match="3 texts of 2 candidates"):
+            merge_scores([("a", "b"), ("c",)], scores)
+
+
+# ---- files with mistakes ----
+
+GOOD: dict[str, Any] = {
+    "benchmark": "mine",
+    "version": 1,
+    "title": "Mine",
+    "source": "vqav2",
+    "split": "val",
+    "task": "vqa",
+    "role": "extra",
+    "mode": "rank",
+    "instruction": "{{ question }}",
+    "candidates": ["yes", "no"],
+    "metric": "exact_match",
+    "references": "answers",
+}
+
+
+def written(folder: Path, **changes: Any) -> Path:
+    (folder / "eval").mkdir()
+    content = {key: value for key, value in {**GOOD, **changes}.items() if value is not None}
+    (folder / "eval" / "mine.yaml").write_bytes(msgspec.yaml.encode(content))
+    return folder
+
+
+def test_a_protocol_of_ones_own(tmp_path: Path) -> None:
+    rows = [{"model": "guess", "value": 50, "source": "counted"}]
+    protocol = load_protocol("mine", written(tmp_path, published=rows))
+    assert protocol.published == [Row("guess", 50.0, "counted", verified=True)]
+    assert protocol.prompt(FULL).instruction == "What stands there?"
+    assert benchmarks(tmp_path) == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": "quiz"}, "task 'quiz' is not one of captioning"),
+        ({"benchmark": "other"}, "calls itself 'other'; name and file must agree"),
+        ({"version": 0}, "version 0; the first is 1"),
+        ({"candidates": None}, "ranks, but names no candidates"),
+        ({"candidates": "vocabulary"}, "the key vocabulary belongs to"),
+        ({"vocabulary": {"splits": ["train"]}}, "the key vocabulary belongs to"),
+        ({"candidates": "choices"}, "candidates 'choices' is no field of the task vqa"),
+        ({"candidates": ["yes", ["no", "yes"]]}, "candidates must be different texts"),
+        ({"candidates": ["yes", " "]}, "candidates must be different texts"),
+        ({"candidates": ["yes", []]}, "candidates must be different texts"),
+        ({"positive": 2}, "positive is the index, 0 or 1"),
+        ({"references": "answer"}, "'answer' in references or needs is no field of an example"),
+        ({"references": {"gold_index": "chioce"}}, "'chioce' in references or needs is no field"),
+        ({"needs": ["image"]}, "'image' in references or needs is no field of an example"),
+        (
+            {"candidates": None, "mode": "generate", "references": "right_candidate"},
+            "references are the right candidate",
+        ),
+        ({"instruction": "{{ hint }}"}, "hint is no field of the task vqa; it has question, answers"),
+        ({"mode": "guess"}, "Invalid enum value 'guess'"),
+        ({"promt": "x"}, "unknown field `promt`"),
+        ({"decoding": {"beams": 3}}, "unknown field `beams` - at `$.decoding`"),
+        ({"metric": None}, "missing required field `metric`"),
+    ],
+)
+def test_a_mistake_is_one_line_that_says_where(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_protocol("mine", written(tmp_path, **changes))
+    assert message in str(caught.value)
+    assert "eval/mine.yaml: " in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_nearly_right_is_answered_with_the_right_one() -> None:
+    with pytest.raises(UserError, match="no benchmark is called 'scienceQA'; did you mean scienceqa"):
+        load_protocol("scienceQA")
