@@ -48,7 +48,7 @@ SOURCE = Source(
 web_capfilt/
 ├── ccs_synthetic_filtered_large.json   (or another of BLIP's lists)
 └── images/00000/000000000.jpg ...      (what `img2dataset --output_format files` makes of the URLs, in their order)""",
-    licence="BSD 3-Clause (captions, with BLIP); the pictures belong to their owners",
+    licence="not stated for the captions (BLIP's code: BSD 3-Clause); the pictures belong to their owners",
     home="https://github.com/salesforce/BLIP",
     record=Record,
     citation="Li et al. 2022, arXiv:2201.12086",

@@ -1,0 +1,52 @@
+"""NoCaps: ten captions each of Open Images pictures, in-domain, near-domain and out-of-domain for COCO's classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from instructkit import caption_layouts
+from instructkit.layouts import media_folder, spots
+from instructkit.releases import RawRecord, json_member, require
+from instructkit.sources import Reading, Source, Split
+
+_CAPTIONED = "nocaps_val_4500_captions.json"
+_FILES = {"val": [_CAPTIONED, "nocaps_val_image_info.json"], "test": ["nocaps_test_image_info.json"]}
+
+SOURCE = Source(
+    name="nocaps",
+    title="NoCaps",
+    task="captioning",
+    role="held-out",
+    split="val",
+    splits={
+        "val": Split((" | ".join(_FILES["val"]),), published=4_500, note="the image info alone has no captions"),
+        "test": Split((" | ".join(_FILES["test"]),), published=10_600, note="no captions: scored on EvalAI"),
+    },
+    images="val/{file_name} and test/{file_name}",
+    tree="""\
+nocaps/
+├── nocaps_val_4500_captions.json      (files may lie in annotations/)
+├── nocaps_test_image_info.json
+├── val/0013ea2087020901.jpg ...       (or images/val/ ...)
+└── test/...""",
+    licence="CC BY 2.0",
+    home="https://nocaps.org",
+    record=caption_layouts.CocoRecord,
+    citation="Agrawal et al. 2019, arXiv:1812.08658",
+)
+
+
+def read(raw: Path, split: str) -> Reading:
+    """Read the captions of val, or the list of images alone; `meta` has the domain where the file has it."""
+    path = require(raw, *spots(*_FILES[split]))
+    captioned = path.name == _CAPTIONED
+    images = json_member(path, "images")
+    alone = (RawRecord(file, key, b'{"image":%b}' % data) for file, key, data in images)
+    return Reading(
+        layout="captions" if captioned else "image info",
+        files=[path],
+        records=caption_layouts.coco_images(path) if captioned else alone,
+        convert=caption_layouts.coco_converter(f"nocaps/{split}/", split, each=False, captioned=captioned),
+        media_root=media_folder(raw, "images"),
+        warnings=[f"{path.name} has no captions to score against"] if split == "val" and not captioned else [],
+    )
