@@ -15,7 +15,7 @@ import yaml
 
 from instructkit import metrics, sources
 from instructkit.conversion import convert
-from instructkit.examples import TASKS, Example, load_examples
+from instructkit.examples import REJECTED, TASKS, Example, load_examples
 from instructkit.prompts import Templates, templates_folder, train_templates
 from instructkit.protocols import Protocol, benchmarks, load_protocol
 
@@ -53,18 +53,15 @@ class Converted:
         name = sources.source(name).examples_of or name
         if (name, split) not in self.found:
             outcome = convert(name, self.raw(name), self.root / "out", split=split, limit=200)
+            if not outcome.manifest.examples:
+                pytest.fail(f"{name}/{split}: no examples; {(outcome.folder / REJECTED).read_text()[:200]}")
             self.found[name, split] = list(load_examples(outcome.folder))
         return self.found[name, split]
 
     def answered(self, name: str) -> list[Example]:
-        """The examples that one can train on, of all splits that have answers."""
-        source = sources.source(name)
-        return [
-            example
-            for split in sources.source(source.examples_of or name).splits
-            for example in self.split(name, split)
-            if (example.references if "captioning" in source.task else example.answers)
-        ]
+        """The examples that one can train on: those of all splits whose answers the authors give."""
+        splits = sources.source(sources.source(name).examples_of or name).splits
+        return [example for split, facts in splits.items() if not facts.hidden for example in self.split(name, split)]
 
 
 @pytest.fixture(scope="session")
@@ -203,6 +200,7 @@ def protocol(request: pytest.FixtureRequest) -> Protocol:
 def test_protocol_agrees_with_its_source(protocol: Protocol) -> None:
     source = sources.source(protocol.source)
     assert protocol.split in source.splits
+    assert not source.splits[protocol.split].hidden
     assert (protocol.task, protocol.role) == (source.task, source.role)
     if protocol.vocabulary is not None:
         assert set(protocol.vocabulary.splits) <= set(source.splits) - {protocol.split}
