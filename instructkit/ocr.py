@@ -63,14 +63,14 @@ def lay_beside(records: Iterable[RawRecord], rosetta: Path | None) -> Iterator[R
 
 
 def required_tokens(tokens: list[str] | None, rosetta: Path | None) -> list[str]:
-    """The tokens laid beside a record.
+    """The tokens laid beside a record, without blank ones.
 
     Raises:
         Reject: there is a file of OCR tokens, but it has nothing (readable) on this picture.
     """
     if rosetta is not None and tokens is None:
         raise Reject(f"{rosetta.name} has no sound entry of this image_id")
-    return tokens or []
+    return [token for token in tokens or [] if token.strip()]
 
 
 def _tokens(rosetta: Path) -> dict[str, bytes]:

@@ -37,7 +37,7 @@ SOURCE = Source(
     splits={
         "train": Split(("aokvqa_v1p0_train.json",), published=17_056),
         "val": Split(("aokvqa_v1p0_val.json",), published=1_145),
-        "test": Split(("aokvqa_v1p0_test.json",), published=6_702, note="no answers"),
+        "test": Split(("aokvqa_v1p0_test.json",), published=6_702, note="no answers", hidden=True),
     },
     images="train2017/{image_id:012d}.jpg, likewise val2017/ and test2017/",
     tree="""\

@@ -19,8 +19,11 @@ SOURCE = Source(
     role="held-out",
     split="val",
     splits={
-        "val": Split((" | ".join(_FILES["val"]),), published=4_500, note="the image info alone has no captions"),
-        "test": Split((" | ".join(_FILES["test"]),), published=10_600, note="no captions: scored on EvalAI"),
+        # `hidden` lets the image info alone through; with the captions, an image that has none is rejected in any case.
+        "val": Split(
+            (" | ".join(_FILES["val"]),), published=4_500, note="the image info alone has no captions", hidden=True
+        ),
+        "test": Split((" | ".join(_FILES["test"]),), published=10_600, note="no captions (EvalAI)", hidden=True),
     },
     images="val/{file_name} and test/{file_name}",
     tree="""\

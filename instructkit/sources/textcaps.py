@@ -46,7 +46,7 @@ SOURCE = Source(
     splits={
         "train": Split((_CAPTIONS.format("train"),), published=109_765, note="captions of 21,953 images"),
         "val": Split((_CAPTIONS.format("val"),), published=3_166, note="images with five captions each"),
-        "test": Split((_CAPTIONS.format("test"),), published=3_289, note="images, no captions"),
+        "test": Split((_CAPTIONS.format("test"),), published=3_289, note="images, no captions", hidden=True),
     },
     images="TextVQA's: train_images/{image_id}.jpg for train and val, test_images/{image_id}.jpg for test",
     tree="""\

@@ -41,7 +41,7 @@ SOURCE = Source(
     splits={
         "train": Split((_QUESTIONS.format("train"),), published=34_602),
         "val": Split((_QUESTIONS.format("val"),), published=5_000),
-        "test": Split((_QUESTIONS.format("test"),), published=5_734, note="no answers"),
+        "test": Split((_QUESTIONS.format("test"),), published=5_734, note="no answers", hidden=True),
     },
     images="train_images/{image_id}.jpg for train and val, test_images/{image_id}.jpg for test",
     tree="""\

@@ -34,7 +34,9 @@ SOURCE = Source(
     splits={
         "train": Split(("train.json",), published=20_523, note="release of 2020; that of 2018 has 20,000"),
         "val": Split(("val.json",), published=4_319, note="release of 2020; that of 2018 has 3,173"),
-        "test": Split(("test.json",), published=8_000, note="no answers: the paper's test-dev is scored on EvalAI"),
+        "test": Split(
+            ("test.json",), published=8_000, note="no answers: the paper's test-dev is scored on EvalAI", hidden=True
+        ),
     },
     images="the name under `image`, in {split}/ or images/",
     tree="""\

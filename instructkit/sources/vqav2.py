@@ -22,8 +22,8 @@ SOURCE = Source(
     splits={
         "train": Split((_QUESTIONS.format("train2014"), _ANNOTATIONS.format("train2014")), published=443_757),
         "val": Split((_QUESTIONS.format("val2014"), _ANNOTATIONS.format("val2014")), published=214_354),
-        "test-dev": Split((_QUESTIONS.format("test-dev2015"),), published=107_394, note="no answers"),
-        "test": Split((_QUESTIONS.format("test2015"),), published=447_793, note="no answers"),
+        "test-dev": Split((_QUESTIONS.format("test-dev2015"),), published=107_394, note="no answers", hidden=True),
+        "test": Split((_QUESTIONS.format("test2015"),), published=447_793, note="no answers", hidden=True),
     },
     images="train2014/COCO_train2014_{image_id:012d}.jpg, likewise val2014/ and test2015/",
     tree="""\

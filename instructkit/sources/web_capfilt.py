@@ -58,21 +58,25 @@ _decode = msgspec.json.Decoder(Record).decode
 
 
 def read(raw: Path, split: str) -> Reading:
-    """Read the first of BLIP's lists that is there."""
+    """Read the first of BLIP's lists that is there; its first record says what the pictures are named by."""
     path = require(raw, *spots(*_FILES))
-    return Reading(_layout(path), [path], json_list(path), convert, media_folder(raw, "images"))
+    kind = _kind(next(json_list(path), None))
 
+    def convert(raw_record: RawRecord) -> list[Example]:
+        record = _decode(raw_record.data)
+        if record.image is not None:
+            if record.image.startswith("/") != (kind == "absolute image"):
+                raise Reject("relative and absolute paths of images in one file")
+            picture = record.image.removeprefix("/")
+        elif record.url is not None:
+            picture = url_path(int(raw_record.key))
+        else:
+            raise Reject("neither image nor url")
+        key = f"web_capfilt/train/{raw_record.key}"
+        return [Example(id=key, images=[picture], references=[record.caption.strip()])]
 
-def convert(raw: RawRecord) -> list[Example]:
-    """One pair to its example, whose id is the place in the list."""
-    record = _decode(raw.data)
-    if record.image is not None:
-        path = record.image
-    elif record.url is not None:
-        path = url_path(int(raw.key))
-    else:
-        raise Reject("neither image nor url")
-    return [Example(id=f"web_capfilt/train/{raw.key}", images=[path], references=[record.caption.strip()])]
+    root = Path("/") if kind == "absolute image" else media_folder(raw, "images")
+    return Reading(f"{kind}, {path.name}", [path], json_list(path), convert, root)
 
 
 def url_path(index: int) -> str:
@@ -80,8 +84,12 @@ def url_path(index: int) -> str:
     return f"{index // PER_FOLDER:05}/{index:09}.jpg"
 
 
-def _layout(path: Path) -> str:
-    """What the first record points to its picture with, and the name of the file."""
-    first = next(json_list(path), None)
-    kind = "image" if first is not None and b'"image"' in first.data else "url"
-    return f"{kind}, {path.name}"
+def _kind(first: RawRecord | None) -> str:
+    """What a record points to its picture with: `url`, `image` or `absolute image`."""
+    try:
+        image = _decode(first.data).image if first is not None else None
+    except msgspec.DecodeError:
+        image = None
+    if image is None:
+        return "url"
+    return "absolute image" if image.startswith("/") else "image"

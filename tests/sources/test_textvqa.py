@@ -27,7 +27,7 @@ def edit(path: Path, change: Callable[[list[Any]], Any]) -> None:
     path.write_text(json.dumps(content))
 
 
-def test_whole_examples_with_ocr_tokens_as_they_are(raw: Path) -> None:
+def test_whole_examples_with_ocr_tokens_as_they_are_but_for_blank_ones(raw: Path) -> None:
     assert converted("textvqa", raw, "val") == (
         [
             Example(

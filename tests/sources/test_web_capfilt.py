@@ -41,6 +41,19 @@ def test_paths_are_taken_as_they_are(tmp_path: Path) -> None:
     assert sources.module("web_capfilt").read(tmp_path, "train").layout == "image, ccs_filtered.json"
 
 
+def test_absolute_paths_start_from_the_root_of_the_file_system(tmp_path: Path) -> None:
+    pairs = [{"image": f"/data/cc/{name}.jpg", "caption": "a cat"} for name in "ab"]
+    pairs.append({"image": "c.jpg", "caption": "a cat"})
+    (tmp_path / "laion_filtered.json").write_text(json.dumps(pairs))
+    reading = sources.module("web_capfilt").read(tmp_path, "train")
+    examples, rejected = converted("web_capfilt", tmp_path, "train")
+    assert [(reading.media_root / example.images[0]).as_posix() for example in examples] == [
+        "/data/cc/a.jpg",
+        "/data/cc/b.jpg",
+    ]
+    assert [reject.record for reject in rejected] == ["2"]
+
+
 @pytest.mark.parametrize(
     ("record", "reason"),
     [

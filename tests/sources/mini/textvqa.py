@@ -27,7 +27,7 @@ QUESTIONS: list[dict[str, Any]] = [
         "question_tokens": ["which", "number", "has", "the", "bus"],
     },
 ]
-TOKENS = {"00aa11bb22cc33dd": ["GOOD", "MORNING", "{25%}"], "0e1f2a3b4c5d6e7f": []}
+TOKENS = {"00aa11bb22cc33dd": ["GOOD", " ", "MORNING", "{25%}"], "0e1f2a3b4c5d6e7f": []}
 FIRST = {"train": 0, "val": 34602, "test": 39602}
 
 
