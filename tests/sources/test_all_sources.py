@@ -1,0 +1,191 @@
+"""What holds for every source; a new one is covered by being there, with its miniature release in `mini/<name>.py`."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import msgspec
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from instructkit import sources
+from instructkit.conversion import convert
+from instructkit.errors import UserError
+from instructkit.examples import SCHEMA, TASKS, load_examples
+from tests.sources import converted
+
+HELD_IN = {
+    "coco_caption",
+    "web_capfilt",
+    "textcaps",
+    "vqav2",
+    "okvqa",
+    "aokvqa",
+    "ocrvqa",
+    "vqg_vqav2",
+    "vqg_okvqa",
+    "vqg_aokvqa",
+    "llava_conversation",
+    "llava_detail",
+    "llava_reasoning",
+}
+HELD_OUT = {
+    "nocaps",
+    "flickr30k",
+    "gqa",
+    "vsr",
+    "iconqa",
+    "vizwiz",
+    "scienceqa",
+    "textvqa",
+    "hatefulmemes",
+    "visdial",
+    "msvd_qa",
+    "msrvtt_qa",
+    "ivqa",
+}
+PAPER_SPLITS = {
+    "coco_caption": "train",
+    "nocaps": "val",
+    "flickr30k": "test",
+    "gqa": "testdev",
+    "vizwiz": "test",
+    "textvqa": "val",
+    "scienceqa": "test",
+    "visdial": "val",
+    "msvd_qa": "test",
+    "msrvtt_qa": "test",
+    "ivqa": "test",
+    "iconqa": "choose_txt_test",
+    "okvqa": "train",
+}
+PUBLISHED = {
+    ("coco_caption", "train"): 566_747,
+    ("web_capfilt", "train"): 13_873_136,
+    ("nocaps", "val"): 4_500,
+    ("flickr30k", "test"): 1_000,
+    ("textcaps", "train"): 109_765,
+    ("gqa", "testdev"): 12_578,
+    ("iconqa", "choose_txt_test"): 6_316,
+    ("vqav2", "train"): 443_757,
+    ("vizwiz", "test"): 8_000,
+    ("okvqa", "train"): 9_009,
+    ("okvqa", "val"): 5_046,
+    ("aokvqa", "train"): 17_056,
+    ("aokvqa", "val"): 1_145,
+    ("aokvqa", "test"): 6_702,
+    ("scienceqa", "test"): 2_017,
+    ("textvqa", "val"): 5_000,
+    ("msvd_qa", "test"): 13_157,
+    ("msrvtt_qa", "test"): 72_821,
+    ("vqg_vqav2", "train"): 443_757,
+    ("vqg_okvqa", "train"): 9_009,
+    ("vqg_aokvqa", "train"): 17_056,
+}
+NAMES = sources.names()
+CONVERTED = [name for name in NAMES if sources.source(name).examples_of is None]
+SPLITS = [(name, split) for name in CONVERTED for split in sources.source(name).splits]
+
+
+@pytest.fixture(scope="session")
+def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the miniature release of every source that has one."""
+    root = tmp_path_factory.mktemp("releases")
+    for name in CONVERTED:
+        if sources.default_raw(name) is None:
+            (root / name).mkdir()
+            importlib.import_module(f"tests.sources.mini.{name}").write(root / name)
+    return root
+
+
+def release(name: str, releases: Path) -> Path:
+    return sources.default_raw(name) or releases / name
+
+
+def test_the_26_datasets_of_the_paper_are_there() -> None:
+    roles = {source.name: source.role for source in sources.sources()}
+    assert {name for name, role in roles.items() if role == "held-in"} == HELD_IN
+    assert {name for name, role in roles.items() if role == "held-out"} == HELD_OUT
+    assert len(HELD_IN) == len(HELD_OUT) == 13
+
+
+def test_splits_and_counts_of_the_paper() -> None:
+    assert {name: sources.source(name).split for name in PAPER_SPLITS} == PAPER_SPLITS
+    found = {(name, split): sources.source(name).splits[split].published for name, split in PUBLISHED}
+    assert found == PUBLISHED
+
+
+def test_every_task_group_has_a_source() -> None:
+    assert {source.task for source in sources.sources()} == set(TASKS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_facts_are_complete(name: str) -> None:
+    source = sources.source(name)
+    assert source.name == name
+    assert source.task in TASKS
+    assert source.split in source.splits
+    assert all(split.files and all(split.files) for split in source.splits.values())
+    assert all((source.title, source.images, source.tree, source.licence, source.citation))
+    assert source.home.startswith("https://")
+    assert issubclass(source.record, msgspec.Struct)
+    assert source.record.__struct_fields__
+    assert (sources.module(name).__doc__ or "").strip()
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(CONVERTED)))
+def test_sources_without_a_reading_use_the_examples_of_one_that_has_it(name: str) -> None:
+    source = sources.source(name)
+    assert source.examples_of in CONVERTED
+    assert source.split in sources.source(source.examples_of).splits
+    assert not hasattr(sources.module(name), "read")
+
+
+@pytest.mark.parametrize("name", CONVERTED)
+def test_a_folder_without_the_release_is_an_error_that_names_a_file(name: str, tmp_path: Path) -> None:
+    split = sources.source(name).split
+    with pytest.raises(UserError) as error:
+        converted(name, tmp_path, split)
+    expected = re.findall(r"[\w.-]+\.\w+", " ".join(sources.source(name).splits[split].files))
+    assert any(file in str(error.value) for file in expected)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "split"), SPLITS)
+def test_miniature_release_converts_whole(name: str, split: str, releases: Path, tmp_path: Path) -> None:
+    raw = release(name, releases)
+    limit = 200 if raw.parent != releases else None
+    outcome = convert(name, raw, tmp_path, split=split, limit=limit)
+    manifest = outcome.manifest
+    assert (outcome.converted, manifest.rejected) == (True, 0)
+    assert manifest.examples > 0
+    assert (manifest.source, manifest.split, manifest.task) == (name, split, sources.source(name).task)
+    assert manifest.layout
+    assert manifest.files
+
+    examples = load_examples(tmp_path / name / split)
+    rows = list(examples)
+    ids = [example.id for example in rows]
+    assert len(set(ids)) == len(ids) == manifest.examples
+    assert all(identity.startswith(f"{name}/{split}/") for identity in ids)
+    for example in rows:
+        assert example.images or example.video
+        for image in example.images:
+            with Image.open(examples.media_path(image)) as picture:
+                picture.load()
+        assert example.video is None or examples.media_path(example.video).is_file()
+
+    # What was written is what the source made, field by field.
+    made, _ = converted(name, raw, split)
+    for row, example in zip(rows, made, strict=False):
+        # Relevances are kept as 32-bit floats.
+        assert row.relevance == pytest.approx(example.relevance, rel=1e-6)
+        assert msgspec.structs.replace(row, relevance=example.relevance) == example
+    for shard in manifest.shards:
+        assert pq.read_schema(tmp_path / name / split / shard).equals(SCHEMA)
+
+    again = convert(name, raw, tmp_path, split=split, limit=limit)
+    assert (again.converted, again.manifest) == (False, manifest)
