@@ -106,6 +106,35 @@ class Outcome(NamedTuple):
             return None
         return self.manifest.examples == self.manifest.published
 
+    def summary(self) -> str:
+        """One line: folder, examples, rejects, media, and how the count stands to the published one."""
+        made = self.manifest
+        parts = [
+            f"{self.folder}: {made.examples:,} examples",
+            f"{made.rejected:,} of {made.records:,} records rejected",
+        ]
+        if made.media is not None:
+            parts.append("{checked:,} media files checked, {missing:,} missing, {broken:,} broken".format(**made.media))
+        if made.published is None:
+            parts.append("no count published")
+        elif made.limit is not None:
+            parts.append(f"published {made.published:,}, not compared as --limit was {made.limit:,}")
+        else:
+            agrees = "agrees" if self.agrees else f"differs by {made.examples - made.published:+,}"
+            parts.append(f"published {made.published:,}: {agrees}")
+        return ", ".join(parts)
+
+    def complaint(self) -> str:
+        """Why too many rejects are an error: how many, where they are listed, and the first reason."""
+        path = self.folder / REJECTED
+        with path.open("rb") as file:
+            first = msgspec.json.decode(file.readline(), type=Rejected)
+        share = self.manifest.rejected / self.manifest.records
+        return (
+            f"{self.manifest.rejected:,} of {self.manifest.records:,} records ({share:.1%}, more than"
+            f" {REJECT_LIMIT:.0%}) do not fit, see {path}; the first: {first.file}, {first.record}: {first.reason}"
+        )
+
 
 def convert(
     name: str,

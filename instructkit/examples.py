@@ -286,6 +286,21 @@ def write_atomically(path: Path, text: str | bytes) -> None:
     os.replace(partial, path)
 
 
+def write_stream(path: Path, parts: Iterable[str]) -> None:
+    """Write a text file part by part; it appears under its name only when it is whole.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    partial = path.with_name(path.name + ".tmp")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.writelines(parts)
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of one converted split.
 

@@ -42,18 +42,24 @@ class Reject(Exception):
     """This record cannot become an example; the message is the reason and goes to `rejected.jsonl`."""
 
 
+class MissingFile(UserError):
+    """A file of the release is not there."""
+
+
 def require(root: Path, *alternatives: str) -> Path:
     """The first of the alternative files that exists below `root`.
 
     Raises:
-        UserError: none does; the message names the folder and all that was looked for.
+        MissingFile: none does; the message names the folder and all that was looked for.
     """
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder")
+        raise MissingFile(f"{root}: no such folder")
     for name in alternatives:
         if (root / name).exists():
             return root / name
-    raise UserError(f"{root}: none of {', '.join(alternatives)} is here; see `instructkit sources NAME` for the layout")
+    raise MissingFile(
+        f"{root}: none of {', '.join(alternatives)} is here; see `instructkit sources NAME` for the layout"
+    )
 
 
 def read_json(path: Path, kind: type[T]) -> T:

@@ -1,0 +1,217 @@
+"""The `instructkit` command. Each subcommand is a few lines: what it does lives in the module that it calls.
+
+Exit codes: 0 done; 1 done, but too many records were rejected or something failed on the way; 2 a mistake in what was
+asked for, told in one line.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from instructkit import __version__
+from instructkit.errors import UserError
+
+app = typer.Typer(
+    name="instructkit",
+    help="Instruction tuning of vision-language models the InstructBLIP way.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def main() -> None:
+    """Run the command; a `UserError` becomes one line and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"instructkit: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.callback(invoke_without_command=True)
+def _instructkit(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(f"instructkit {__version__}")
+
+
+@app.command("sources")
+def list_sources(
+    name: Annotated[str | None, typer.Argument(help="Show this one in detail.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
+) -> None:
+    """List the source datasets, or show the folder and the record's keys of one."""
+    import msgspec
+
+    from instructkit import listing, sources
+
+    if as_json:
+        chosen = [sources.source(name)] if name else sources.sources()
+        print(msgspec.json.format(msgspec.json.encode([listing.as_json(source) for source in chosen])).decode())
+    elif name:
+        print(listing.details(sources.source(name)))
+    else:
+        print(listing.overview(sources.sources()))
+
+
+@app.command()
+def convert(
+    name: Annotated[str, typer.Argument(help="A source, or 'all' for every release found below --raw.")],
+    out: Annotated[Path, typer.Option(help="Folder for converted datasets.")],
+    raw: Annotated[Path | None, typer.Option(help="Folder of the release.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder that media paths start from.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Default: the paper's. With 'all': 'all' takes every split.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many raw records.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one a core.")] = None,
+    check_images: Annotated[bool, typer.Option("--check-images", help="Decode every picture and video.")] = False,
+) -> None:
+    """Convert raw releases into instruction examples: Parquet shards, a manifest and the list of rejects."""
+    from instructkit import conversion, sources
+
+    options: dict[str, Any] = {
+        "images": images,
+        "limit": limit,
+        "jobs": jobs or _cores(),
+        "check_images": check_images,
+    }
+    if name == "all":
+        _convert_all(raw, out, split, options)
+        return
+    folder = raw or sources.default_raw(name)
+    if folder is None:
+        raise UserError(f"{name}: name the folder of its release with --raw; `instructkit sources {name}` draws it")
+    with _bar(name) as progress:
+        outcome = conversion.convert(name, folder, out, split=split, progress=progress, **options)
+    for warning in outcome.warnings:
+        print(f"note: {warning}")
+    if not outcome.converted:
+        print("nothing changed since the last conversion, so there was nothing to do")
+    print(outcome.summary())
+    if outcome.too_many_rejects:
+        print(f"instructkit: {outcome.complaint()}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@app.command()
+def render(
+    folder: Annotated[Path, typer.Argument(help="Folder with converted datasets.")],
+    format: Annotated[str, typer.Option(help="preview, text, messages or llava.")] = "preview",
+    limit: Annotated[int | None, typer.Option(min=1, help="Default: 5 a preview, else all.")] = None,
+    seed: Annotated[int, typer.Option(help="Decides the wordings.")] = 0,
+    task: Annotated[str | None, typer.Option(help="Use another task's templates, say question_generation.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
+) -> None:
+    """Show examples as the model will read them, or export them for other tools."""
+    from instructkit import exports
+    from instructkit.examples import find_datasets, write_stream
+
+    if format not in exports.FORMATS:
+        raise UserError(f"no format is called {format!r}; there are {', '.join(exports.FORMATS)}")
+    if limit is None and format == "preview":
+        limit = 5
+    parts = exports.FORMATS[format](find_datasets(folder), task, seed, limit)
+    if out is None:
+        sys.stdout.writelines(parts)
+    else:
+        write_stream(out, parts)
+        print(f"wrote {out}")
+
+
+@app.command()
+def mixture(
+    folders: Annotated[list[Path], typer.Argument(help="Folders with converted datasets.")],
+    weights: Annotated[list[str] | None, typer.Option("--set", help="NAME=FACTOR on a dataset's weight.")] = None,
+) -> None:
+    """Print the sizes and the training probabilities of converted datasets."""
+    from instructkit import listing
+    from instructkit.mixture import probabilities
+
+    sizes, left_out = training_sizes(folders)
+    shares = probabilities(sizes, dict(_weight(text) for text in weights or []))
+    rows = [("dataset", "examples", "probability")]
+    rows += [(name, listing.number(size), f"{shares[name]:.4f}") for name, size in sizes.items()]
+    print(listing.table(rows, right=[1, 2]))
+    if left_out:
+        print(f"left out, as they are for evaluation: {', '.join(left_out)}")
+
+
+def training_sizes(folders: list[Path]) -> tuple[dict[str, int], list[str]]:
+    """Sizes of the training sets in and below folders, question generation included, and what else is there.
+
+    Raises:
+        UserError: a folder holds no dataset, or none of them is for training.
+    """
+    from instructkit import sources
+    from instructkit.examples import find_datasets, read_manifest
+
+    sizes: dict[str, int] = {}
+    left_out = []
+    manifests = [read_manifest(path) for folder in folders for path in find_datasets(folder)]
+    known = {source.name: source for source in sources.sources()}
+    for manifest in manifests:
+        source = known.get(manifest.source)
+        if manifest.role == "held-out" or (source is not None and manifest.split != source.split):
+            left_out.append(f"{manifest.source}/{manifest.split}")
+        else:
+            sizes[manifest.source] = manifest.examples
+    sizes |= {
+        name: sizes[of] for name, source in known.items() if (of := source.examples_of) is not None and of in sizes
+    }
+    if not sizes:
+        raise UserError(f"{' '.join(map(str, folders))}: no dataset for training here, only {', '.join(left_out)}")
+    return sizes, left_out
+
+
+def _convert_all(raw: Path | None, out: Path, split: str | None, options: dict[str, Any]) -> None:
+    from instructkit import collection
+
+    if raw is None:
+        raise UserError("convert all: name the folder that holds the releases with --raw")
+    if split not in (None, "all"):
+        raise UserError(f"convert all: --split is 'all' or not given, not {split!r}; convert the sources one by one")
+    results = []
+    with _bar("all") as progress:
+        for result in collection.convert_all(raw, out, every_split=split == "all", progress=progress, **options):
+            results.append(result)
+    print(collection.summary(results))
+    if not any(result.outcome for result in results):
+        raise UserError(f"{raw}: holds no release that could be converted; `instructkit sources NAME` draws its folder")
+    if any(result.bad for result in results):
+        raise typer.Exit(1)
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _bar(name: str) -> Iterator[Any]:
+    """A progress bar over records; gives the function that moves it."""
+    from tqdm import tqdm
+
+    tqdm.monitor_interval = 0  # its thread and the forks of a conversion do not go together
+    with tqdm(desc=name, unit=" records", unit_scale=True, leave=False) as bar:
+        yield bar.update
+
+
+def _weight(text: str) -> tuple[str, float]:
+    name, _, factor = text.partition("=")
+    try:
+        return name, float(factor)
+    except ValueError:
+        raise UserError(f"--set {text}: must be NAME=FACTOR, such as okvqa=1.5") from None
+
+
+if __name__ == "__main__":
+    main()
