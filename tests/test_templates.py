@@ -59,9 +59,14 @@ class Converted:
         return self.found[name, split]
 
     def answered(self, name: str) -> list[Example]:
-        """The examples that one can train on: those of all splits whose answers the authors give."""
-        splits = sources.source(sources.source(name).examples_of or name).splits
-        return [example for split, facts in splits.items() if not facts.hidden for example in self.split(name, split)]
+        """The examples that one can train on, of all splits."""
+        source = sources.source(name)
+        return [
+            example
+            for split in sources.source(source.examples_of or name).splits
+            for example in self.split(name, split)
+            if (example.references if "captioning" in source.task else example.answers)
+        ]
 
 
 @pytest.fixture(scope="session")
@@ -110,7 +115,7 @@ def test_evaluation_prompts_are_not_trained_on() -> None:
 
 @pytest.mark.parametrize("path", TRAIN, ids=lambda path: path.stem)
 def test_short_targets_are_asked_for_as_such_by_most_wordings(path: Path) -> None:
-    fixed = [re.sub(r"{[{%].*?[%}]}", "", template.instruction) for template in train_templates(path.stem).templates]
+    fixed = [fixed_text(template.instruction) for template in train_templates(path.stem).templates]
     hinted = sum(bool(HINT.search(text)) for text in fixed)
     assert hinted == 0 if path.stem in LONG_TARGETS else hinted >= len(fixed) / 2
 
@@ -137,7 +142,6 @@ def test_every_template_renders_on_every_source_that_uses_it(name: str, converte
             prompt = templates.render(example, wording=wording)
             check_spacing(prompt.instruction)
             assert prompt.target in right_targets(source.task, example), prompt
-            assert not re.search(r"{[{%]|[%}]}|Undefined|\bNone\b", prompt.instruction)
 
 
 @pytest.mark.parametrize("name", sources.names())
@@ -151,10 +155,16 @@ def test_an_instruction_does_not_tell_its_answer(name: str, converted: Converted
             assert told == untold
 
 
+def fixed_text(jinja: str) -> str:
+    """What a wording says whatever the example."""
+    text = re.sub(r"{{.*?}}|{%.*?%}", "", jinja)
+    assert not re.search(r"[{}#]", text), jinja
+    return text
+
+
 def check_spacing(text: str) -> None:
     assert text == text.strip()
     assert "  " not in text
-    assert not re.search(r" [.,:?!](\s|$)|\.\.(\s|$)", text), text
 
 
 def right_targets(task: str, example: Example) -> set[str]:
@@ -200,7 +210,6 @@ def protocol(request: pytest.FixtureRequest) -> Protocol:
 def test_protocol_agrees_with_its_source(protocol: Protocol) -> None:
     source = sources.source(protocol.source)
     assert protocol.split in source.splits
-    assert not source.splits[protocol.split].hidden
     assert (protocol.task, protocol.role) == (source.task, source.role)
     if protocol.vocabulary is not None:
         assert set(protocol.vocabulary.splits) <= set(source.splits) - {protocol.split}
