@@ -53,8 +53,12 @@ def read(raw: Path, split: str) -> Reading:
 
 def _clip_names(mapping: Path) -> dict[int, str]:
     """Stems of the clips by number."""
+    try:
+        lines = mapping.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{mapping}: not a text file ({error}); fetch the file again") from error
     names = {}
-    for number, line in enumerate(mapping.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         clip, _, video = line.strip().rpartition(" ")

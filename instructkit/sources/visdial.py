@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
@@ -70,7 +69,7 @@ SOURCE = Source(
     split="val",
     splits={
         "train": Split(("visdial_1.0_train.json", "val2014/"), published=1_232_870, note=_ROUNDS.format("123,287")),
-        "val": Split(("visdial_1.0_val.json", _DENSE), published=20_640, note=_ROUNDS.format("2,064")),
+        "val": Split(("visdial_1.0_val.json",), published=20_640, note=_ROUNDS.format("2,064") + "; reads " + _DENSE),
         "test": Split(
             ("visdial_1.0_test.json",), published=8_000, note="one open round a dialog, no answer", hidden=True
         ),
@@ -93,7 +92,6 @@ visdial/
 )
 
 _decode = msgspec.json.Decoder(Dialog).decode
-_decode_content = msgspec.json.Decoder(Content).decode
 
 
 def read(raw: Path, split: str) -> Reading:
@@ -125,12 +123,7 @@ def read(raw: Path, split: str) -> Reading:
 
 def _load(path: Path, split: str) -> Pools:
     """Decode the lists; dialogs stay bytes inside the mapped file, so that the largest part is never held."""
-    with path.open("rb") as file:
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
-    try:
-        found = _decode_content(content)
-    except msgspec.DecodeError as error:
-        raise UserError(f"{path}: not a file of Visual Dialog ({error})") from error
+    found = read_json(path, Content)
     if found.version != "1.0" or not found.split.startswith(split):
         raise UserError(f"{path}: says that it is version {found.version} of {found.split}, not 1.0 of {split}")
     return found.data

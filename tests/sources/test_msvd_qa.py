@@ -82,6 +82,12 @@ def test_a_mapping_that_does_not_read_is_an_error(raw: Path, line: str) -> None:
         converted("msvd_qa", raw, "test")
 
 
+def test_a_mapping_that_is_no_text_is_an_error(raw: Path) -> None:
+    (raw / "youtube_mapping.txt").write_bytes(b"PK\x03\x04\xff\xfe")
+    with pytest.raises(UserError, match=r"youtube_mapping\.txt: not a text file"):
+        converted("msvd_qa", raw, "test")
+
+
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_authentic_excerpts_convert_whole(split: str) -> None:
     examples, rejected = converted("msvd_qa", sample("msvd_qa"), split)

@@ -170,7 +170,10 @@ def test_dense_annotations_that_do_not_fit_reject_the_dialog(raw: Path) -> None:
     [
         (lambda content: content.update(split="train"), "version 1.0 of train, not 1.0 of val"),
         (lambda content: content.update(version="0.9"), "version 0.9 of val2018"),
-        (lambda content: content["data"].pop("answers"), r"visdial_1\.0_val\.json: not a file of Visual Dialog"),
+        (
+            lambda content: content["data"].pop("answers"),
+            r"visdial_1\.0_val\.json: Object missing required field `answers` - at `\$\.data`",
+        ),
     ],
 )
 def test_another_file_under_the_name_is_an_error(raw: Path, change: Any, words: str) -> None:
@@ -182,7 +185,7 @@ def test_another_file_under_the_name_is_an_error(raw: Path, change: Any, words: 
 @pytest.mark.parametrize("content", [b"", b'{"version": "1.0", "split": "val2018", "data": {"questions": ["a'])
 def test_a_file_that_breaks_off_is_an_error(raw: Path, content: bytes) -> None:
     (raw / "visdial_1.0_val.json").write_bytes(content)
-    with pytest.raises(UserError, match="not a file of Visual Dialog"):
+    with pytest.raises(UserError, match=r"visdial_1\.0_val\.json: .* is it the right file, and whole"):
         converted("visdial", raw, "val")
 
 
