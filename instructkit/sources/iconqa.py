@@ -32,7 +32,7 @@ class Record(msgspec.Struct):
     split: str | None = None
 
 
-_FILES = "problems.json and pid_splits.json | iconqa/{}/{}/*/data.json | {}/*/data.json"
+_FOLDERS = ("iconqa/{part}/{kind}", "{part}/{kind}", "{kind}")
 _COUNTS = {
     "choose_txt": {"train": 18_946, "val": 6_316, "test": 6_316},
     "choose_img": {"train": 34_603, "val": 11_535, "test": 11_535},
@@ -46,7 +46,13 @@ SOURCE = Source(
     role="held-out",
     split="choose_txt_test",
     splits={
-        f"{kind}_{part}": Split((_FILES.format(part, kind, kind),), published=count)
+        f"{kind}_{part}": Split(
+            tuple(
+                " | ".join([name, *(folder.format(part=part, kind=kind) for folder in _FOLDERS)])
+                for name in ("problems.json", "pid_splits.json")
+            ),
+            published=count,
+        )
         for kind, counts in _COUNTS.items()
         for part, count in counts.items()
     },
@@ -93,7 +99,7 @@ def read(raw: Path, split: str) -> Reading:
 
 def _problem_folder(raw: Path, part: str, kind: str) -> str:
     """Where the folders of problems of one kind lie, relative to `raw`."""
-    candidates = [f"iconqa/{part}/{kind}", f"{part}/{kind}", kind]
+    candidates = [folder.format(part=part, kind=kind) for folder in _FOLDERS]
     found = next((name for name in candidates if (raw / name).is_dir()), None)
     if found is None:
         raise UserError(f"{raw}: neither problems.json with pid_splits.json nor one of {', '.join(candidates)} is here")
