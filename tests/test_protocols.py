@@ -72,7 +72,7 @@ FROZEN = {
     "ivqa": (1, "37b7cd00fc0e"),
     "msrvtt_qa": (1, "48bbc40d6620"),
     "msvd_qa": (1, "dd2c3d4bcc93"),
-    "nocaps": (1, "1baf68c56732"),
+    "nocaps": (1, "330e23090a75"),
     "ocrvqa": (1, "a5e718ccac16"),
     "okvqa": (1, "4768260a6212"),
     "scienceqa": (1, "94d53407b0fc"),
