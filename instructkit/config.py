@@ -1,0 +1,253 @@
+"""A run's settings: one YAML file, `key=value` words behind it, checked by type, range and name.
+
+    deepspeed recipes/instruct.py --config recipes/configs/easy_vqa.yaml max_steps=20 model.llm=frozen
+
+A word names a key with its group (`training.max_steps`) or, where no two groups share it, without (`max_steps`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import yaml
+from msgspec import Meta
+
+from instructkit.errors import UserError
+
+Positive = Annotated[int, Meta(ge=1)]
+Count = Annotated[int, Meta(ge=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Tower = Literal["frozen", "lora", "full"]
+
+
+class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which model, and what of it is trained.
+
+    Attributes:
+        name: a preset that starts from random weights (`nano`), the name of a published size (`vicuna-7b`), a folder
+            that `save_pretrained` wrote or a name on the Hugging Face hub.
+        vision: image encoder: frozen, lora or full.
+        qformer: Q-Former; the query tokens and the projection to the LLM are trained unless it is frozen.
+        llm: language model.
+        instruction_aware: whether the Q-Former reads the instruction; false is the paper's ablation.
+        vocabulary: at most so many tokens in each tokenizer that a preset trains on its own text.
+        lora_rank: rank of LoRA towers.
+        lora_alpha: scale of LoRA towers, times 1/rank.
+    """
+
+    name: str = "nano"
+    vision: Tower = "frozen"
+    qformer: Tower = "full"
+    llm: Tower = "frozen"
+    instruction_aware: bool = True
+    vocabulary: Positive = 1024
+    lora_rank: Positive = 8
+    lora_alpha: Positive = 16
+
+
+class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is trained on.
+
+    Attributes:
+        root: folder of converted datasets, `<root>/<source>/<split>`.
+        train: sources, or source/split where it is not the source's default.
+        raw: release folder by source, for sources to be converted by the run; those that come as a Python package
+            need none.
+        weights: factors on a dataset's square-root weight (paper, section 3.3).
+        group_size: at most so many questions of one image stand together in a batch.
+        augment: random crops and flips of pictures.
+        workers: processes that prepare batches; 0 prepares them in the training process.
+        instruction_tokens: instructions are cut to so many LLM tokens, from the left.
+        answer_tokens: targets are cut to so many LLM tokens.
+    """
+
+    root: str = "data"
+    train: list[str] = ["easy_vqa"]
+    raw: dict[str, str] = {}
+    weights: dict[str, Annotated[float, Meta(ge=0)]] = {}
+    group_size: Positive = 1
+    augment: bool = False
+    workers: Count = 0
+    instruction_tokens: Positive = 128
+    answer_tokens: Positive = 256
+
+
+class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How it is trained.
+
+    Attributes:
+        max_steps: optimizer steps.
+        batch_size: image groups a step over all ranks; with group_size 1, examples.
+        accumulation: micro-batches that a rank's share of a step is cut into.
+        learning_rate: peak.
+        warmup_steps: steps of linear warm-up.
+        warmup_from: learning rate of the first step.
+        min_learning_rate: where the cosine ends.
+        weight_decay: of matrices; biases, norms and embeddings have none.
+        betas: of AdamW.
+        gradient_clipping: largest norm of the gradient; 0 does not clip.
+        precision: fp32 or bf16.
+        zero_stage: what DeepSpeed shards over the ranks: 0 nothing, 1 optimizer state, 2 and gradients, 3 and weights.
+        log_every: steps between log lines.
+        checkpoint_every: steps between checkpoints; 0 writes only the last.
+        keep_checkpoints: older ones are removed.
+    """
+
+    max_steps: Positive = 1000
+    batch_size: Positive = 32
+    accumulation: Positive = 1
+    learning_rate: Annotated[float, Meta(gt=0)] = 1e-5
+    warmup_steps: Count = 1000
+    warmup_from: Annotated[float, Meta(ge=0)] = 1e-8
+    min_learning_rate: Annotated[float, Meta(ge=0)] = 0.0
+    weight_decay: Annotated[float, Meta(ge=0)] = 0.05
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    gradient_clipping: Annotated[float, Meta(ge=0)] = 1.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    log_every: Positive = 10
+    checkpoint_every: Count = 0
+    keep_checkpoints: Positive = 2
+
+
+class EvaluationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is evaluated when training has ended.
+
+    Attributes:
+        benchmarks: names of protocols (`templates/eval`).
+        limit: at most so many examples of each; None for all.
+        eval_batch_size: questions a forward pass.
+    """
+
+    benchmarks: list[str] = []
+    limit: Positive | None = None
+    eval_batch_size: Positive = 64
+
+
+class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All settings of a run.
+
+    Attributes:
+        output: folder of the run: config, log, checkpoints, model, report.
+        seed: order, wordings, augmentation, weights and dropout follow from it.
+        resume: go on from the last checkpoint of `output`.
+        project: project on Weights & Biases; used where a key or WANDB_MODE=offline is set.
+    """
+
+    output: str = "runs/easy_vqa"
+    seed: Count = 0
+    resume: bool = False
+    project: str = "instructkit"
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+GROUPS: dict[str, type[msgspec.Struct]] = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "training": TrainingConfig,
+    "evaluation": EvaluationConfig,
+}
+
+
+def load_config(path: Path, words: Sequence[str] = ()) -> RunConfig:
+    """Read a config file and put `key=value` words over it.
+
+    Raises:
+        UserError: a missing file, an unknown key, a value of the wrong type or out of range.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such config file")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a config is a mapping of keys to values")
+    _check_keys(tree, str(path))
+    for word in words:
+        _override(tree, word)
+    try:
+        return msgspec.convert(_numbers(tree), RunConfig)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{path}{' with ' + ' '.join(words) if words else ''}: {error}") from error
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """A config as plain values, for YAML and reports."""
+    plain: dict[str, Any] = msgspec.to_builtins(config)
+    return plain
+
+
+def _check_keys(tree: dict[str, Any], where: str) -> None:
+    for key, value in tree.items():
+        if key not in RunConfig.__struct_fields__:
+            raise UserError(f"{where}: unknown key {key!r}{_near(key, list(RunConfig.__struct_fields__))}")
+        if key in GROUPS:
+            if not isinstance(value, dict):
+                raise UserError(f"{where}: {key} is a group of keys, not {value!r}")
+            known = list(GROUPS[key].__struct_fields__)
+            for inner in value:
+                if inner not in known:
+                    raise UserError(f"{where}: unknown key {key}.{inner}{_near(str(inner), known)}")
+
+
+def _override(tree: dict[str, Any], word: str) -> None:
+    key, sign, text = word.partition("=")
+    if not sign:
+        raise UserError(f"{word!r}: settings are given as key=value, such as max_steps=20")
+    path = _locate(key)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{word!r}: the value is no YAML") from error
+    for part in path[:-1]:
+        tree = tree.setdefault(part, {})
+    tree[path[-1]] = value
+
+
+def _locate(key: str) -> list[str]:
+    """Where a key stands: itself at the top, in the group it names, or in the only group that has it."""
+    parts = key.split(".")
+    if parts[0] in GROUPS and len(parts) > 1:
+        known = list(GROUPS[parts[0]].__struct_fields__)
+        if parts[1] in known:
+            return parts
+        raise UserError(f"unknown key {key}{_near(parts[1], known)}")
+    if len(parts) == 1 and key in RunConfig.__struct_fields__:
+        return parts
+    groups = [name for name, group in GROUPS.items() if parts[0] in group.__struct_fields__]
+    if len(groups) == 1:
+        return [groups[0], *parts]
+    if groups:
+        raise UserError(f"key {key} is in several groups: write {' or '.join(f'{group}.{key}' for group in groups)}")
+    everything = [
+        *RunConfig.__struct_fields__,
+        *(field for group in GROUPS.values() for field in group.__struct_fields__),
+    ]
+    raise UserError(f"unknown key {key}{_near(parts[0], everything)}")
+
+
+def _near(key: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key, known, 2)
+    return f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(known)}"
+
+
+def _numbers(value: Any) -> Any:
+    """YAML 1.1 reads 1e-5, without a point, as text; people mean the number."""
+    if isinstance(value, dict):
+        return {key: _numbers(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_numbers(inner) for inner in value]
+    if isinstance(value, str) and value[:1].isdigit() and "e" in value:
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

@@ -1,0 +1,66 @@
+"""Models on disk, in transformers' own layout: what is saved here loads in plain transformers, and the reverse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, BlipImageProcessorPil, InstructBlipProcessor
+
+from instructkit.batches import Limits, Texts
+from instructkit.errors import UserError
+from instructkit.media import CLIP_MEAN, CLIP_STD
+from instructkit.models.instruct_blip import InstructBlip
+from instructkit.models.presets import PUBLISHED
+
+
+def save_model(model: InstructBlip, texts: Texts, folder: Path, state: dict[str, Any] | None = None) -> None:
+    """Write weights, configuration and processor.
+
+    `InstructBlipForConditionalGeneration.from_pretrained(folder)` and `InstructBlipProcessor.from_pretrained(folder)`
+    read them.
+
+    Args:
+        model: the model.
+        texts: its tokenisers.
+        folder: made if missing.
+        state: weights to write in place of the model's own, for weights that are sharded over ranks.
+    """
+    model.save_pretrained(folder, state_dict=state)
+    _name_plain_class(folder / "config.json")
+    size = model.config.vision_config.image_size
+    images = BlipImageProcessorPil(
+        size={"height": size, "width": size}, image_mean=list(CLIP_MEAN), image_std=list(CLIP_STD)
+    )
+    processor = InstructBlipProcessor(images, texts.llm, texts.qformer, num_query_tokens=texts.queries)
+    processor.save_pretrained(folder)
+
+
+def load_model(name: str, limits: Limits | None = None, **options: Any) -> tuple[InstructBlip, Texts]:
+    """Load a model and its tokenisers from a folder, a published size's name or the Hugging Face hub.
+
+    Args:
+        name: folder, one of `PUBLISHED`, or a name on the hub.
+        limits: lengths that texts are cut to.
+        **options: for `from_pretrained`, such as dtype.
+
+    Raises:
+        UserError: there is no such model, or it is no InstructBLIP.
+    """
+    place = PUBLISHED.get(name, name)
+    try:
+        model = InstructBlip.from_pretrained(place, **options)
+        llm = AutoTokenizer.from_pretrained(place)
+        qformer = AutoTokenizer.from_pretrained(place, subfolder="qformer_tokenizer")
+    except (OSError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{name}: no InstructBLIP model can be loaded from there ({reason})") from error
+    return model, Texts(llm, qformer, model.config, limits)
+
+
+def _name_plain_class(config: Path) -> None:
+    """Let the configuration name transformers' class, which every tool knows, in place of ours."""
+    content = json.loads(config.read_text())
+    content["architectures"] = [InstructBlip.__base__.__name__]
+    config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")

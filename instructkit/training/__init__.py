@@ -1,0 +1,1 @@
+"""Training: what a step reads, the DeepSpeed engine, checkpoints, the log."""

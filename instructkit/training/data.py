@@ -1,0 +1,138 @@
+"""What a training step reads: positions of the mixture become one batch, whoever asks and in whatever order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from instructkit.batches import Picture, Texts, decode, pictures, share_images
+from instructkit.examples import Examples
+from instructkit.mixture import Mixture, image_numbers
+from instructkit.prompts import Prompt, train_templates
+
+
+class Batch(NamedTuple):
+    """One micro-batch.
+
+    Attributes:
+        inputs: keyword arguments of `InstructBlip.answer_loss`.
+        examples: id of each row's example.
+        datasets: name of each row's dataset.
+    """
+
+    inputs: dict[str, Tensor]
+    examples: list[str]
+    datasets: list[str]
+
+    @property
+    def targets(self) -> int:
+        """Number of target tokens."""
+        labels = self.inputs["labels"]
+        return int((labels >= 0).sum())
+
+
+class Part(NamedTuple):
+    """One dataset of the mixture.
+
+    Attributes:
+        name: in the mixture.
+        examples: its examples.
+        task: whose templates it is put into words with.
+        root: folder that its media paths start from.
+    """
+
+    name: str
+    examples: Examples
+    task: str
+    root: Path
+
+
+class TrainingData(Dataset[Batch]):
+    """The batches of a run, by position.
+
+    Item i is the i-th micro-batch of this rank: `groups` groups of the mixture, of which the ranks take every
+    `world`-th. It depends on nothing but (datasets, seed, i, rank, world).
+
+    Args:
+        parts: the datasets.
+        texts: tokenisers.
+        image_size: pixels of a side.
+        overrides: factors on the datasets' weights.
+        groups: groups a micro-batch and rank.
+        group_size: at most so many questions of one image a group.
+        seed: of the run.
+        augment: random crops and flips.
+        rank: of this process.
+        world: number of processes.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        texts: Texts,
+        image_size: int,
+        *,
+        overrides: dict[str, float] | None = None,
+        groups: int,
+        group_size: int = 1,
+        seed: int = 0,
+        augment: bool = False,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.parts = list(parts)
+        self.texts = texts
+        self.image_size = image_size
+        self.groups, self.rank, self.world = groups, rank, world
+        self.seed, self.augment = seed, augment
+        images = {part.name: image_numbers(part.examples.rows) for part in parts}
+        self.mixture = Mixture(images, overrides, group_size, seed)
+        self._templates = [train_templates(part.task) for part in parts]
+
+    def __getitem__(self, index: int) -> Batch:
+        first = index * self.groups * self.world + self.rank
+        return self.batch(range(first, first + self.groups * self.world, self.world))
+
+    def batch(self, positions: Sequence[int]) -> Batch:
+        """The batch of some positions of the mixture."""
+        prompts: list[Prompt] = []
+        looks: list[list[Picture]] = []
+        datasets: list[str] = []
+        epochs: dict[Path, int] = {}
+        for position in positions:
+            draw = self.mixture[position]
+            part = self.parts[draw.dataset]
+            for example in part.examples.take(draw.rows.tolist()):
+                prompt = self._templates[draw.dataset].render(example, self.seed, draw.epoch)
+                look = pictures(prompt, part.root)
+                prompts.append(prompt)
+                looks.append(look)
+                datasets.append(part.name)
+                epochs.update((picture.path, draw.epoch) for picture in look)
+        distinct, sharing = share_images(looks)
+
+        def chance(picture: Picture) -> Random:
+            return Random(f"{self.seed}/{epochs[picture.path]}/{picture.path.name}")
+
+        inputs = {
+            "pixel_values": decode(distinct, self.image_size, chance if self.augment else None),
+            **sharing,
+            **self.texts.rows(self.texts.encode(prompts), [len(look) for look in looks]),
+        }
+        return Batch(inputs, [prompt.example for prompt in prompts], datasets)
+
+    def loader(self, start: int, stop: int, workers: int = 0) -> DataLoader[Any]:
+        """Micro-batches `start` to `stop` of this rank in order, made by `workers` processes ahead of time."""
+        return DataLoader(
+            self,
+            sampler=range(start, stop),
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=4 if workers else None,
+            multiprocessing_context="fork" if workers else None,
+        )

@@ -1,0 +1,144 @@
+"""One optimizer step through DeepSpeed; the loss is the mean over the target tokens of the global batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from torch import nn
+
+from instructkit.config import TrainingConfig
+from instructkit.models.instruct_blip import InstructBlip
+from instructkit.training.data import Batch
+from instructkit.training.schedule import learning_rate
+
+
+class Step(NamedTuple):
+    """What a step reached.
+
+    Attributes:
+        loss: mean negative log-likelihood of a target token, over all ranks.
+        tokens: target tokens, over all ranks.
+        samples: examples, over all ranks.
+        learning_rate: used in it.
+        gradient_norm: before clipping.
+    """
+
+    loss: float
+    tokens: int
+    samples: int
+    learning_rate: float
+    gradient_norm: float
+
+
+def start_ranks() -> tuple[int, int]:
+    """Join the processes that the launcher started: (rank, world).
+
+    Without a launcher this process is the only one. On the CPU the cores are shared out between the ranks of a machine,
+    and DeepSpeed's shared-memory operator stays out of use: it would be compiled at first use, which costs minutes and
+    a C++ compiler, and two ranks gain nothing from it over Gloo.
+    """
+    os.environ.setdefault("RANK", "0")
+    os.environ.setdefault("WORLD_SIZE", "1")
+    os.environ.setdefault("LOCAL_RANK", "0")
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "29500")
+    if get_accelerator().device_name() == "cpu":
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not dist.is_initialized():
+        deepspeed.init_distributed(verbose=False)
+    return dist.get_rank(), dist.get_world_size()
+
+
+def share(value: Sequence[float]) -> list[float]:
+    """Sums over the ranks, in double precision."""
+    total = torch.tensor(list(value), dtype=torch.float64, device=get_accelerator().current_device_name())
+    if dist.get_world_size() > 1:
+        dist.all_reduce(total)
+    return [float(number) for number in total.tolist()]
+
+
+class Engine:
+    """A model in training.
+
+    Args:
+        model: with `requires_grad` set on what is trained.
+        config: settings.
+    """
+
+    def __init__(self, model: InstructBlip, config: TrainingConfig) -> None:
+        self.config = config
+        optimizer = torch.optim.AdamW(
+            decay_groups(model, config.weight_decay), lr=config.learning_rate, betas=config.betas, eps=1e-8
+        )
+        self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=deepspeed_settings(config)
+        )
+        self.device = self.deepspeed.device
+
+    @property
+    def model(self) -> InstructBlip:
+        """The model inside the engine."""
+        return self.deepspeed.module
+
+    def step(self, number: int, batches: Iterable[Batch]) -> Step:
+        """One optimizer step from this rank's micro-batches.
+
+        Every rank's and micro-batch's sum of losses is divided by the number of target tokens in the whole global
+        batch, so the gradient does not depend on how the batch was split.
+
+        Args:
+            number: of the step, from 0; the learning rate follows from it.
+            batches: `accumulation` micro-batches.
+        """
+        batches = list(batches)
+        rate = learning_rate(number, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        local = [sum(batch.targets for batch in batches), sum(len(batch.examples) for batch in batches)]
+        tokens, samples = share(local)
+        scale = dist.get_world_size() * len(batches) / tokens
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for batch in batches:
+            inputs = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.inputs.items()}
+            answer = self.deepspeed(**inputs)
+            self.deepspeed.backward(answer.total * scale)
+            total += answer.total.detach()
+            self.deepspeed.step()
+        (nll,) = share([float(total)])
+        norm = self.deepspeed.get_global_grad_norm()
+        return Step(nll / tokens, int(tokens), int(samples), rate, float(norm) if norm is not None else float("nan"))
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trained parameters in two groups: matrices decay; vectors (biases, norms), embeddings and query tokens do not."""
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    decayed, kept = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            vector = parameter.ndim < 2 or id(parameter) in embeddings or "embedding" in name or "query_tokens" in name
+            (kept if vector else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def deepspeed_settings(config: TrainingConfig) -> dict[str, Any]:
+    """The DeepSpeed configuration of a run."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": config.accumulation,
+        "gradient_clipping": config.gradient_clipping,
+        "bf16": {"enabled": config.precision == "bf16"},
+        "zero_optimization": {"stage": config.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }

@@ -1,0 +1,58 @@
+"""The run's log: every line to `log.jsonl`, to the console and, where there is a key, to Weights & Biases."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+
+class RunLog:
+    """Where a run writes what it reached; on ranks other than the first it writes nothing.
+
+    Args:
+        folder: `log.jsonl` is appended to in here.
+        config: settings, for Weights & Biases.
+        project: project there; used with WANDB_API_KEY or WANDB_MODE=offline set.
+        active: whether this is the rank that writes.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], project: str, active: bool = True) -> None:
+        self._file = self._wandb = None
+        if not active:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = (folder / "log.jsonl").open("a", encoding="utf-8", buffering=1)
+        if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") == "offline":
+            import wandb
+
+            self._wandb = wandb.init(project=project, dir=str(folder), name=folder.name, config=config)
+
+    def metrics(self, step: int, **values: float) -> None:
+        """Numbers of a step."""
+        if self._file:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+        if self._wandb:
+            self._wandb.log(values, step=step)
+
+    def say(self, line: str) -> None:
+        """A line for the person in front of the console."""
+        if self._file:
+            tqdm.write(line)
+
+    def close(self) -> None:
+        """Flush and close."""
+        if self._file:
+            self._file.close()
+        if self._wandb:
+            self._wandb.finish()
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()

@@ -1,0 +1,17 @@
+"""The learning rate as a function of the step alone: linear warm-up, then a cosine (paper, section 3.4)."""
+
+from __future__ import annotations
+
+import math
+
+from instructkit.config import TrainingConfig
+
+
+def learning_rate(step: int, config: TrainingConfig) -> float:
+    """Learning rate of a step, counted from 0; the warm-up ends at the peak in step `warmup_steps`."""
+    warmup = min(config.warmup_steps, config.max_steps)
+    if step < warmup:
+        return config.warmup_from + (config.learning_rate - config.warmup_from) * step / warmup
+    done = (step - warmup) / max(config.max_steps - warmup, 1)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    return config.min_learning_rate + (config.learning_rate - config.min_learning_rate) * cosine
