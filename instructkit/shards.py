@@ -108,7 +108,7 @@ def admitted(
             examples = reading.convert(record)
             if guard is not None:
                 guard.admit(examples)
-        except (Reject, msgspec.DecodeError, RecursionError) as error:
+        except (Reject, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             rejected.append(Rejected(record.file, record.key, str(error)))
         else:
             yield from examples

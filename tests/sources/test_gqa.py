@@ -71,6 +71,15 @@ def test_broken_records_are_rejected_with_the_reason(raw: Path, change: dict[str
     assert rejected[0].reason.endswith(reason)
 
 
+def test_a_record_that_is_no_utf8_is_rejected_and_the_next_one_read(raw: Path) -> None:
+    path = raw / "testdev_balanced_questions.json"
+    path.write_bytes(path.read_bytes().replace(b"kettle?", b"kettl\xe9?"))
+    examples, rejected = converted("gqa", raw, "testdev")
+    assert examples == [SPOON]
+    assert rejected[0].record == "90001"
+    assert "can't decode byte 0xe9" in rejected[0].reason
+
+
 def test_authentic_excerpt_converts_whole() -> None:
     examples, rejected = converted("gqa", sample("gqa"), "testdev")
     assert rejected == []
