@@ -62,7 +62,6 @@ _decode = msgspec.json.Decoder(Record).decode
 def read(raw: Path, split: str) -> Reading:
     """Read one JSON-lines file of the zero-shot or the random version."""
     lines = require(raw, *SOURCE.splits[split].files[0].split(" | "))
-    version = "random" if split.startswith("random-") else "zeroshot"
     flat = next((name for name in ("images", "trainval2017") if (raw / name).is_dir()), None)
 
     def convert(raw_record: RawRecord) -> list[Example]:
@@ -82,5 +81,11 @@ def read(raw: Path, split: str) -> Reading:
             )
         ]
 
-    layout = f"{version}, {lines.relative_to(raw).as_posix()}, pictures in {flat or 'train2017 and val2017'}"
+    count = sum(1 for _ in json_lines(lines))
+    layout = f"{_version(lines, raw)}, {count:,} lines, pictures in {flat or 'train2017 and val2017'}"
     return Reading(layout, [lines], json_lines(lines), convert, raw / flat if flat else raw)
+
+
+def _version(lines: Path, raw: Path) -> str:
+    """Which split it is; files that were taken out of their folder do not tell."""
+    return "zeroshot or random" if lines.parent == raw else lines.parent.name

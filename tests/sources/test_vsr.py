@@ -44,8 +44,8 @@ def test_the_label_is_the_index_of_the_choice(raw: Path) -> None:
 
 
 def test_both_versions_are_read_and_named(raw: Path) -> None:
-    assert sources.module("vsr").read(raw, "test").layout.startswith("zeroshot, splits/zeroshot/test.jsonl")
-    assert sources.module("vsr").read(raw, "random-test").layout.startswith("random, splits/random/test.jsonl")
+    assert sources.module("vsr").read(raw, "test").layout == "zeroshot, 2 lines, pictures in images"
+    assert sources.module("vsr").read(raw, "random-test").layout == "random, 2 lines, pictures in images"
     examples, rejected = converted("vsr", raw, "random-test")
     assert rejected == []
     assert [example.id for example in examples] == ["vsr/random-test/1", "vsr/random-test/2"]
@@ -55,6 +55,12 @@ def test_a_file_of_the_random_version_is_never_read_as_the_other(raw: Path) -> N
     shutil.rmtree(raw / "splits" / "zeroshot")
     with pytest.raises(UserError, match=r"splits/zeroshot/test\.jsonl"):
         converted("vsr", raw, "test")
+
+
+def test_a_file_out_of_its_folder_is_read_without_a_claim_which_version_it_is(raw: Path) -> None:
+    (raw / "splits" / "zeroshot" / "test.jsonl").rename(raw / "test.jsonl")
+    assert sources.module("vsr").read(raw, "test").layout.startswith("zeroshot or random, 2 lines")
+    assert converted("vsr", raw, "test") == ([LAMP, GOAT], [])
 
 
 def test_without_its_own_folder_pictures_are_looked_for_in_both_of_coco(raw: Path) -> None:
