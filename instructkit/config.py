@@ -66,7 +66,7 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     root: str = "data"
-    train: list[str] = ["easy_vqa"]
+    train: Annotated[list[str], Meta(min_length=1)] = msgspec.field(default_factory=lambda: ["easy_vqa"])
     raw: dict[str, str] = {}
     weights: dict[str, Annotated[float, Meta(ge=0)]] = {}
     group_size: Positive = 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from peft import LoraConfig, inject_adapter_in_model
-from torch import nn
+from torch import Tensor, nn
 
 from instructkit.config import ModelConfig
 from instructkit.models.instruct_blip import InstructBlip
@@ -59,3 +59,22 @@ def _add_lora(tower: nn.Module, config: ModelConfig) -> None:
     ]
     lora.target_modules = set(targets)
     inject_adapter_in_model(lora, tower)
+
+
+def merge_lora(state: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """Weights with every LoRA pair added to the matrix it stands beside, under the model's own names.
+
+    Args:
+        state: all weights of a model, with or without LoRA.
+        config: holds the scale, lora_alpha / lora_rank.
+    """
+    merged = {}
+    for name, weight in state.items():
+        if ".lora_" in name:
+            continue
+        if name.endswith(".base_layer.weight"):
+            stem = name.removesuffix(".base_layer.weight")
+            up, down = state[f"{stem}.lora_B.default.weight"], state[f"{stem}.lora_A.default.weight"]
+            weight = weight + (up.float() @ down.float() * (config.lora_alpha / config.lora_rank)).to(weight.dtype)
+        merged[name.replace(".base_layer.", ".")] = weight
+    return merged

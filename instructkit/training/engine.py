@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from deepspeed.accelerator import get_accelerator
 from torch import nn
 
 from instructkit.config import TrainingConfig
+from instructkit.errors import UserError
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.training.data import Batch
 from instructkit.training.schedule import learning_rate
@@ -26,14 +28,14 @@ class Step(NamedTuple):
         tokens: target tokens, over all ranks.
         samples: examples, over all ranks.
         learning_rate: used in it.
-        gradient_norm: before clipping.
+        gradient_norm: before clipping; None where DeepSpeed does not give it (ZeRO 0 in fp32).
     """
 
     loss: float
     tokens: int
     samples: int
     learning_rate: float
-    gradient_norm: float
+    gradient_norm: float | None
 
 
 def start_ranks() -> tuple[int, int]:
@@ -88,7 +90,7 @@ class Engine:
         """The model inside the engine."""
         return self.deepspeed.module
 
-    def step(self, number: int, batches: Iterable[Batch]) -> Step:
+    def step(self, number: int, batches: Iterable[Batch], seed: int = 0) -> Step:
         """One optimizer step from this rank's micro-batches.
 
         Every rank's and micro-batch's sum of losses is divided by the number of target tokens in the whole global
@@ -97,6 +99,7 @@ class Engine:
         Args:
             number: of the step, from 0; the learning rate follows from it.
             batches: `accumulation` micro-batches.
+            seed: of the run; dropout follows from it, the step, the micro-batch and the rank.
         """
         batches = list(batches)
         rate = learning_rate(number, self.config)
@@ -106,15 +109,28 @@ class Engine:
         tokens, samples = share(local)
         scale = dist.get_world_size() * len(batches) / tokens
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for batch in batches:
+        for index, batch in enumerate(batches):
+            torch.manual_seed(hash((seed, number, index, dist.get_rank())) & 0x7FFF_FFFF)
             inputs = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.inputs.items()}
             answer = self.deepspeed(**inputs)
             self.deepspeed.backward(answer.total * scale)
             total += answer.total.detach()
             self.deepspeed.step()
         (nll,) = share([float(total)])
+        if not math.isfinite(nll):
+            names = ", ".join(example for batch in batches for example in batch.examples)
+            raise UserError(f"the loss of step {number + 1} is {nll}; rank {dist.get_rank()} read the examples {names}")
         norm = self.deepspeed.get_global_grad_norm()
-        return Step(nll / tokens, int(tokens), int(samples), rate, float(norm) if norm is not None else float("nan"))
+        return Step(nll / tokens, int(tokens), int(samples), rate, None if norm is None else float(norm))
+
+    def gathered_state(self) -> dict[str, torch.Tensor]:
+        """All parameters on the CPU, whole on the first rank; call on every rank, since ZeRO 3 shards them."""
+        state = {}
+        for name, parameter in self.model.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter], enabled=self.config.zero_stage == 3):
+                if dist.get_rank() == 0:
+                    state[name] = parameter.detach().cpu().clone()
+        return state
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -32,10 +32,11 @@ class RunLog:
 
             self._wandb = wandb.init(project=project, dir=str(folder), name=folder.name, config=config)
 
-    def metrics(self, step: int, **values: float) -> None:
-        """Numbers of a step."""
+    def metrics(self, step: int, **values: float | None) -> None:
+        """Numbers of a step; those that are None are left out."""
+        values = {name: value for name, value in values.items() if value is not None}
         if self._file:
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
         if self._wandb:
             self._wandb.log(values, step=step)
 

@@ -1,0 +1,140 @@
+"""Everything a run needs before its first step: converted data, a model with its tokenisers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import torch.distributed as dist
+from tqdm import tqdm
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from instructkit import conversion, sources
+from instructkit.batches import Limits, Texts
+from instructkit.config import RunConfig
+from instructkit.errors import UserError
+from instructkit.examples import MANIFEST, load_examples
+from instructkit.models.instruct_blip import InstructBlip
+from instructkit.models.presets import build, preset
+from instructkit.models.saving import load_model
+from instructkit.models.tokenizers import train_llm_tokenizer, train_qformer_tokenizer
+from instructkit.prompts import train_templates
+from instructkit.protocols import load_protocol
+from instructkit.training.data import Part
+
+Say = Callable[[str], None]
+TOKENIZER_EXAMPLES = 20_000
+
+
+def splits_of(config: RunConfig) -> list[str]:
+    """All `source/split` that a run reads: what it trains on, then what its benchmarks need."""
+    wanted = [_train_split(entry) for entry in config.data.train]
+    for benchmark in config.evaluation.benchmarks:
+        protocol = load_protocol(benchmark)
+        wanted.append(f"{protocol.source}/{protocol.split}")
+        if protocol.vocabulary is not None:
+            wanted += [f"{protocol.source}/{split}" for split in protocol.vocabulary.splits]
+    return list(dict.fromkeys(wanted))
+
+
+def prepare_data(config: RunConfig, say: Say) -> None:
+    """Convert what is not converted yet and can be; call on one rank.
+
+    Raises:
+        UserError: a split is neither converted nor can be, because nothing says where its release lies.
+    """
+    root = Path(config.data.root)
+    for name in splits_of(config):
+        source, split = name.split("/")
+        raw = _release(config, source)
+        if raw is None:
+            if not (root / name / MANIFEST).is_file():
+                raise UserError(
+                    f"{root / name}: not converted yet; run instructkit convert {source} --split {split} "
+                    f"--raw RELEASE --out {root}, or set data.raw.{source}=RELEASE"
+                )
+            continue
+        with tqdm(desc=f"convert {name}", unit=" records", leave=False) as bar:
+            outcome = conversion.convert(source, raw, root, split=split, progress=bar.update)
+        manifest = outcome.manifest
+        if outcome.too_many_rejects:
+            raise UserError(
+                f"{outcome.folder}: {manifest.rejected:,} of {manifest.records:,} records rejected; see rejected.jsonl"
+            )
+        done = "converted" if outcome.converted else "unchanged, not converted again"
+        say(f"data      {name}: {manifest.examples:,} examples, {manifest.rejected:,} rejected ({done})")
+
+
+def parts_of(config: RunConfig) -> list[Part]:
+    """The datasets of the training mixture, opened."""
+    parts = []
+    for entry in config.data.train:
+        folder = Path(config.data.root) / _train_split(entry)
+        examples = load_examples(folder)
+        task = sources.source(entry.split("/")[0]).task
+        parts.append(Part(entry.split("/")[0], examples, task, Path(examples.manifest.media_root)))
+    return parts
+
+
+def data_digest(config: RunConfig) -> dict[str, str]:
+    """Checksum of the manifest of every split that a run reads."""
+    root = Path(config.data.root)
+    return {
+        name: hashlib.sha256((root / name / MANIFEST).read_bytes()).hexdigest()
+        for name in splits_of(config)
+        if (root / name / MANIFEST).is_file()
+    }
+
+
+def prepare_model(config: RunConfig, parts: list[Part], folder: Path) -> tuple[InstructBlip, Texts]:
+    """The model of a run and its tokenisers; call on every rank.
+
+    A preset that starts from random weights gets tokenisers trained on the run's own text; they are kept in the run's
+    folder, so that a run that goes on reads with the same ones.
+    """
+    limits = Limits(instruction=config.data.instruction_tokens, answer=config.data.answer_tokens)
+    if config.model.name != "nano":
+        model, texts = load_model(config.model.name, limits)
+    else:
+        llm, qformer = _tokenizers(config, parts, folder / "tokenizers")
+        model = build(preset("nano", len(llm), len(qformer)), config.seed)
+        texts = Texts(llm, qformer, model.config, limits)
+    model.config.instruction_aware = config.model.instruction_aware
+    return model, texts
+
+
+def _tokenizers(
+    config: RunConfig, parts: list[Part], folder: Path
+) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
+    if dist.get_rank() == 0 and not (config.resume and folder.is_dir()):
+        pairs = list(_sample_texts(parts, config.seed))
+        instructions = [instruction for instruction, _ in pairs]
+        texts = [text for pair in pairs for text in pair]
+        train_llm_tokenizer(texts, config.model.vocabulary).save_pretrained(folder / "llm")
+        train_qformer_tokenizer(instructions, config.model.vocabulary).save_pretrained(folder / "qformer")
+    dist.barrier()
+    return AutoTokenizer.from_pretrained(folder / "llm"), AutoTokenizer.from_pretrained(folder / "qformer")
+
+
+def _sample_texts(parts: Iterable[Part], seed: int) -> Iterator[tuple[str, str]]:
+    """Instruction and target of the first examples of each dataset, in the wordings that training draws."""
+    for part in parts:
+        templates = train_templates(part.task)
+        for example in islice(part.examples, TOKENIZER_EXAMPLES):
+            prompt = templates.render(example, seed)
+            yield prompt.instruction, prompt.target or ""
+
+
+def _train_split(entry: str) -> str:
+    """`source/split` of an entry of `data.train`; question generation reads the examples of its VQA source."""
+    name, _, split = entry.partition("/")
+    source = sources.source(name)
+    return f"{source.examples_of or name}/{split or source.split}"
+
+
+def _release(config: RunConfig, source: str) -> Path | None:
+    if source in config.data.raw:
+        return Path(config.data.raw[source])
+    return sources.default_raw(source)

@@ -1,0 +1,183 @@
+"""Instruction-tune an InstructBLIP and evaluate it: the main job.
+
+    deepspeed recipes/instruct.py [--config recipes/configs/easy_vqa.yaml] [key=value ...]
+
+What it does, and the settings that govern it (`instructkit/config.py` explains every one):
+    data        converts releases that come as a package, checks that the others are converted     data.*
+    model       a preset from random weights, a folder or a published size; each tower is
+                frozen, trained by LoRA, or in full                                                 model.*
+    training    DeepSpeed with ZeRO 0 to 3, AdamW, warm-up and cosine, bf16 or fp32, gradient
+                accumulation and clipping; checkpoints of what is trained; resume=true goes on      training.*
+    evaluation  benchmarks by protocol, then runs/<name>/report/report.{json,md}                    evaluation.*
+Same seed, same losses, on one rank and on several.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import yaml
+from tqdm import tqdm
+
+from instructkit.config import RunConfig, load_config, to_dict
+from instructkit.errors import UserError
+from instructkit.evaluation.run import evaluate_run
+from instructkit.models.saving import save_model
+from instructkit.models.towers import merge_lora, prepare_towers, set_modes, trained_and_frozen
+from instructkit.reports.report import finished_report, last_lines, write_report
+from instructkit.training.checkpoints import last_checkpoint, load_checkpoint, save_checkpoint
+from instructkit.training.data import TrainingData
+from instructkit.training.engine import Engine, start_ranks
+from instructkit.training.log import RunLog
+from instructkit.training.setup import data_digest, parts_of, prepare_data, prepare_model
+
+DEFAULT_CONFIG = Path(__file__).parent / "configs" / "easy_vqa.yaml"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the recipe with command-line arguments."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="YAML file (default: %(default)s)")
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings over the file's")
+    options = parser.parse_args(arguments)
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    try:
+        instruct(load_config(options.config, options.settings))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def instruct(config: RunConfig) -> None:
+    """Convert, train, evaluate, report."""
+    rank, world = start_ranks()
+    first = rank == 0
+    folder = Path(config.output)
+    with RunLog(folder, to_dict(config), config.project, active=first) as log:
+        if first:
+            prepare_data(config, log.say)
+        dist.barrier()
+        identity = {"config": _identity(config), "data": data_digest(config)}
+        if finished_report(folder, identity):
+            log.say("nothing has changed since the run that lies here; it is not trained again")
+        else:
+            train(config, folder, rank, world, identity, log)
+            if first:
+                evaluate_run(config, folder, log.say)
+                write_report(config, folder, identity)
+        if first:
+            for line in last_lines(folder):
+                log.say(line)
+        dist.barrier()
+
+
+def train(config: RunConfig, folder: Path, rank: int, world: int, identity: dict[str, Any], log: RunLog) -> None:
+    """Train to `max_steps` and save the model to `folder/model`."""
+    settings = config.training
+    parts = parts_of(config)
+    model, texts = prepare_model(config, parts, folder)
+    prepare_towers(model, config.model)
+    groups = settings.batch_size // (world * settings.accumulation)
+    if groups * world * settings.accumulation != settings.batch_size:
+        raise UserError(
+            f"batch_size={settings.batch_size} cannot be split over {world} ranks and {settings.accumulation} "
+            f"micro-batches; make it a multiple of {world * settings.accumulation}"
+        )
+    data = TrainingData(
+        parts,
+        texts,
+        model.config.vision_config.image_size,
+        overrides=config.data.weights,
+        groups=groups,
+        group_size=config.data.group_size,
+        seed=config.seed,
+        augment=config.data.augment,
+        rank=rank,
+        world=world,
+    )
+    engine = Engine(model, settings)
+    start = _start(config, folder, engine, identity, log)
+    for line in _resolved(config, engine, data, world):
+        log.say(line)
+    if rank == 0:
+        (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+
+    set_modes(engine.model, training=True)
+    batches = iter(
+        data.loader(start * settings.accumulation, settings.max_steps * settings.accumulation, config.data.workers)
+    )
+    per_step = data.mixture.examples_per_group * settings.batch_size
+    began, samples = time.monotonic(), 0
+    with tqdm(
+        total=round(per_step * (settings.max_steps - start)), unit=" samples", desc="train", disable=rank > 0
+    ) as bar:
+        for number in range(start, settings.max_steps):
+            step = engine.step(number, (next(batches) for _ in range(settings.accumulation)), config.seed)
+            samples += step.samples
+            bar.set_postfix(step=number + 1, loss=f"{step.loss:.4f}", refresh=False)
+            bar.update(step.samples)
+            last = number + 1 == settings.max_steps
+            if (number + 1) % settings.log_every == 0 or last:
+                rate = samples / (time.monotonic() - began)
+                log.metrics(number + 1, samples_per_second=round(rate, 1), **step._asdict())
+            due = settings.checkpoint_every and (number + 1) % settings.checkpoint_every == 0
+            if due or last:
+                save_checkpoint(
+                    engine.deepspeed, folder / "checkpoints", number + 1, identity, settings.keep_checkpoints
+                )
+    state = merge_lora(engine.gathered_state(), config.model)
+    if rank == 0:
+        save_model(engine.model, texts, folder / "model", state)
+
+
+def _start(config: RunConfig, folder: Path, engine: Engine, identity: dict[str, Any], log: RunLog) -> int:
+    """Number of steps that are done already."""
+    checkpoint = last_checkpoint(folder / "checkpoints", log.say)
+    if checkpoint is None:
+        if config.resume:
+            log.say(f"resume    no checkpoint in {folder / 'checkpoints'}: starting at step 0")
+        return 0
+    if not config.resume:
+        log.say(f"resume    {checkpoint} is left as it is and training starts anew; resume=true would go on from it")
+        return 0
+    done = load_checkpoint(engine.deepspeed, checkpoint, identity)
+    log.say(f"resume    going on from {checkpoint}")
+    return done
+
+
+def _identity(config: RunConfig) -> dict[str, Any]:
+    """The settings that a result depends on."""
+    return {key: value for key, value in to_dict(config).items() if key not in ("output", "resume", "project")}
+
+
+def _resolved(config: RunConfig, engine: Engine, data: TrainingData, world: int) -> list[str]:
+    """What the settings came to, for the first lines of the log."""
+    lines = [
+        f"model     {name:<15} {trained:>13,} trained {frozen:>15,} frozen"
+        for name, (trained, frozen) in trained_and_frozen(engine.model).items()
+    ]
+    settings = config.training
+    samples = data.mixture.examples_per_group * settings.batch_size
+    for name, chance in data.mixture.probabilities.items():
+        lines.append(f"mixture   {name:<15} {data.mixture.sizes[name]:>13,} examples   probability {chance:.4f}")
+    lines.append(
+        f"training  {settings.max_steps:,} steps of {settings.batch_size} image groups, about {samples:.0f} samples "
+        f"({world} rank{'s' if world > 1 else ''}, {settings.accumulation} micro-batch each): "
+        f"{samples * settings.max_steps:,.0f} samples in all"
+    )
+    lines.append(f"device    {engine.device}, {settings.precision}, ZeRO {settings.zero_stage}, seed {config.seed}")
+    return lines
+
+
+if __name__ == "__main__":
+    main()
