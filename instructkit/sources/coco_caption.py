@@ -78,6 +78,8 @@ def read(raw: Path, split: str) -> Reading:
 def _karpathy_place(image: KarpathyImage) -> tuple[str, str]:
     if image.cocoid is None or image.filepath is None:
         raise Reject("an image of COCO needs cocoid and filepath")
+    if not image.filename.endswith(f"_{image.cocoid:012}.jpg"):
+        raise Reject(f"cocoid {image.cocoid} is not the number in {image.filename}")
     return str(image.cocoid), f"{image.filepath}/{image.filename}"
 
 

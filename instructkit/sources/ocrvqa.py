@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -57,6 +56,7 @@ ocrvqa/
 _decode = msgspec.json.Decoder(Record).decode
 _decode_split = msgspec.json.Decoder(_Split).decode
 _ASIN = re.compile(r"\w+")
+_SUFFIX = re.compile(r"\.(?:jpg|jpeg|png|gif)\Z", re.IGNORECASE)
 
 
 def read(raw: Path, split: str) -> Reading:
@@ -65,15 +65,15 @@ def read(raw: Path, split: str) -> Reading:
 
     def convert(raw_record: RawRecord) -> list[Example]:
         record = _decode(raw_record.data)
-        suffix = PurePosixPath(urlsplit(record.imageURL).path).suffix
-        if not suffix or not _ASIN.fullmatch(raw_record.key):
+        suffix = _SUFFIX.search(record.imageURL)
+        if suffix is None or not _ASIN.fullmatch(raw_record.key):
             raise Reject(f"no picture can be named after ASIN {raw_record.key!r} and imageURL {record.imageURL!r}")
         if len(record.questions) != len(record.answers) or not record.questions:
             raise Reject(f"{len(record.questions)} questions and {len(record.answers)} answers")
         return [
             Example(
                 id=f"ocrvqa/{split}/{raw_record.key}/{number}",
-                images=[f"{raw_record.key}{suffix}"],
+                images=[f"{raw_record.key}{suffix[0]}"],
                 question=question.strip(),
                 answers=[answer],
             )

@@ -109,6 +109,7 @@ def test_images_may_lie_in_images(tmp_path: Path) -> None:
         ({"sentences": []}, "no captions"),
         ({"sentences": [{"raw": " ", "sentid": 1}]}, "Expected `str` matching regex '\\\\S' - at `$.sentences[0].raw`"),
         ({"cocoid": None}, "an image of COCO needs cocoid and filepath"),
+        ({"cocoid": 10}, "cocoid 10 is not the number in COCO_train2014_000000000009.jpg"),
         ({"filename": "../9.jpg"}, "filename"),
     ],
 )

@@ -45,6 +45,7 @@ def test_splits(tmp_path: Path, split: str, books: list[str]) -> None:
         ({"answers": ["Ada Lake", None, "No"]}, "$.answers[1]"),
         ({"questions": ["Who?", " ", "What?"]}, "$.questions[1]"),
         ({"imageURL": "http://pictures.example/images/I/51abc"}, "no picture can be named"),
+        ({"imageURL": "http://pictures.example"}, "no picture can be named"),
         ({"imageURL": None}, "$.imageURL"),
         ({"split": 4}, "$.split"),
         ({"split": "train"}, "$.split"),
