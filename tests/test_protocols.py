@@ -184,6 +184,7 @@ def test_a_vocabulary_is_the_most_frequent_answers_first() -> None:
     examples = [
         Example(id=str(number), answers=[answer]) for number, answer in enumerate(["b", "a", "c", "a", "b", "d", "a"])
     ]
+    examples.append(Example(id="8", answers=[" "] * 9))
     assert msgspec.structs.replace(vocabulary, top=3).texts(examples) == ["a", "b", "c"]
     assert msgspec.structs.replace(vocabulary, top=None).texts(iter(examples)) == ["a", "b", "c", "d"]
 
