@@ -114,8 +114,9 @@ def json_member(path: Path, key: str) -> Iterator[RawRecord]:
         records = msgspec.json.decode(_content(path), type=holder).items  # type: ignore[attr-defined]
     except _UNDECODABLE as error:
         raise UserError(f'{path}: no list under the key "{key}" ({error}); is it the right file, and whole?') from error
+    name = path.name
     for index, record in enumerate(records):
-        yield RawRecord(path.name, f"{key}[{index}]", bytes(record))
+        yield RawRecord(name, f"{key}[{index}]", bytes(record))
 
 
 def json_object(path: Path) -> Iterator[RawRecord]:
