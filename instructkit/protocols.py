@@ -73,7 +73,7 @@ class Vocabulary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     top: int | None = None
 
     def texts(self, examples: Iterable[Example]) -> list[str]:
-        """The distinct answers of the examples (all of `splits`) but blank ones, most frequent first, then as they came."""
+        """The distinct answers of all examples of `splits` that are not blank, by frequency, then as they came."""
         counts = Counter(answer for example in examples for answer in example.answers if answer.strip())
         return [answer for answer, _ in counts.most_common(self.top)]
 
