@@ -58,7 +58,7 @@ SHARD_BYTES = 16 << 20
 REJECT_LIMIT = 0.01
 _LOCK_SECONDS = 10
 
-Progress = Callable[[int], None]
+Progress = Callable[[int], object]
 Repeats = dict[int, dict[int, str]]
 """Examples taken out because an earlier shard has their id: shard -> row -> id."""
 

@@ -25,7 +25,7 @@ from instructkit.models.instruct_blip import InstructBlip
 from instructkit.prompts import Prompt
 from instructkit.protocols import VOCABULARY, Protocol, merge_scores
 
-Progress = Callable[[int], None]
+Progress = Callable[[int], object]
 RANKED = 100
 
 

@@ -136,7 +136,8 @@ class Engine:
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Trained parameters in two groups: matrices decay; vectors (biases, norms), embeddings and query tokens do not."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             vector = parameter.ndim < 2 or id(parameter) in embeddings or "embedding" in name or "query_tokens" in name
