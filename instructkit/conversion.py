@@ -225,7 +225,7 @@ def _make_shards(folder: Path, plan: Plan, reading: Reading, jobs: int, progress
                 reports.append(msgspec.json.decode(path.read_bytes(), type=ShardReport))
                 progress(len(records))
             else:
-                yield Task(number, records)
+                yield Task.of(number, records)
 
     media_root = Path(plan.media_root) if plan.check_images else None
     work = partial(make_shard, folder, reading, partial(guard_of, plan.source, plan.split, media_root))

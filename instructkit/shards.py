@@ -10,7 +10,7 @@ Beside `shard-00000.parquet` stand, until the conversion is complete, in `.parti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -48,10 +48,22 @@ class ShardReport(msgspec.Struct):
 
 
 class Task(NamedTuple):
-    """The raw records of one shard."""
+    """The raw records of one shard, laid out in columns: they are pickled five times as fast as rows."""
 
     number: int
-    records: list[RawRecord]
+    files: Sequence[str]
+    keys: Sequence[str]
+    data: Sequence[bytes]
+
+    @classmethod
+    def of(cls, number: int, records: Sequence[RawRecord]) -> Task:
+        """The task of a shard that holds these records, of which there is at least one."""
+        return cls(number, *zip(*records, strict=True))
+
+    @property
+    def records(self) -> Iterator[RawRecord]:
+        """The records, as they came."""
+        return map(RawRecord, self.files, self.keys, self.data)
 
 
 class Guard:
@@ -66,7 +78,7 @@ class Guard:
 
     def __init__(self, task: str, prefix: str = "", hidden: bool = False, media_root: Path | None = None) -> None:
         self.task, self.prefix, self.hidden, self.media_root = task, prefix, hidden, media_root
-        self.ids: dict[str, None] = {}
+        self.ids: dict[str, str] = {}
         self.media: dict[str, int] = {}
 
     def admit(self, examples: Sequence[Example]) -> None:
@@ -75,14 +87,14 @@ class Guard:
         Raises:
             Reject: one of them is wrong, or has the id of an earlier one.
         """
-        ids = dict.fromkeys(example.id for example in examples)
-        if len(ids) < len(examples):
+        ids = [example.id for example in examples]
+        if len(set(ids)) < len(ids):
             raise Reject("two of its examples have the same id")
         for example in examples:
             reason = problem(example, self.task, self.hidden) or self._bad_id(example.id) or self._bad_media(example)
             if reason is not None:
                 raise Reject(reason)
-        self.ids.update(ids)
+        self.ids.update(zip(ids, ids, strict=True))
 
     def _bad_id(self, name: str) -> str | None:
         if not name.startswith(self.prefix) or len(name) == len(self.prefix):
@@ -100,7 +112,7 @@ class Guard:
 
 
 def admitted(
-    reading: Reading, records: Sequence[RawRecord], guard: Guard | None, rejected: list[Rejected]
+    reading: Reading, records: Iterable[RawRecord], guard: Guard | None, rejected: list[Rejected]
 ) -> Iterator[Example]:
     """The examples of raw records, in order; records that do not fit are added to `rejected`, as a whole."""
     for record in records:
@@ -125,11 +137,11 @@ def make_shard(folder: Path, reading: Reading, new_guard: Callable[[], Guard], t
     write_atomically(partial / f"{name}.rejected", lines)
     write_atomically(partial / f"{name}.ids", hash_texts(guard.ids).tobytes())
     write_atomically(partial / f"{name}.media", _media_hashes(guard.media).tobytes())
-    first, last = task.records[0].file, task.records[-1].file
+    first, last = task.files[0], task.files[-1]
     report = ShardReport(
         number=task.number,
         file=first if first == last else f"{first} ... {last}",
-        records=len(task.records),
+        records=len(task.keys),
         examples=written,
         rejected=len(rejected),
     )
