@@ -1,0 +1,97 @@
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from instructkit.errors import UserError
+from instructkit.workers import in_processes
+
+
+def square(number: int) -> tuple[int, int]:
+    return number * number, os.getpid()
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 5])
+def test_every_task_is_done_once(jobs: int) -> None:
+    results = list(in_processes(square, range(40), jobs))
+    assert sorted(value for value, _ in results) == [number * number for number in range(40)]
+    elsewhere = {process for _, process in results} - {os.getpid()}
+    assert bool(elsewhere) == (jobs > 1)
+
+
+def test_no_more_tasks_are_read_than_there_are_processes() -> None:
+    read = 0
+
+    def tasks() -> Iterator[int]:
+        nonlocal read
+        for number in range(20):
+            read += 1
+            yield number
+
+    for done, _ in enumerate(in_processes(square, tasks(), 2), 1):
+        assert read <= done + 2 + 1
+
+
+def test_an_error_in_a_process_arrives_here() -> None:
+    def fails(number: int) -> int:
+        if number == 3:
+            raise UserError("three is bad")
+        return number
+
+    with pytest.raises(UserError, match="three is bad"):
+        list(in_processes(fails, range(10), 2))
+
+
+def test_an_error_that_cannot_be_pickled_arrives_as_text() -> None:
+    class Odd(Exception):
+        def __init__(self, one: int, two: int) -> None:
+            super().__init__(one)
+
+    def fails(number: int) -> int:
+        raise Odd(number, number)
+
+    with pytest.raises(RuntimeError, match="Odd"):
+        list(in_processes(fails, range(3), 2))
+
+
+def test_a_killed_process_is_an_error() -> None:
+    def dies(number: int) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+    with pytest.raises(UserError, match="killed"):
+        list(in_processes(dies, range(3), 2))
+
+
+def test_processes_end_when_their_parent_is_killed() -> None:
+    script = """
+        import os, time
+        from instructkit.workers import in_processes
+
+        def sleeps(number):
+            print(os.getpid(), flush=True)
+            time.sleep(60)
+
+        list(in_processes(sleeps, range(2), 2))
+    """
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        children = [int(parent.stdout.readline()) for _ in range(2)]
+        parent.kill()
+    deadline = time.monotonic() + 20
+    while any(map(_runs, children)):
+        assert time.monotonic() < deadline, "a worker outlived its parent"
+        time.sleep(0.02)
+
+
+def _runs(process: int) -> bool:
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
