@@ -21,7 +21,7 @@ from instructkit.conversion import convert
 from instructkit.errors import UserError
 from instructkit.examples import load_examples
 
-TINY = Path(__file__).parent / "tiny"
+TINY = Path(__file__).parent / "made_up_source"
 
 
 @pytest.fixture(autouse=True)
@@ -188,9 +188,11 @@ def _killed_at(step: int, late: bool, work: Callable[[], object]) -> bool:
                 now = next(steps)
                 if now == step and not late:
                     os.kill(os.getpid(), signal.SIGKILL)
-                do(*args, **options)
-                if now == step:
-                    os.kill(os.getpid(), signal.SIGKILL)
+                try:
+                    do(*args, **options)
+                finally:
+                    if now == step:
+                        os.kill(os.getpid(), signal.SIGKILL)
 
             setattr(os, name, change)
         work()
@@ -283,7 +285,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(
 def test_two_conversions_into_one_folder_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conversion, "_LOCK_SECONDS", 1)
     raw = write_release(tmp_path / "raw", mixed_records())
-    refused = []
+    refused: list[int] = []
 
     def progress(records: int) -> None:
         if refused:
