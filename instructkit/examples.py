@@ -376,9 +376,10 @@ class Examples(Sequence[Example]):
         for shard in shards:
             if not shard.is_file():
                 raise UserError(f"{shard}: missing, though {MANIFEST} lists it; convert the dataset again")
-        if shards:
+        filled = [str(folder / name) for name, rows in self.manifest.shards.items() if rows]
+        if filled:
             datasets.disable_progress_bars()
-            self.rows = datasets.Dataset.from_parquet([str(shard) for shard in shards])
+            self.rows = datasets.Dataset.from_parquet(filled)
             datasets.enable_progress_bars()
         else:
             self.rows = datasets.Dataset(SCHEMA.empty_table())
