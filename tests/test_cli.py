@@ -1,0 +1,258 @@
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pyarrow.parquet as pq
+import pytest
+
+from instructkit import cli, sources
+from instructkit.examples import find_datasets, load_examples, read_manifest
+from tests.sources.mini import vqav2
+from tests.test_conversion import TINY, record, write_release
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command in this process: (exit code, stdout, stderr)."""
+    monkeypatch.setattr(sources, "__path__", [*sources.__path__, str(TINY)])
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["instructkit", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        told = capsys.readouterr()
+        return int(end.value.code or 0), told.out, told.err
+
+    return run
+
+
+def last_line(text: str) -> str:
+    return text.rstrip().splitlines()[-1]
+
+
+def test_convert_tells_what_came_out(run: Run, tmp_path: Path) -> None:
+    raw = write_release(tmp_path / "raw", [record(number) for number in range(3)])
+    code, out, _ = run("convert", "tiny", "--raw", raw, "--out", tmp_path / "out", "--jobs", 2)
+    folder = tmp_path / "out/tiny/train"
+    assert (code, last_line(out)) == (0, f"{folder}: 3 examples, 0 of 3 records rejected, published 3: agrees")
+    assert "note: tiny is made up" in out
+    code, out, _ = run("convert", "tiny", "--raw", raw, "--out", tmp_path / "out")
+    assert code == 0
+    assert "nothing changed" in out
+    assert last_line(out).startswith(f"{folder}: 3 examples")
+
+
+def test_too_many_rejects_end_with_code_1_and_the_reason(run: Run, tmp_path: Path) -> None:
+    raw = write_release(tmp_path / "raw", [record(number) for number in range(98)] + [{}, {"id": 3}])
+    code, out, err = run("convert", "tiny", "--raw", raw, "--out", tmp_path / "out", "--jobs", 1)
+    assert code == 1
+    assert "98 examples, 2 of 100 records rejected" in out
+    assert "2 of 100 records (2.0%, more than 1%) do not fit, see" in last_line(err)
+    assert "the first: list.json, 98: Object missing required field `id`" in last_line(err)
+    code, _, err = run("convert", "tiny", "--raw", raw, "--out", tmp_path / "out", "--jobs", 1)
+    assert code == 1, "rejects count again when nothing has changed"
+    write_release(raw, [record(number) for number in range(99)] + [{}])
+    assert run("convert", "tiny", "--raw", raw, "--out", tmp_path / "out", "--jobs", 1)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["convert", "tiney", "--raw", ".", "--out", "out"], "no source is called 'tiney'; did you mean tiny"),
+        (["convert", "tiny", "--out", "out"], "tiny: name the folder of its release with --raw"),
+        (["convert", "tiny", "--raw", "none", "--out", "out"], "none: no such folder"),
+        (["convert", "tiny", "--raw", ".", "--out", "out"], "none of list.json is here"),
+        (["convert", "tiny", "--raw", ".", "--out", "out", "--split", "dev"], "has no split 'dev'"),
+        (["convert", "vqg_vqav2", "--raw", ".", "--out", "out"], "uses the examples of vqav2"),
+        (["convert", "all", "--out", "out"], "convert all: name the folder"),
+        (["convert", "all", "--raw", "none", "--out", "out"], "none: no such folder"),
+        (["convert", "all", "--raw", ".", "--out", "out", "--split", "val"], "--split is 'all' or not given"),
+        (["convert", "all", "--raw", ".", "--out", "out"], "holds no release that could be converted"),
+        (["sources", "tiney"], "did you mean tiny"),
+        (["render", "none"], "none: no such folder"),
+        (["render", "."], "no converted dataset in or below it"),
+        (["render", ".", "--format", "xml"], "no format is called 'xml'; there are preview, text, messages, llava"),
+        (["mixture", "none"], "none: no such folder"),
+    ],
+)
+def test_mistakes_are_one_line_and_code_2(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(*arguments)
+    assert code == 2
+    lines = [line for line in err.splitlines() if line.startswith("instructkit: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert "Traceback" not in err
+
+
+def test_sources_lists_all(run: Run) -> None:
+    code, out, _ = run("sources")
+    assert code == 0
+    heading, _, *rows = out.splitlines()
+    assert heading.split() == ["name", "task", "role", "split", "examples", "home", "licence"]
+    assert [row.split()[0] for row in rows] == sources.names()
+    (line,) = [row for row in rows if row.startswith("vqav2 ")]
+    assert line.split()[:6] == ["vqav2", "vqa", "held-in", "train", "443,757", "https://visualqa.org"]
+
+
+def test_sources_json_holds_the_facts(run: Run) -> None:
+    facts = {entry["name"]: entry for entry in json.loads(run("sources", "--json")[1])}
+    assert sorted(facts) == sources.names()
+    assert all(
+        {"name", "task", "role", "split", "splits", "files", "published", "licence", "home"} <= set(entry)
+        for entry in facts.values()
+    )
+    assert {entry["role"] for entry in facts.values()} == {"held-in", "held-out", "extra"}
+    entry = facts["vqav2"]
+    assert (entry["task"], entry["role"], entry["split"], entry["published"]) == ("vqa", "held-in", "train", 443_757)
+    assert entry["files"] == ["v2_OpenEnded_mscoco_train2014_questions.json", "v2_mscoco_train2014_annotations.json"]
+    assert entry["splits"]["val"]["published"] == 214_354
+    assert facts["vqg_vqav2"]["examples_of"] == "vqav2"
+    assert [entry["name"] for entry in json.loads(run("sources", "vqav2", "--json")[1])] == ["vqav2"]
+
+
+def test_one_source_shows_its_folder_and_its_record(run: Run) -> None:
+    code, out, _ = run("sources", "vqav2")
+    assert code == 0
+    assert "├── v2_mscoco_train2014_annotations.json" in out
+    record_part = out[out.index("\nrecord\n") :]
+    assert "answers: list of Answer" in record_part
+    assert "  Answer:\n    answer: string" in record_part
+    assert "question_id: integer" in record_part
+    for source in sources.sources():
+        shown = run("sources", source.name)[1]
+        for field in msgspec.structs.fields(source.record):
+            assert f"  {field.encode_name}: " in shown
+
+
+def test_convert_all_converts_what_it_finds(run: Run, tmp_path: Path) -> None:
+    root = tmp_path / "raw"
+    names = [source.name for source in sources.sources() if source.examples_of is None]
+    names = [name for name in names if name not in ("easy_vqa", "tiny", "msvd_qa")]
+    for name in names:
+        importlib.import_module(f"tests.sources.mini.{name}").write(root / name)
+    write_release(root / "another folder", [record(0), record(1, question="reject me")])
+    code, out, _ = run("convert", "all", "--raw", root, "--out", tmp_path / "out", "--jobs", 1)
+    assert code == 1, "half of tiny is rejected"
+    rows = {line.split()[0]: line.split() for line in out.splitlines()[2 : 2 + len(sources.names())]}
+    assert sorted(rows) == sources.names()
+    assert rows["vqav2"][1:] == ["train", "converted", "3", "0", "443,757", "differs"]
+    assert rows["tiny"][1:] == ["train", "converted", "1", "1", "3", "differs"]
+    assert rows["msvd_qa"][2] == rows["easy_vqa"][2] == "missing"
+    assert rows["vqg_vqav2"][2:4] == ["needs", "none"]
+    assert "vqg_vqav2 train: uses the examples of vqav2" in out
+    assert "tiny train: 1 of 2 records (50.0%, more than 1%) do not fit" in out
+    assert last_line(out) == f"{len(names) + 1} found, 2 missing, 1 failed"
+    assert len(find_datasets(tmp_path / "out")) == len(names) + 1
+    assert {row[2] for name, row in rows.items() if name in names} == {"converted"}
+
+    out = run("convert", "all", "--raw", root, "--out", tmp_path / "out", "--jobs", 1)[1]
+    rows = {line.split()[0]: line.split() for line in out.splitlines()[2 : 2 + len(sources.names())]}
+    assert {row[2] for name, row in rows.items() if name in names} == {"unchanged"}
+
+    code, out, _ = run("mixture", tmp_path / "out", "--set", "aokvqa=0.5")
+    assert code == 0
+    shares = {line.split()[0]: line.split()[1:] for line in out.splitlines()[2:-1]}
+    held_in = {source.name for source in sources.sources() if source.role == "held-in"}
+    assert set(shares) == held_in | {"tiny"}
+    assert shares["vqg_vqav2"] == shares["vqav2"]
+    assert sum(float(share) for _, share in shares.values()) == pytest.approx(1, abs=0.002)
+    assert float(shares["aokvqa"][1]) == pytest.approx(float(shares["vqg_aokvqa"][1]) / 2, abs=2e-4)
+    assert "left out, as they are for evaluation:" in last_line(out)
+    assert "gqa/testdev" in last_line(out)
+
+
+def test_convert_all_takes_every_split_on_request(run: Run, tmp_path: Path) -> None:
+    vqav2.write(tmp_path / "raw" / "vqav2")
+    run("convert", "all", "--raw", tmp_path / "raw", "--out", tmp_path / "out", "--split", "all", "--jobs", 1)
+    found = [str(path.relative_to(tmp_path / "out")) for path in find_datasets(tmp_path / "out")]
+    assert found == ["vqav2/test", "vqav2/test-dev", "vqav2/train", "vqav2/val"]
+
+
+def test_convert_all_does_not_guess_between_two_sources(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "raw" / "videos"
+    importlib.import_module("tests.sources.mini.msvd_qa").write(folder)
+    code, out, _ = run("convert", "all", "--raw", tmp_path / "raw", "--out", tmp_path / "out", "--jobs", 1)
+    assert code == 2
+    told = f"{folder}: could be {{}} or {{}}; rename it to the source's name"
+    assert f"msvd_qa test: {told.format('msvd_qa', 'msrvtt_qa')}" in out
+    assert f"msrvtt_qa test: {told.format('msrvtt_qa', 'msvd_qa')}" in out
+    folder.rename(tmp_path / "raw" / "msvd_qa")
+    code, out, _ = run("convert", "all", "--raw", tmp_path / "raw", "--out", tmp_path / "out", "--jobs", 1)
+    assert (code, last_line(out).split()[0]) == (0, "1")
+
+
+def test_render_writes_formats_to_a_file_or_the_terminal(run: Run, tmp_path: Path) -> None:
+    vqav2.write(tmp_path / "raw")
+    run("convert", "vqav2", "--raw", tmp_path / "raw", "--out", tmp_path / "out", "--jobs", 1)
+    code, out, _ = run("render", tmp_path / "out")
+    assert code == 0
+    assert out.count("wording") == 3
+    assert "COCO_train2014_000000000009.jpg" in out
+    assert run("render", tmp_path / "out", "--seed", "1")[1] != out
+    code, out, _ = run("render", tmp_path / "out", "--format", "messages", "--limit", 2)
+    assert [set(json.loads(line)) for line in out.splitlines()] == [{"id", "messages", "images"}] * 2
+    code, out, _ = run("render", tmp_path / "out", "--format", "llava", "--out", tmp_path / "llava.json")
+    assert (code, out) == (0, f"wrote {tmp_path / 'llava.json'}\n")
+    assert len(json.loads((tmp_path / "llava.json").read_text())) == 3
+
+
+def test_easy_vqa_needs_no_raw_folder(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("convert", "easy_vqa", "--out", tmp_path / "out", "--split", "test", "--limit", 20)
+    assert code == 0
+    assert "20 examples" in out
+    data = load_examples(tmp_path / "out/easy_vqa/test")
+    assert data.media_path(data[0].images[0]).is_file()
+
+
+def test_weights_must_be_numbers_of_datasets_that_are_there(run: Run, tmp_path: Path) -> None:
+    write_release(tmp_path / "raw", [record(0)])
+    run("convert", "tiny", "--raw", tmp_path / "raw", "--out", tmp_path / "out", "--jobs", 1)
+    assert "must be NAME=FACTOR" in run("mixture", tmp_path / "out", "--set", "tiny")[2]
+    assert "no such dataset" in run("mixture", tmp_path / "out", "--set", "tiney=2")[2]
+    code, out, _ = run("mixture", tmp_path / "out", "--set", "tiny=2")
+    assert (code, out.splitlines()[2].split()) == (0, ["tiny", "1", "1.0000"])
+
+
+def test_question_generation_counts_in_the_mixture(run: Run, tmp_path: Path) -> None:
+    vqav2.write(tmp_path / "raw")
+    for split in ("train", "val"):
+        run("convert", "vqav2", "--raw", tmp_path / "raw", "--out", tmp_path / "out", "--split", split, "--jobs", 1)
+    out = run("mixture", tmp_path / "out")[1]
+    assert [line.split() for line in out.splitlines()[2:4]] == [["vqav2", "3", "0.5000"], ["vqg_vqav2", "3", "0.5000"]]
+    assert last_line(out).endswith("vqav2/val")
+    assert "no dataset for training here" in run("mixture", tmp_path / "out/vqav2/val")[2]
+
+
+def test_the_command_itself(tmp_path: Path) -> None:
+    """As a process of its own: quick to start, a closed pipe is no traceback, the files are read by plain pyarrow."""
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import sys, instructkit.cli, instructkit.listing, instructkit.sources as s; s.sources();"
+         "print(*sorted({'torch', 'transformers', 'datasets', 'deepspeed'} & set(sys.modules)))"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert loaded.stdout.strip() == ""
+    command = f"{sys.executable} -m instructkit.cli"
+    closed = subprocess.run(f"{command} sources --json | head -c 20", shell=True, capture_output=True, text=True)
+    assert closed.stderr == ""
+    vqav2.write(tmp_path / "raw")
+    done = subprocess.run(
+        [*command.split(), "convert", "vqav2", "--raw", tmp_path / "raw", "--out", tmp_path / "out", "--check-images"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 media files checked, 0 missing, 0 broken" in done.stdout
+    manifest = read_manifest(tmp_path / "out/vqav2/train")
+    assert pq.read_table(tmp_path / "out/vqav2/train" / next(iter(manifest.shards))).num_rows == 3
+    failed = subprocess.run([*command.split(), "convert", "esay_vqa", "--out", "x"], capture_output=True, text=True)
+    assert failed.returncode == 2
+    assert failed.stderr == "instructkit: no source is called 'esay_vqa'; did you mean easy_vqa?\n"
