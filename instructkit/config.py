@@ -114,6 +114,27 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keep_checkpoints: Positive = 2
 
 
+class ThroughputConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a training step leaves out without changing its loss; each costs speed or memory when it is off.
+
+    Attributes:
+        share_images: the vision encoder sees an image once a micro-batch, not once a row.
+        share_keys: the Q-Former's cross-attention makes keys and values once an image, and its instructions are not
+            padded.
+        packing: no padding in the LLM: rows of a decoder-only LLM are laid end to end with attention that keeps them
+            apart, those of an encoder-decoder grouped by length.
+        answers_only: only answer positions are projected onto the vocabulary.
+        feature_cache: folder that keeps the frozen vision encoder's features of every image that was seen; for runs
+            without augmentation; null keeps none.
+    """
+
+    share_images: bool = True
+    share_keys: bool = True
+    packing: bool = True
+    answers_only: bool = True
+    feature_cache: str | None = None
+
+
 class EvaluationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is evaluated when training has ended.
 
@@ -145,6 +166,7 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
+    throughput: ThroughputConfig = ThroughputConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
 
@@ -152,6 +174,7 @@ GROUPS: dict[str, type[msgspec.Struct]] = {
     "model": ModelConfig,
     "data": DataConfig,
     "training": TrainingConfig,
+    "throughput": ThroughputConfig,
     "evaluation": EvaluationConfig,
 }
 

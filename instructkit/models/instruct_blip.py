@@ -1,8 +1,8 @@
 """`InstructBlip`: transformers' InstructBLIP with what instruction tuning needs and it lacks.
 
 Parameter names are those of `InstructBlipForConditionalGeneration`, so what is saved here loads there and gives the
-same logits. Added are: one vision pass for all rows that share an image, several images (video frames) a row, the
-instruction-aware switch of the paper's ablation, and a loss that projects answer positions only onto the vocabulary.
+same logits. Added are: several images (video frames) a row, the instruction-aware switch of the paper's ablation, and
+a loss that leaves out what a training step does not need (`instructkit.config.ThroughputConfig`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ from torch import Tensor, nn
 from transformers import InstructBlipForConditionalGeneration
 from transformers.models.instructblip.modeling_instructblip import BaseModelOutputWithVisionQformerOutputs
 
+from instructkit.config import ThroughputConfig
+from instructkit.models.packing import Rows, can_pack, packed_rows, similar_rows
+from instructkit.models.qformer import read_images
+
 IGNORED = -100
 
 
@@ -26,10 +30,27 @@ class AnswerLoss(NamedTuple):
         total: sum over the target tokens, float32, a scalar that carries the gradient.
         tokens: number of target tokens.
         rows: sum of each row without gradient, `[rows]`.
+        patches: what the vision encoder made of `pixel_values` before its last layer norm, without gradient; only
+            where cached features come with the batch.
     """
 
     total: Tensor
     tokens: int
+    rows: Tensor
+    patches: Tensor | None = None
+
+
+class Answers(NamedTuple):
+    """Predictions of some target tokens.
+
+    Attributes:
+        logits: `[tokens, vocabulary]`.
+        targets: the tokens, `[tokens]`.
+        rows: row of each, `[tokens]`.
+    """
+
+    logits: Tensor
+    targets: Tensor
     rows: Tensor
 
 
@@ -38,7 +59,12 @@ class InstructBlip(InstructBlipForConditionalGeneration):
 
     `config.instruction_aware = False` keeps the instruction from the Q-Former but not from the LLM, the ablation of
     the paper's table 2.
+
+    Attributes:
+        throughput: what a training step leaves out; the loss is the same with every setting.
     """
+
+    throughput = ThroughputConfig()
 
     @property
     def instruction_aware(self) -> bool:
@@ -49,6 +75,13 @@ class InstructBlip(InstructBlipForConditionalGeneration):
         """Features of distinct images: `[images, 3, height, width]` to `[images, patches + 1, vision width]`."""
         features: Tensor = self.vision_model(pixel_values=pixel_values).last_hidden_state
         return features
+
+    @torch.no_grad()
+    def encode_patches(self, pixel_values: Tensor) -> Tensor:
+        """What `encode_images` gives before the last layer norm, which is trained though the encoder is frozen."""
+        hidden = self.vision_model.embeddings(pixel_values)
+        patches: Tensor = self.vision_model.encoder(inputs_embeds=hidden).last_hidden_state
+        return patches
 
     def query_images(
         self,
@@ -70,22 +103,23 @@ class InstructBlip(InstructBlipForConditionalGeneration):
         Returns:
             Soft prompts `[pairs, queries, LLM width]`.
         """
-        queries = self.query_tokens.expand(len(image_index), -1, -1)
+        ids = qformer_input_ids[image_rows] if self.instruction_aware and qformer_input_ids is not None else None
         mask = None
-        if not self.instruction_aware:
-            qformer_input_ids = None
-        if qformer_input_ids is not None:
-            if qformer_attention_mask is None:
-                qformer_attention_mask = torch.ones_like(qformer_input_ids)
-            seen = qformer_attention_mask.new_ones(queries.shape[:2])
-            mask = torch.cat([seen, qformer_attention_mask[image_rows]], dim=1)
-            qformer_input_ids = qformer_input_ids[image_rows]
-        hidden = self.qformer(
-            input_ids=qformer_input_ids,
-            attention_mask=mask,
-            query_embeds=queries,
-            encoder_hidden_states=image_features[image_index],
-        ).last_hidden_state[:, : queries.shape[1]]
+        if ids is not None and qformer_attention_mask is not None:
+            mask = qformer_attention_mask[image_rows]
+        if self.throughput.share_keys:
+            hidden = read_images(self.qformer, self.query_tokens, image_features, image_index, ids, mask)
+        else:
+            queries = self.query_tokens.expand(len(image_index), -1, -1)
+            if ids is not None:
+                text = torch.ones_like(ids) if mask is None else mask
+                mask = torch.cat([text.new_ones(queries.shape[:2]), text], dim=1)
+            hidden = self.qformer(
+                input_ids=ids,
+                attention_mask=mask,
+                query_embeds=queries,
+                encoder_hidden_states=image_features[image_index],
+            ).last_hidden_state[:, : queries.shape[1]]
         projected: Tensor = self.language_projection(hidden)
         return projected
 
@@ -101,9 +135,14 @@ class InstructBlip(InstructBlipForConditionalGeneration):
         """Input embeddings of the LLM, soft prompts in the places of the image tokens: `[rows, length, LLM width]`."""
         features = self.encode_images(pixel_values)
         soft = self.query_images(features, image_index, image_rows, qformer_input_ids, qformer_attention_mask)
-        embeds = self.get_input_embeddings()(input_ids)
-        places = (input_ids == self.config.image_token_index).unsqueeze(-1)
-        return embeds.masked_scatter(places, soft.to(embeds.dtype))
+        return self.embed(input_ids, soft)
+
+    def embed(self, input_ids: Tensor, soft: Tensor) -> Tensor:
+        """Embeddings of tokens, soft prompts in the places of the image tokens: `[..., LLM width]`."""
+        places = input_ids == self.config.image_token_index
+        # The image token need not be in the LLM's vocabulary.
+        embeds = self.get_input_embeddings()(input_ids.masked_fill(places, 0))
+        return embeds.masked_scatter(places.unsqueeze(-1), soft.to(embeds.dtype))
 
     def answer_loss(
         self,
@@ -115,11 +154,14 @@ class InstructBlip(InstructBlipForConditionalGeneration):
         input_ids: Tensor,
         attention_mask: Tensor,
         labels: Tensor,
+        image_patches: Tensor | None = None,
+        image_order: Tensor | None = None,
     ) -> AnswerLoss:
-        """Negative log-likelihood of the answers, with only their positions projected onto the vocabulary.
+        """Negative log-likelihood of the answers.
 
         Args:
-            pixel_values: distinct images of the batch, `[images, 3, height, width]`.
+            pixel_values: distinct images of the batch, `[images, 3, height, width]`; where features were kept, only
+                those without.
             image_index: which image each pair of row and image reads, `[pairs]`; sorted by row.
             image_rows: which row each pair belongs to, `[pairs]`.
             qformer_input_ids: instruction for the Q-Former, `[rows, text]`.
@@ -128,25 +170,87 @@ class InstructBlip(InstructBlipForConditionalGeneration):
             attention_mask: `[rows, length]`.
             labels: answer tokens, -100 elsewhere: `[rows, length]` for decoder-only LLMs, `[rows, answer]` for
                 encoder-decoders.
+            image_patches: kept features of the other images (`encode_patches`), `[images, patches + 1, vision width]`.
+            image_order: where each distinct image of the batch stands in (`pixel_values`, `image_patches`), `[images]`.
         """
-        embeds = self.prefix(
-            pixel_values, image_index, image_rows, qformer_input_ids, qformer_attention_mask, input_ids
-        )
-        if self.config.use_decoder_only_language_model:
-            targets = labels[:, 1:]
-            wanted = torch.nn.functional.pad(targets != IGNORED, (0, 1))
-            inputs: dict[str, Any] = {"use_cache": False}
+        patches = None
+        if image_patches is not None:
+            patches = self.encode_patches(pixel_values) if len(pixel_values) else image_patches[:0]
+            features = self.vision_model.post_layernorm(torch.cat([patches, image_patches])[image_order])
+        elif self.throughput.share_images:
+            features = self.encode_images(pixel_values)
         else:
-            targets = labels
+            features = self.encode_images(pixel_values[image_index])
+            image_index = torch.arange(len(image_index), device=image_index.device)
+        soft = self.query_images(features, image_index, image_rows, qformer_input_ids, qformer_attention_mask)
+        total = soft.new_zeros((), dtype=torch.float32)
+        rows = torch.zeros(len(labels), device=soft.device)
+        tokens = 0
+        for answers in self.predict(input_ids, attention_mask, labels, soft):
+            nll = nn.functional.cross_entropy(answers.logits.float(), answers.targets, reduction="none")
+            total = total + nll.sum()
+            rows = rows.index_add(0, answers.rows, nll.detach())
+            tokens += len(answers.targets)
+        return AnswerLoss(total, tokens, rows, patches)
+
+    def predict(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, soft: Tensor) -> Iterator[Answers]:
+        """The LLM's predictions of all target tokens, in one forward pass or several."""
+        lengths = attention_mask.sum(1).tolist()
+        if not self.config.use_decoder_only_language_model:
+            yield from self._predict_grouped(self.embed(input_ids, soft), attention_mask, labels, lengths)
+        elif self.throughput.packing and can_pack(self.language_model, max(lengths)):
+            yield self._predict_packed(input_ids, attention_mask.bool(), labels, soft, lengths)
+        else:
+            targets = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+            inputs = {"inputs_embeds": self.embed(input_ids, soft), "attention_mask": attention_mask}
+            logits = self._project(targets != IGNORED, **inputs)
+            yield Answers(logits, targets[targets != IGNORED], (targets != IGNORED).nonzero()[:, 0])
+
+    def _predict_packed(
+        self, input_ids: Tensor, kept: Tensor, labels: Tensor, soft: Tensor, lengths: list[int]
+    ) -> Answers:
+        """All rows end to end as one row of a decoder-only LLM."""
+        rows = Rows(lengths, input_ids.device)
+        # A row's first token is no target, so shifting the packed labels never moves one into the row before.
+        targets = nn.functional.pad(labels[kept][1:], (0, 1), value=IGNORED)
+        wanted = targets != IGNORED
+        with packed_rows(self.language_model, rows):
+            logits = self._project(
+                wanted[None],
+                inputs_embeds=self.embed(input_ids[kept], soft)[None],
+                position_ids=rows.positions[None],
+            )
+        return Answers(logits, targets[wanted], rows.owner[wanted])
+
+    def _predict_grouped(
+        self, embeds: Tensor, attention_mask: Tensor, labels: Tensor, lengths: list[int]
+    ) -> Iterator[Answers]:
+        """Rows of similar length together through an encoder-decoder LLM."""
+        answers = (labels != IGNORED).sum(1).tolist()
+        groups = [list(range(len(lengths)))]
+        if self.throughput.packing:
+            groups = similar_rows(list(zip(lengths, answers, strict=True)))
+        for group in groups:
+            rows = torch.tensor(group, device=labels.device)
+            length, answer = (max(texts[row] for row in group) for texts in (lengths, answers))
+            targets = labels[rows, :answer]
             wanted = targets != IGNORED
-            inputs = {"decoder_input_ids": self.shift_right(labels), "use_cache": False}
+            logits = self._project(
+                wanted,
+                inputs_embeds=embeds[rows, :length],
+                attention_mask=attention_mask[rows, :length],
+                decoder_input_ids=self.shift_right(targets),
+            )
+            yield Answers(logits, targets[wanted], rows[wanted.nonzero()[:, 0]])
+
+    def _project(self, wanted: Tensor, **inputs: Tensor) -> Tensor:
+        """The LLM's logits at the wanted positions, `[positions, vocabulary]`."""
+        if not self.throughput.answers_only:
+            everywhere: Tensor = self.language_model(**inputs, use_cache=False).logits
+            return everywhere[wanted]
         with project_only(self.language_model.get_output_embeddings(), wanted):
-            logits = self.language_model(inputs_embeds=embeds, attention_mask=attention_mask, **inputs).logits
-        answer = targets[targets != IGNORED]
-        nll = nn.functional.cross_entropy(logits[0].float(), answer, reduction="none")
-        owner = (targets != IGNORED).nonzero()[:, 0]
-        rows = torch.zeros(len(labels), device=nll.device).index_add(0, owner, nll.detach())
-        return AnswerLoss(nll.sum(), int(answer.numel()), rows)
+            logits: Tensor = self.language_model(**inputs, use_cache=False).logits
+        return logits[0]
 
     def shift_right(self, labels: Tensor) -> Tensor:
         """Decoder inputs of an encoder-decoder LLM: the start token, then the answer without its last token."""

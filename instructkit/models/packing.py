@@ -1,0 +1,269 @@
+"""Rows of unequal length laid end to end, without padding, with attention that keeps them apart.
+
+Linear layers, norms and feed-forwards of a transformer do not care which row a token belongs to: they run over the
+packed tokens. Attention does care. Here it is computed row by row (variable-length flash attention on CUDA), or for
+some rows of similar length at once, so a token sees what it sees in a padded batch and nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+ATTENTION = "packed_rows"
+"""Name of this attention among transformers' implementations."""
+
+# Some padding inside attention costs less than one more kernel call.
+PADDING = 1.25
+
+
+def similar_rows(lengths: Sequence[tuple[int, ...]], padding: float = PADDING) -> list[list[int]]:
+    """Rows in groups that need little padding when they are put side by side.
+
+    Args:
+        lengths: of each row, one number a text (encoder and decoder, say).
+        padding: tokens of a group with padding, at most, over its tokens without.
+
+    Returns:
+        Numbers of the rows, shortest groups first.
+    """
+    groups: list[list[int]] = []
+    longest: tuple[int, ...] = ()
+    tokens = 0
+    for row in sorted(range(len(lengths)), key=lambda row: (sum(lengths[row]), lengths[row])):
+        wider = tuple(map(max, lengths[row], longest)) if longest else lengths[row]
+        if groups and (len(groups[-1]) + 1) * sum(wider) <= padding * (tokens + sum(lengths[row])):
+            groups[-1].append(row)
+            longest, tokens = wider, tokens + sum(lengths[row])
+        else:
+            groups.append([row])
+            longest, tokens = lengths[row], sum(lengths[row])
+    return groups
+
+
+class Padded(NamedTuple):
+    """How packed tokens are spread over groups of similar rows.
+
+    Attributes:
+        source: token at each place of all groups, end to end; padding repeats a row's last token.
+        padding: True for the places that are padding.
+        back: place of each token.
+        shapes: rows, longest row and whether all are as long, of each group.
+    """
+
+    source: Tensor
+    padding: Tensor
+    back: Tensor
+    shapes: list[tuple[int, int, bool]]
+
+
+class Rows:
+    """Rows of a packed tensor.
+
+    Args:
+        lengths: tokens of each row, at least one.
+        device: where the tensors live.
+        order: tokens of the packed tensor in the order of the rows, where they do not follow each other, `[tokens]`.
+    """
+
+    def __init__(self, lengths: Sequence[int], device: torch.device, order: Tensor | None = None) -> None:
+        self.lengths = list(lengths)
+        self.device = device
+        self.order = order
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """Position of each token in its row, `[tokens]`, in the order of the rows."""
+        return torch.cat([torch.arange(length) for length in self.lengths]).to(self.device)
+
+    @cached_property
+    def owner(self) -> Tensor:
+        """Row of each token, `[tokens]`, in the order of the rows."""
+        return torch.repeat_interleave(torch.arange(len(self.lengths)), torch.tensor(self.lengths)).to(self.device)
+
+    @cached_property
+    def ends(self) -> Tensor:
+        """Where rows begin and end, `[rows + 1]`, as variable-length kernels read it."""
+        total = torch.tensor([0, *self.lengths]).cumsum(0)
+        return total.to(torch.int32).to(self.device)
+
+    @cached_property
+    def spread(self) -> Padded:
+        """The layout for attention over groups of similar rows."""
+        starts = [0, *torch.tensor(self.lengths).cumsum(0).tolist()]
+        index, shapes = [], []
+        for group in similar_rows([(length,) for length in self.lengths]):
+            sizes = [self.lengths[row] for row in group]
+            steps = torch.arange(max(sizes))
+            index += [starts[row] + steps.clamp(max=self.lengths[row] - 1) for row in group]
+            shapes.append((len(group), max(sizes), min(sizes) == max(sizes)))
+        places = torch.cat(index)
+        padding = torch.zeros_like(places, dtype=torch.bool)
+        padding[1:] = places[1:] == places[:-1]
+        back = torch.empty(starts[-1], dtype=torch.long)
+        back[places[~padding]] = (~padding).nonzero()[:, 0]
+        if self.order is not None:
+            order = self.order.cpu()
+            back = back[torch.argsort(order)]
+            places = order[places]
+        return Padded(places.to(self.device), padding.to(self.device), back.to(self.device), shapes)
+
+    def attention(
+        self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float | None, dropout: float = 0.0
+    ) -> Tensor:
+        """Attention of every row over itself.
+
+        Args:
+            query: `[tokens, heads, head width]`.
+            key: `[tokens, key heads, head width]`; heads may share keys.
+            value: as `key`.
+            causal: whether a token sees only those before it and itself.
+            scale: of the scores; None for 1 / sqrt(head width).
+            dropout: of the attention weights.
+
+        Returns:
+            `[tokens, heads, head width]`.
+        """
+        kernel = _variable_length() if query.is_cuda and query.dtype != torch.float32 and not dropout else None
+        if kernel is not None:
+            return self._by_kernel(kernel, query, key, value, causal, scale)
+        layout = self.spread
+        spread = [_Spread.apply(part, layout.source, layout.back) for part in (query, key, value)]
+        sizes = [rows * longest for rows, longest, _ in layout.shapes]
+        outputs = []
+        for (rows, longest, even), padding, *parts in zip(
+            layout.shapes, layout.padding.split(sizes), *(part.split(sizes) for part in spread), strict=True
+        ):
+            q, k, v = (part.unflatten(0, (rows, longest)).transpose(1, 2) for part in parts)
+            # Padding stands behind a row's tokens, where causal attention does not look.
+            mask = None if causal or even else ~padding.view(rows, 1, 1, longest)
+            out = nn.functional.scaled_dot_product_attention(
+                q, k, v, mask, dropout, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+            )
+            outputs.append(out.transpose(1, 2).flatten(0, 1))
+        collected: Tensor = _Collect.apply(torch.cat(outputs), layout.source, layout.padding, layout.back)
+        return collected
+
+    def _by_kernel(
+        self, kernel: Callable[..., Any], query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float | None
+    ) -> Tensor:
+        """Attention by a variable-length kernel, which reads the rows one behind the other."""
+        if self.order is not None:
+            query, key, value = (part[self.order] for part in (query, key, value))
+        longest = max(self.lengths)
+        out: Tensor = kernel(
+            query.contiguous(),
+            key.contiguous(),
+            value.contiguous(),
+            self.ends,
+            self.ends,
+            longest,
+            longest,
+            scale=scale,
+            window_size=(-1, 0) if causal else (-1, -1),
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        return out if self.order is None else out[torch.argsort(self.order)]
+
+
+class _Spread(torch.autograd.Function):
+    """Packed tokens to their places. Padding gets no gradient, so going back is a gather as well, not a sum."""
+
+    @staticmethod
+    def forward(ctx: Any, packed: Tensor, index: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(back)
+        return packed.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (back,) = ctx.saved_tensors
+        return gradient.index_select(0, back), None, None
+
+
+class _Collect(torch.autograd.Function):
+    """Places to packed tokens; padding is dropped."""
+
+    @staticmethod
+    def forward(ctx: Any, placed: Tensor, index: Tensor, padding: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(index, padding)
+        return placed.index_select(0, back)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        index, padding = ctx.saved_tensors
+        placed = gradient.index_select(0, index)
+        return placed.masked_fill_(padding.view(-1, *[1] * (placed.ndim - 1)), 0), None, None, None
+
+
+def _variable_length() -> Callable[..., Any] | None:
+    """PyTorch's variable-length attention, where this version has it (2.10 on)."""
+    try:
+        module = importlib.import_module("torch.nn.attention.varlen")
+    except ModuleNotFoundError:
+        return None
+    kernel: Callable[..., Any] = module.varlen_attn
+    return kernel
+
+
+_rows: ContextVar[Rows] = ContextVar("rows")
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls in every layer: query, key and value are `[1, heads, tokens, head width]`."""
+    packed = (part[0].transpose(0, 1) for part in (query, key, value))
+    return _rows.get().attention(*packed, causal=True, scale=scaling, dropout=dropout).unsqueeze(0), None
+
+
+AttentionInterface.register(ATTENTION, _attend)
+
+
+def can_pack(llm: nn.Module, longest: int) -> bool:
+    """Whether a decoder-only LLM of transformers computes the same with its rows packed.
+
+    Its attention must be exchangeable and look at whole rows, without a soft cap on the scores.
+
+    Args:
+        llm: the LLM.
+        longest: tokens of the longest row.
+    """
+    config: Any = llm.config
+    window = getattr(config, "sliding_window", None)
+    return (
+        bool(getattr(llm, "_supports_attention_backend", False))
+        and getattr(config, "attn_logit_softcapping", None) is None
+        and (window is None or longest <= window)
+    )
+
+
+@contextmanager
+def packed_rows(llm: nn.Module, rows: Rows) -> Iterator[None]:
+    """Let an LLM's attention keep the rows of `[1, tokens]` inputs apart."""
+    modules: Any = llm.modules()
+    configs = {id(module.config): module.config for module in modules if hasattr(module, "config")}
+    before = [(config, config._attn_implementation) for config in configs.values()]
+    token = _rows.set(rows)
+    try:
+        for config, _ in before:
+            config._attn_implementation = ATTENTION
+        yield
+    finally:
+        for config, name in before:
+            config._attn_implementation = name
+        _rows.reset(token)

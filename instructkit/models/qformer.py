@@ -1,0 +1,123 @@
+"""The Q-Former over shared images: keys and values once an image, instructions without padding.
+
+transformers' Q-Former projects the image features to keys and values anew for every row, though rows that ask about one
+image share them, and pads every instruction to the longest. This is the same computation with the same modules, and
+so with the same parameter names; what dropout draws is distributed alike but not the same number by number.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from instructkit.models.packing import Rows
+
+
+class Sharing:
+    """Which rows read which image, laid out so that an image's rows attend to it together.
+
+    A row's queries do not see another's, so the queries of all rows of an image can be one long row of queries.
+
+    Args:
+        image_index: image of each row, `[rows]`.
+    """
+
+    def __init__(self, image_index: Tensor) -> None:
+        index = image_index.cpu()
+        rows = torch.argsort(index, stable=True)
+        images, counts = torch.unique(index, return_counts=True)
+        starts = counts.cumsum(0) - counts
+        self.images: list[Tensor] = []
+        self.rows: list[Tensor] = []
+        for count in counts.unique().tolist():
+            mine = counts == count
+            self.images.append(images[mine].to(image_index.device))
+            self.rows.append(rows[starts[mine, None] + torch.arange(count)].to(image_index.device))
+        self.back = torch.argsort(torch.cat([rows.flatten() for rows in self.rows])).to(image_index.device)
+
+    def attention(self, query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float) -> Tensor:
+        """Attention of rows over their images: `query` `[rows, queries, heads, width]`, keys `[images, ...]`."""
+        outputs = []
+        for images, rows in zip(self.images, self.rows, strict=True):
+            shape = rows.shape
+            q = query[rows.flatten()].unflatten(0, shape).flatten(1, 2).transpose(1, 2)
+            every = len(images) == len(key)
+            k, v = ((part if every else part[images]).transpose(1, 2) for part in (key, value))
+            out = nn.functional.scaled_dot_product_attention(q, k, v, scale=scale, dropout_p=dropout)
+            outputs.append(out.transpose(1, 2).unflatten(1, (shape[1], -1)).flatten(0, 1))
+        return torch.cat(outputs)[self.back]
+
+
+def read_images(
+    qformer: nn.Module,
+    queries: Tensor,
+    image_features: Tensor,
+    image_index: Tensor,
+    input_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Tensor:
+    """What the queries read off the images under each row's instruction.
+
+    Args:
+        qformer: transformers' `InstructBlipQFormerModel`.
+        queries: query tokens, `[1, queries, width]`.
+        image_features: of distinct images, `[images, patches, vision width]`.
+        image_index: image of each row, `[rows]`.
+        input_ids: instruction of each row, `[rows, text]`; None for none.
+        attention_mask: 1 for text, 0 for padding behind it, `[rows, text]`; None where nothing is padded.
+
+    Returns:
+        `[rows, queries, width]`.
+    """
+    modules: Any = qformer
+    count, device = queries.shape[1], image_index.device
+    tokens = len(image_index) * count
+    hidden = queries.expand(len(image_index), -1, -1).flatten(0, 1)
+    lengths = torch.zeros(len(image_index), dtype=torch.long)
+    if input_ids is not None:
+        text = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        lengths = text.sum(1).cpu()
+        embeddings = modules.embeddings
+        places = embeddings.position_ids[:, : text.shape[1]].expand_as(input_ids)
+        words = embeddings.word_embeddings(input_ids[text]) + embeddings.position_embeddings(places[text])
+        hidden = torch.cat([hidden.to(words.dtype), words])
+    rows = Rows((lengths + count).tolist(), device, _queries_then_text(lengths, count).to(device))
+    sharing = Sharing(image_index)
+    hidden = modules.embeddings.layernorm(hidden.to(modules.embeddings.layernorm.weight.dtype))
+    hidden = modules.embeddings.dropout(hidden)
+    for layer in modules.encoder.layer:
+        hidden = layer.attention.output(_self_attention(layer.attention.attention, hidden, rows), hidden)
+        seen, words = hidden[:tokens], hidden[tokens:]
+        if layer.has_cross_attention:
+            cross = layer.crossattention
+            seen = cross.output(_cross_attention(cross.attention, seen, image_features, sharing, count), seen)
+        seen = layer.feed_forward_chunk_query(seen)
+        hidden = torch.cat([seen, layer.feed_forward_chunk(words)]) if len(words) else seen
+    return hidden[:tokens].unflatten(0, (-1, count))
+
+
+def _queries_then_text(lengths: Tensor, count: int) -> Tensor:
+    """Tokens row by row, in a tensor that holds the queries of all rows and then their texts."""
+    rows = len(lengths)
+    queries = torch.arange(rows * count).split(count)
+    texts = (rows * count + torch.arange(int(lengths.sum()))).split(lengths.tolist())
+    return torch.cat([part for pair in zip(queries, texts, strict=True) for part in pair])
+
+
+def _heads(module: Any, states: Tensor) -> Tensor:
+    return states.unflatten(-1, (module.num_attention_heads, module.attention_head_size))
+
+
+def _self_attention(module: Any, hidden: Tensor, rows: Rows) -> Tensor:
+    parts = (_heads(module, project(hidden)) for project in (module.query, module.key, module.value))
+    dropout = module.attention_dropout if module.training else 0.0
+    return rows.attention(*parts, causal=False, scale=module.scaling, dropout=dropout).flatten(1)
+
+
+def _cross_attention(module: Any, seen: Tensor, features: Tensor, sharing: Sharing, count: int) -> Tensor:
+    query = _heads(module, module.query(seen)).unflatten(0, (-1, count))
+    key, value = (_heads(module, project(features)) for project in (module.key, module.value))
+    dropout = module.attention_dropout if module.training else 0.0
+    return sharing.attention(query, key, value, module.scaling, dropout).flatten(0, 1).flatten(1)
