@@ -80,7 +80,8 @@ def test_without_instruction_awareness():
 def test_packed_rows_do_not_see_each_other():
     model, texts = tiny_model()
     first = batch(texts)
-    other = batch(texts, [REWORDED, *PROMPTS[1:]])
+    reworded = msgspec.structs.replace(PROMPTS[0], instruction="is there no triangle?", target="yes")
+    other = batch(texts, [reworded, *PROMPTS[1:]])
     before, after = model(**first).rows, model(**other).rows
     assert not torch.isclose(before[0], after[0])
     torch.testing.assert_close(before[1:], after[1:])
