@@ -1,7 +1,7 @@
 """The `instructkit` command. Each subcommand is a few lines: what it does lives in the module that it calls.
 
 Exit codes: 0 done; 1 done, but too many records were rejected or something failed on the way; 2 a mistake in what was
-asked for, told in one line.
+asked for, told in one line; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -145,6 +145,54 @@ def mixture(
         print(f"left out, as they are for evaluation: {', '.join(left_out)}")
 
 
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Option(help="Folder of a model, a published size's name or a name on the hub.")],
+    data: Annotated[str, typer.Option(help="Folder with converted datasets.")],
+    benchmarks: Annotated[str, typer.Option(help="held-out, held-in, NAME or NAME/SPLIT; several with commas.")],
+    out: Annotated[str, typer.Option(help="Folder of the run; killed and started again, it goes on where it was.")],
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many examples of each benchmark.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions a forward pass.")] = 32,
+    spread: Annotated[int, typer.Option(min=0, help="Training wordings to evaluate beside each prompt.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+) -> None:
+    """Evaluate a model on benchmarks and write a report. Over several ranks: deepspeed recipes/evaluate.py."""
+    from instructkit.evaluation.ranks import Ranks
+    from instructkit.evaluation.run import evaluate as run
+    from instructkit.evaluation.settings import make_settings
+    from instructkit.reports.report import failed, last_lines, write_evaluation_report
+
+    settings = make_settings(
+        {
+            "model": model,
+            "data": data,
+            "benchmarks": benchmarks,
+            "out": out,
+            "limit": limit,
+            "batch_size": batch_size,
+            "spread": spread,
+            "dtype": dtype,
+        }
+    )
+    found = run(settings, Ranks(), print)
+    for line in last_lines(write_evaluation_report(settings)):
+        print(line)
+    if found is None or failed(found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of evaluated runs.")],
+    out: Annotated[Path, typer.Option(help="Folder for comparison.md and comparison.html.")] = Path("."),
+) -> None:
+    """Put the reports of several runs side by side."""
+    from instructkit.reports.compare import write_comparison
+
+    for path in write_comparison(runs, out):
+        print(f"wrote {path}")
+
+
 def training_sizes(folders: list[Path]) -> tuple[dict[str, int], list[str]]:
     """Sizes of the training sets in and below folders, question generation included, and what else is there.
 
@@ -197,12 +245,19 @@ def _cores() -> int:
 
 @contextmanager
 def _bar(name: str) -> Iterator[Any]:
-    """A progress bar over records; gives the function that moves it."""
+    """A progress bar over records; gives the function that moves it. An interrupt is told to be no loss."""
     from tqdm import tqdm
 
     tqdm.monitor_interval = 0  # its thread and the forks of a conversion do not go together
-    with tqdm(desc=name, unit=" records", unit_scale=True, leave=False) as bar:
-        yield bar.update
+    try:
+        with tqdm(desc=name, unit=" records", unit_scale=True) as bar:
+            try:
+                yield bar.update
+            finally:
+                bar.leave = bar.n > 0  # nothing done, nothing to show
+    except KeyboardInterrupt:
+        print("instructkit: stopped; the same command goes on from here", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 def _weight(text: str) -> tuple[str, float]:

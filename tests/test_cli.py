@@ -1,5 +1,7 @@
 import importlib
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -256,3 +258,21 @@ def test_the_command_itself(tmp_path: Path) -> None:
     failed = subprocess.run([*command.split(), "convert", "esay_vqa", "--out", "x"], capture_output=True, text=True)
     assert failed.returncode == 2
     assert failed.stderr == "instructkit: no source is called 'esay_vqa'; did you mean easy_vqa?\n"
+
+
+def test_an_interrupted_conversion_says_how_to_go_on(tmp_path: Path) -> None:
+    records = [record(number, answers=["answer"] * 10) for number in range(20_000)]
+    raw, out = write_release(tmp_path / "raw", records), tmp_path / "out"
+    script = (
+        "from instructkit import cli, conversion, sources;"
+        f"sources.__path__.append({str(TINY)!r}); conversion.SHARD_RECORDS = 50; cli.main()"
+    )
+    command = [sys.executable, "-c", script, "convert", "tiny", "--raw", str(raw), "--out", str(out), "--jobs", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+    while len(list((out / "tiny/train/.partial").glob("shard-*.json"))) < 3:
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does: to the workers, too
+    told = process.communicate()[1].decode()
+    assert process.returncode == 130, told
+    assert last_line(told) == "instructkit: stopped; the same command goes on from here"
+    assert "Traceback" not in told
