@@ -8,7 +8,7 @@ token. The Q-Former's text is the instruction alone, always: no function here ha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import NamedTuple, TypeVar
@@ -56,7 +56,7 @@ class Texts:
         llm: tokeniser of the LLM.
         qformer: tokeniser of the Q-Former.
         config: the model's configuration.
-        limits: lengths that texts are cut to.
+        limits: lengths that texts are cut to; the Q-Former's own length is never exceeded.
     """
 
     def __init__(
@@ -66,7 +66,9 @@ class Texts:
         config: InstructBlipConfig,
         limits: Limits | None = None,
     ) -> None:
-        self.llm, self.qformer, self.limits = llm, qformer, limits or Limits()
+        limits = limits or Limits()
+        longest = min(limits.qformer, config.qformer_config.max_position_embeddings)
+        self.llm, self.qformer, self.limits = llm, qformer, replace(limits, qformer=longest)
         self.decoder_only: bool = config.use_decoder_only_language_model
         self.image_token: int = config.image_token_index
         self.queries: int = config.num_query_tokens

@@ -8,7 +8,7 @@ What it does, and the settings that govern it (`instructkit/config.py` explains 
                 frozen, trained by LoRA, or in full                                                 model.*
     training    DeepSpeed with ZeRO 0 to 3, AdamW, warm-up and cosine, bf16 or fp32, gradient
                 accumulation and clipping; checkpoints of what is trained; resume=true goes on      training.*
-    evaluation  benchmarks by protocol, then runs/<name>/report/report.{json,md}                    evaluation.*
+    evaluation  benchmarks by protocol, then runs/<name>/report/report.{json,md,html}                    evaluation.*
 Same seed, same losses, on one rank and on several.
 """
 
@@ -72,8 +72,8 @@ def instruct(config: RunConfig) -> None:
             log.say("nothing has changed since the run that lies here; it is not trained again")
         else:
             train(config, folder, rank, world, identity, log)
+            evaluate_run(config, folder, log.say)
             if first:
-                evaluate_run(config, folder, log.say)
                 write_report(config, folder, identity)
         if first:
             for line in last_lines(folder):

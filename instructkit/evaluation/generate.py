@@ -1,16 +1,18 @@
-"""Text from a prefix, by the decoding of a protocol."""
+"""Text from a prefix, by the decoding of a protocol and by nothing else."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.protocols import Decoding
 
 
-@torch.no_grad()
 def generate_texts(
     model: InstructBlip,
     tokenizer: PreTrainedTokenizerBase,
@@ -27,16 +29,60 @@ def generate_texts(
         prefix_mask: 1 for tokens, 0 for padding, `[rows, length]`.
         decoding: beams, length penalty and limits in new tokens.
     """
-    ids = model.language_model.generate(
-        inputs_embeds=prefix_embeds,
-        attention_mask=prefix_mask,
+    end = tokenizer.eos_token_id
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
+    ids = generate_ids(model.language_model, prefix_embeds, prefix_mask, decoding, end=end, pad=pad)
+    return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+@torch.no_grad()
+def generate_ids(
+    language_model: PreTrainedModel,
+    prefix_embeds: Tensor,
+    prefix_mask: Tensor,
+    decoding: Decoding,
+    *,
+    end: int,
+    pad: int,
+) -> Tensor:
+    """Generate tokens, `[rows, longest]`; an encoder-decoder's rows begin with its start token.
+
+    Padding is on the left, so that rows end together; positions follow the mask, so a row's text does not depend on
+    the rows beside it.
+
+    Args:
+        language_model: causal or sequence-to-sequence.
+        prefix_embeds: what it reads, `[rows, length, width]`.
+        prefix_mask: 1 for tokens, 0 for padding, `[rows, length]`.
+        decoding: beams, length penalty and limits in new tokens.
+        end: id of the end token.
+        pad: id that rows are filled up with.
+    """
+    settings = GenerationConfig(
         do_sample=False,
         num_beams=decoding.num_beams,
         # Beams of length 1 cannot be penalised; transformers warns about a penalty that has no effect.
         length_penalty=decoding.length_penalty if decoding.num_beams > 1 else None,
         min_new_tokens=decoding.min_new_tokens,
         max_new_tokens=decoding.max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=end,
+        pad_token_id=pad,
+        bos_token_id=language_model.config.bos_token_id,
+        decoder_start_token_id=getattr(language_model.config, "decoder_start_token_id", None),
     )
-    return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    with _without_own_defaults(language_model):
+        ids: Tensor = language_model.generate(
+            inputs_embeds=prefix_embeds, attention_mask=prefix_mask, generation_config=settings
+        )
+    return ids
+
+
+@contextmanager
+def _without_own_defaults(language_model: PreTrainedModel) -> Iterator[None]:
+    """Keep a checkpoint's generation settings out: transformers fills up with them whatever a protocol leaves open."""
+    own = language_model.generation_config
+    language_model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        language_model.generation_config = own

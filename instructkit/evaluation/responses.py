@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from instructkit.errors import UserError
+from instructkit.evaluation.ranks import Ranks
+from instructkit.examples import write_atomically
 
-class Response(msgspec.Struct):
-    """One answered example.
+
+class Answer(msgspec.Struct, kw_only=True):
+    """One answered example, as far as scoring reads it.
 
     Attributes:
         example: its id.
@@ -18,53 +24,169 @@ class Response(msgspec.Struct):
         prediction: what the metric gets: a text, the log-odds of the positive candidate, or a score a candidate.
         reference: what the metric compares it with.
         text: the generated text or the best candidate.
-        ranked: candidates and their scores, best first, at most 100.
         confidence: softmax of the best candidate's score over all candidates; None for generated text.
         group: value of the key that the report breaks the score down by.
+        error: why there is no answer; an example with an error is not scored, and the report names it.
     """
 
     example: str
-    images: list[str]
-    prompt: str
-    prediction: Any
-    reference: Any
-    text: str
-    ranked: list[tuple[str, float]] = []
+    images: list[str] = []
+    prompt: str = ""
+    prediction: Any = None
+    reference: Any = None
+    text: str = ""
     confidence: float | None = None
     group: str | None = None
+    error: str | None = None
 
 
-class ResponseFile:
-    """`responses.jsonl` of a benchmark: appended to in whole batches, so that a stopped evaluation can go on.
+class Response(Answer, kw_only=True):
+    """One answered example, as it is written down.
 
-    Args:
-        path: the file; its folder must exist.
-        batch: responses are only kept in multiples of this, the last batch excepted, so that an evaluation that goes
-            on forms the same batches as one that never stopped.
+    Attributes:
+        ranked: candidates and their scores, best first, at most 100.
+        expected: the reference in words, for people.
+        clip: first and last second inside the video.
     """
 
-    def __init__(self, path: Path, batch: int) -> None:
-        self.path, self.batch = path, batch
-        self._decode = msgspec.json.Decoder(Response).decode
+    ranked: list[tuple[str, float]] = []
+    expected: list[str] = []
+    clip: tuple[float | None, float | None] = (None, None)
 
-    def read(self) -> list[Response]:
-        """All responses in the file."""
-        if not self.path.exists():
-            return []
-        return [self._decode(line) for line in self.path.read_bytes().splitlines()]
 
-    def keep_whole_batches(self, total: int) -> int:
-        """Cut off what a killed evaluation left behind its last whole batch; returns how many examples are done."""
-        if not self.path.exists():
-            return 0
-        content = self.path.read_bytes()
-        lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
-        done = len(lines) if len(lines) >= total else len(lines) // self.batch * self.batch
-        with self.path.open("r+b") as file:
-            file.truncate(sum(map(len, lines[:done])))
-        return done
+class _Line(msgspec.Struct):
+    example: str
+    error: str | None = None
 
-    def append(self, responses: list[Response]) -> None:
+
+_read_line = msgspec.json.Decoder(_Line).decode
+_read_answer = msgspec.json.Decoder(Answer).decode
+_read_response = msgspec.json.Decoder(Response).decode
+
+IDENTITY = "identity.json"
+RESPONSES = "responses.jsonl"
+
+
+class ResponseLog:
+    """The responses to one benchmark in a folder, written by one or several ranks, kept whole batch by whole batch.
+
+    While ranks write, the first rank's lines lie in `responses.jsonl` and those of rank r in `responses.<r>.jsonl`. A
+    finished evaluation has all in `responses.jsonl`, in the order of the split. `identity.json` beside it says what the
+    lines depend on.
+
+    Args:
+        folder: made by `open`.
+        ranks: this process and the others.
+    """
+
+    def __init__(self, folder: Path, ranks: Ranks) -> None:
+        self.folder, self.ranks = folder, ranks
+        self.path = folder / RESPONSES
+        self._own = self.path if ranks.first else folder / f"responses.{ranks.rank}.jsonl"
+
+    def open(self, identity: dict[str, Any], batches: Sequence[Sequence[str]], replace: bool = False) -> list[int]:
+        """Begin, or go on where an evaluation was stopped; all ranks call it.
+
+        Batches of which an example is missing or has an error are dropped: they are answered again as a whole, so that
+        an evaluation that goes on forms the same batches as one that never stopped.
+
+        Args:
+            identity: what responses depend on.
+            batches: example ids of each batch.
+            replace: throw away responses that depend on something else, in place of an error.
+
+        Returns:
+            the batches that are still to be answered.
+
+        Raises:
+            UserError: the folder holds responses that depend on something else.
+        """
+        if self.ranks.first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._check(identity, replace)
+            lines = self._lines()
+            whole = {name for batch in batches if all(map(lines.__contains__, batch)) for name in batch}
+            self._rewrite([place for name, place in lines.items() if name in whole])
+        self.ranks.wait()
+        done = self._lines()
+        self.ranks.wait()
+        return [number for number, batch in enumerate(batches) if not all(map(done.__contains__, batch))]
+
+    def append(self, responses: Iterable[Response]) -> None:
         """Write a batch in one go."""
-        with self.path.open("ab") as file:
+        with self._own.open("ab") as file:
             file.write(b"".join(msgspec.json.encode(response) + b"\n" for response in responses))
+
+    def close(self, order: Sequence[str]) -> None:
+        """Merge what all ranks wrote into `responses.jsonl`, in the order given; all ranks call it."""
+        self.ranks.wait()
+        if self.ranks.first:
+            lines = self._lines(with_errors=True)
+            self._rewrite([lines[name] for name in order])
+        self.ranks.wait()
+
+    def answers(self) -> list[Answer]:
+        """All answers, without the candidates' scores."""
+        return [_read_answer(line) for _, line in _whole_lines(self.path)]
+
+    def responses(self, wanted: Iterable[str]) -> list[Response]:
+        """Some responses in full, in the order of the file."""
+        names = set(wanted)
+        return [_read_response(line) for _, line in _whole_lines(self.path) if _read_line(line).example in names]
+
+    def _check(self, identity: dict[str, Any], replace: bool) -> None:
+        path = self.folder / IDENTITY
+        wanted = msgspec.json.decode(msgspec.json.encode(identity))
+        if self._files() and path.is_file():
+            found = msgspec.json.decode(path.read_bytes())
+        else:
+            found = wanted if not self._files() else {}
+        different = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+        if different and not replace:
+            what = ", ".join(f"{key} was {found.get(key)!r}, is {wanted.get(key)!r}" for key in different)
+            raise UserError(
+                f"{self.folder}: holds responses of another evaluation ({what}); choose another folder or delete this"
+            )
+        if different:
+            for file in self._files():
+                file.unlink()
+        write_atomically(path, msgspec.json.format(msgspec.json.encode(wanted, order="sorted")) + b"\n")
+
+    def _files(self) -> list[Path]:
+        return [path for path in sorted(self.folder.glob("responses*.jsonl")) if path.is_file()]
+
+    def _lines(self, with_errors: bool = False) -> dict[str, tuple[Path, int, int]]:
+        """Where each example's line lies: file, first byte, length."""
+        found: dict[str, tuple[Path, int, int]] = {}
+        for path in self._files():
+            for start, line in _whole_lines(path):
+                head = _read_line(line)
+                if head.error is None or with_errors:
+                    found[head.example] = (path, start, len(line))
+        return found
+
+    def _rewrite(self, places: Iterable[tuple[Path, int, int]]) -> None:
+        """Make `responses.jsonl` of these lines and nothing else, and remove the other ranks' files."""
+        files = {path: path.open("rb") for path in self._files()}
+        partial = self.folder / "responses.tmp"
+        with partial.open("wb") as out:
+            for path, start, length in places:
+                files[path].seek(start)
+                out.write(files[path].read(length))
+        for file in files.values():
+            file.close()
+        os.replace(partial, self.path)
+        for path in files.keys() - {self.path}:
+            path.unlink()
+
+
+def _whole_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(first byte, line) of every line that was written to its end."""
+    if not path.exists():
+        return
+    start = 0
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield start, line
+            start += len(line)

@@ -1,4 +1,4 @@
-"""The benchmarks of a finished training run: its saved model, every protocol, results in the run's folder."""
+"""Several benchmarks of one model; what could not be evaluated is told, not fatal."""
 
 from __future__ import annotations
 
@@ -8,42 +8,208 @@ from pathlib import Path
 
 import msgspec
 import torch
-from tqdm import tqdm
 
 from instructkit.config import RunConfig
-from instructkit.evaluation.benchmark import Evaluator, Result, evaluate_benchmark, load_vocabulary
-from instructkit.examples import load_examples, write_atomically
+from instructkit.errors import UserError
+from instructkit.evaluation.benchmark import Task, answer_benchmark, make_task
+from instructkit.evaluation.evaluator import Evaluator
+from instructkit.evaluation.identity import model_identity, responses_identity
+from instructkit.evaluation.plan import Question
+from instructkit.evaluation.ranks import Ranks, current_ranks
+from instructkit.evaluation.responses import Answer
+from instructkit.evaluation.score import NotEvaluated, Result, Spread, errors_of, score
+from instructkit.evaluation.settings import DTYPES, EvaluationSettings
+from instructkit.evaluation.spread import wordings
+from instructkit.evaluation.submissions import write_submissions
+from instructkit.evaluation.wanted import Wanted, wanted_benchmarks
+from instructkit.examples import write_atomically
 from instructkit.models.saving import load_model
-from instructkit.protocols import load_protocol
+
+Say = Callable[[str], None]
+EVALUATION = "evaluation"
+RESULTS = "results.json"
 
 
-def evaluate_run(config: RunConfig, folder: Path, say: Callable[[str], None]) -> list[Result]:
-    """Evaluate the model in `folder/model`; results lie in `folder/evaluation/<benchmark>/`."""
-    model, texts = load_model(str(folder / "model"))
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    evaluator = Evaluator(model, texts, model.config.vision_config.image_size)
-    results = []
-    for name in config.evaluation.benchmarks:
-        protocol = load_protocol(name)
-        root = Path(config.data.root)
-        examples = load_examples(root / protocol.source / protocol.split)
-        place = folder / "evaluation" / name
-        (place / "responses.jsonl").unlink(missing_ok=True)
+class Evaluation(msgspec.Struct, kw_only=True):
+    """What an evaluation came to; `evaluation/results.json` of a run.
+
+    Attributes:
+        settings: what was asked for.
+        model: what the model is: SHA-256 over its files, or the hub's commit.
+        results: benchmarks that have a score.
+        not_evaluated: benchmarks that have none, and why.
+        submissions: files for the servers that score hidden answers, relative to the run's folder.
+    """
+
+    settings: EvaluationSettings
+    model: str
+    results: list[Result]
+    not_evaluated: list[NotEvaluated]
+    submissions: list[str] = []
+
+
+def evaluate(settings: EvaluationSettings, ranks: Ranks, say: Say, *, replace: bool = False) -> Evaluation | None:
+    """Evaluate a model and write `evaluation/` of the run's folder; all ranks call it.
+
+    Args:
+        settings: model, data, benchmarks.
+        ranks: the processes that share the batches out.
+        say: takes lines for people.
+        replace: throw away responses of another model or other settings, in place of an error.
+
+    Returns:
+        What it came to; None on other ranks than the first.
+
+    Raises:
+        UserError: no such model, benchmark or folder, or the run's folder holds responses of something else.
+    """
+    ranks.wait()  # the first one may have written the model just now
+    chosen = wanted_benchmarks(settings.benchmarks)
+    if not Path(settings.data).is_dir():
+        raise UserError(f"{settings.data}: no such folder with converted datasets")
+    model, texts = load_model(settings.model, dtype=DTYPES[settings.dtype])
+    model.to(f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu")
+    runner = _Runner(settings, Evaluator(model, texts), model_identity(settings.model, model), ranks, say, replace)
+    outcomes = [runner.evaluate(wanted) for wanted in chosen]
+    if not ranks.first:
+        return None
+    found = Evaluation(
+        settings=settings,
+        model=runner.model,
+        results=[each for each in outcomes if isinstance(each, Result)],
+        not_evaluated=[each for each in outcomes if isinstance(each, NotEvaluated)],
+        submissions=write_submissions(Path(settings.out), runner.hidden),
+    )
+    for path in found.submissions:
+        say(f"submission {Path(settings.out) / path}")
+    folder = Path(settings.out) / EVALUATION
+    write_atomically(folder / RESULTS, msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+    return found
+
+
+def evaluate_run(config: RunConfig, folder: Path, say: Say) -> Evaluation | None:
+    """Evaluate the model in `folder/model` on the benchmarks of a training run; all ranks call it.
+
+    Returns:
+        What it came to; None on other ranks than the first, or if no benchmark is configured.
+    """
+    if not config.evaluation.benchmarks:
+        return None
+    settings = EvaluationSettings(
+        model=str(folder / "model"),
+        data=config.data.root,
+        benchmarks=config.evaluation.benchmarks,
+        out=str(folder),
+        limit=config.evaluation.limit,
+        batch_size=config.evaluation.eval_batch_size,
+    )
+    return evaluate(settings, current_ranks(), say, replace=True)
+
+
+def read_evaluation(folder: Path) -> Evaluation:
+    """Read what `evaluate` wrote.
+
+    Raises:
+        UserError: the folder holds no finished evaluation.
+    """
+    path = folder / EVALUATION / RESULTS
+    if not path.is_file():
+        raise UserError(f"{path}: missing; the folder holds no finished evaluation")
+    return msgspec.json.decode(path.read_bytes(), type=Evaluation)
+
+
+def benchmark_folder(folder: Path, benchmark: str, wording: str | None = None) -> Path:
+    """Where the responses to a benchmark of a run lie."""
+    place = folder / EVALUATION / benchmark
+    return place if wording is None else place / "wordings" / wording
+
+
+class _Runner:
+    def __init__(
+        self, settings: EvaluationSettings, evaluator: Evaluator, model: str, ranks: Ranks, say: Say, replace: bool
+    ) -> None:
+        self.settings, self.evaluator, self.model = settings, evaluator, model
+        self.ranks, self.say, self.replace = ranks, say, replace
+        self.root, self.folder = Path(settings.data), Path(settings.out)
+        self.hidden: dict[str, list[Answer]] = {}
+
+    def evaluate(self, wanted: Wanted) -> Result | NotEvaluated:
+        """One benchmark; on other ranks than the first the outcome says nothing."""
+        protocol = wanted.protocol
+        try:
+            task = self._task(Question(protocol), wanted.hidden)
+        except UserError as error:
+            return self._without(wanted, str(error))
         began = time.monotonic()
-        total = min(config.evaluation.limit or len(examples), len(examples))
-        with tqdm(total=total, unit=" questions", desc=f"evaluate {name}") as bar:
-            result = evaluate_benchmark(
-                evaluator,
-                protocol,
-                examples,
-                place,
-                vocabulary=load_vocabulary(protocol, root),
-                limit=config.evaluation.limit,
-                batch_size=config.evaluation.eval_batch_size,
-                progress=bar.update,
+        answers = self._answers(task)
+        outcome: Result | NotEvaluated
+        if not self.ranks.first:
+            outcome = self._without(wanted, "told by the first rank")
+        elif wanted.hidden:
+            self.hidden[protocol.benchmark] = answers
+            outcome = self._without(wanted, "its authors keep the answers to themselves and score them on a server")
+            outcome.hidden, outcome.errors = True, errors_of(answers)
+        else:
+            outcome = score(protocol, answers, task.plan.available)
+            self._say(protocol.benchmark, outcome, time.monotonic() - began)
+        spread = [] if wanted.hidden else self._spread(task)
+        if isinstance(outcome, Result):
+            outcome.spread = spread
+        return outcome
+
+    def _task(self, question: Question, hidden: bool = False) -> Task:
+        name = question.wording.name if question.wording else None
+        place = benchmark_folder(self.folder, question.protocol.benchmark, name)
+        settings = self.settings
+        return make_task(
+            question, self.root, place, limit=settings.limit, batch_size=settings.batch_size, hidden=hidden
+        )
+
+    def _answers(self, task: Task) -> list[Answer]:
+        settings = self.settings
+        identity = responses_identity(
+            task.question,
+            self.root,
+            self.model,
+            limit=settings.limit,
+            batch_size=settings.batch_size,
+            dtype=settings.dtype,
+        )
+        log = answer_benchmark(self.evaluator, task, identity, ranks=self.ranks, replace=self.replace)
+        return log.answers() if self.ranks.first else []
+
+    def _spread(self, task: Task) -> list[Spread]:
+        """The scores under training wordings."""
+        protocol = task.question.protocol
+        found = []
+        for wording in wordings(protocol, task.examples, self.settings.limit, self.settings.spread):
+            answers = self._answers(self._task(Question(protocol, wording)))
+            outcome = score(protocol, answers, task.plan.available) if self.ranks.first else None
+            if isinstance(outcome, Result):
+                found.append(
+                    Spread(
+                        wording=wording.name,
+                        instruction=wording.instruction,
+                        value=outcome.value,
+                        n=outcome.n,
+                        errors=len(outcome.errors),
+                    )
+                )
+                self.say(f"wording   {protocol.benchmark} {wording.name}: {protocol.metric} {outcome.value:.2f}")
+        return found
+
+    def _without(self, wanted: Wanted, reason: str) -> NotEvaluated:
+        protocol = wanted.protocol
+        if self.ranks.first:
+            self.say(f"evaluate  {protocol.benchmark}: no score: {reason}")
+        return NotEvaluated(benchmark=protocol.benchmark, title=protocol.title, role=protocol.role, reason=reason)
+
+    def _say(self, name: str, outcome: Result | NotEvaluated, seconds: float) -> None:
+        for example, error in outcome.errors.items():
+            self.say(f"error     {name} {example}: {error}")
+        if isinstance(outcome, NotEvaluated):
+            self.say(f"evaluate  {name}: no score: {outcome.reason}")
+        else:
+            self.say(
+                f"evaluate  {name}: {outcome.metric} {outcome.value:.2f} on {outcome.n:,} examples in {seconds:.0f} s"
             )
-        write_atomically(place / "result.json", msgspec.json.format(msgspec.json.encode(result)) + b"\n")
-        seconds = time.monotonic() - began
-        say(f"evaluate  {name}: {result.metric} {result.value:.2f} on {result.n:,} examples in {seconds:.0f} s")
-        results.append(result)
-    return results

@@ -1,4 +1,7 @@
-"""`report/report.json` of a run and its Markdown form: scores, baselines, prompts, settings, versions, data."""
+"""The report of a run: `report/report.json`, and the same for people as `report.md` and `report.html`.
+
+No file holds a time or a duration, so the same answers give the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -8,39 +11,66 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import yaml
 
-from instructkit import sources
 from instructkit.config import RunConfig, to_dict
-from instructkit.evaluation.benchmark import Result, blind_baseline
-from instructkit.examples import load_examples, read_manifest, write_atomically
-from instructkit.protocols import Protocol, load_protocol
+from instructkit.errors import UserError
+from instructkit.evaluation.run import Evaluation, read_evaluation
+from instructkit.evaluation.settings import EvaluationSettings
+from instructkit.examples import read_manifest, write_atomically
+from instructkit.reports.averages import averages
+from instructkit.reports.entries import benchmark_entries, manifests
+from instructkit.reports.html import html
+from instructkit.reports.markdown import markdown
 from instructkit.training.setup import splits_of
 
 PACKAGES = ("instructkit", "torch", "transformers", "deepspeed", "peft", "datasets", "evaluate", "pyarrow", "pillow")
 
 
 def write_report(config: RunConfig, folder: Path, identity: dict[str, Any]) -> Path:
-    """Write `folder/report/report.json` and `report.md` from the results in `folder/evaluation`.
+    """Write the report of a training run: its settings and its evaluation, if benchmarks are configured.
 
     Args:
         config: settings of the run.
         folder: of the run.
         identity: what `finished_report` recognises the run by.
+
+    Returns:
+        The report's folder.
     """
+    evaluation = read_evaluation(folder) if config.evaluation.benchmarks else None
+    data = {name: msgspec.to_builtins(read_manifest(Path(config.data.root) / name)) for name in splits_of(config)}
     report = {
-        "benchmarks": {name: _benchmark(config, folder, name) for name in config.evaluation.benchmarks},
+        **_results(evaluation, folder),
         "training": _training(folder),
         "config": to_dict(config),
         "versions": versions(),
-        "data": {name: msgspec.to_builtins(read_manifest(Path(config.data.root) / name)) for name in splits_of(config)},
+        "data": data,
         "identity": identity,
     }
-    place = folder / "report"
-    place.mkdir(exist_ok=True)
-    write_atomically(place / "report.md", markdown(report))
-    write_atomically(place / "report.json", msgspec.json.format(msgspec.json.encode(report)) + b"\n")
-    return place
+    return _write(folder, report)
+
+
+def write_evaluation_report(settings: EvaluationSettings) -> Path:
+    """Write the report of an evaluation.
+
+    Args:
+        settings: of the evaluation, which is finished.
+
+    Returns:
+        The run's folder.
+    """
+    folder = Path(settings.out)
+    evaluation = read_evaluation(folder)
+    report = {
+        **_results(evaluation, folder),
+        "training": {},
+        # Where the report lies is no part of it.
+        "config": {key: value for key, value in msgspec.to_builtins(settings).items() if key != "out"},
+        "versions": versions(),
+        "data": manifests(evaluation),
+    }
+    _write(folder, report)
+    return folder
 
 
 def finished_report(folder: Path, identity: dict[str, Any]) -> bool:
@@ -52,14 +82,43 @@ def finished_report(folder: Path, identity: dict[str, Any]) -> bool:
     return bool(saved == msgspec.json.decode(msgspec.json.encode(identity)))
 
 
+def read_report(folder: Path) -> dict[str, Any]:
+    """The report of a run, from its folder or the report's own.
+
+    Raises:
+        UserError: there is none.
+    """
+    for path in (folder / "report" / "report.json", folder / "report.json"):
+        if path.is_file():
+            try:
+                return dict(msgspec.json.decode(path.read_bytes()))
+            except (msgspec.DecodeError, ValueError, TypeError) as error:
+                raise UserError(f"{path}: not a report of instructkit ({error})") from error
+    raise UserError(f"{folder}: no report here (report/report.json); evaluate the run first")
+
+
 def last_lines(folder: Path) -> list[str]:
     """What a person wants to read last: each benchmark's score beside its baseline, and where the report lies."""
-    report = msgspec.json.decode((folder / "report" / "report.json").read_bytes())
+    report = read_report(folder)
     lines = []
     for entry in report["benchmarks"].values():
         beside = f" (blind baseline {entry['blind_baseline']:.1f})" if entry.get("blind_baseline") is not None else ""
-        lines.append(f"reached   {entry['title']}: {entry['metric']} {entry['value']:.2f} on {entry['n']:,}{beside}")
-    return [*lines, f"report    {folder / 'report' / 'report.md'} and report.json"]
+        failed = f", {len(entry['errors']):,} failed" if entry.get("errors") else ""
+        lines.append(
+            f"reached   {entry['title']}: {entry['metric']} {entry['value']:.2f} on {entry['n']:,}{failed}{beside}"
+        )
+    for entry in report.get("not_evaluated", []):
+        lines.append(f"no score  {entry['title']}: {entry['reason']}")
+    return [*lines, f"report    {folder / 'report' / 'report.html'}, report.md and report.json"]
+
+
+def failed(evaluation: Evaluation) -> bool:
+    """Whether an example failed, a benchmark that was asked for by name has no score, or none has one."""
+    named = set(evaluation.settings.benchmarks)
+    answered = [*evaluation.results, *(each for each in evaluation.not_evaluated if each.hidden)]
+    missing = any(each.benchmark in named and not each.hidden for each in evaluation.not_evaluated)
+    errors = [each.errors for each in evaluation.results] + [each.errors for each in evaluation.not_evaluated]
+    return missing or not answered or any(errors)
 
 
 def versions() -> dict[str, str]:
@@ -73,47 +132,15 @@ def versions() -> dict[str, str]:
     return found
 
 
-def markdown(report: dict[str, Any]) -> str:
-    """The report for people."""
-    lines = [
-        "# Report",
-        "",
-        "| benchmark | metric | score | examples | blind | published |",
-        "|---|---|---|---|---|---|",
-    ]
-    for entry in report["benchmarks"].values():
-        rows = "; ".join(_row(row) for row in entry["published"]) or "-"
-        blind = f"{entry['blind_baseline']:.1f}" if entry["blind_baseline"] is not None else "-"
-        part = "" if entry["n"] == entry["available"] else f" of {entry['available']:,}"
-        lines.append(
-            f"| {entry['title']} (protocol v{entry['protocol_version']}) | {entry['metric']} | "
-            f"**{entry['value']:.2f}** | {entry['n']:,}{part} | {blind} | {rows} |"
-        )
-    lines += ["", "Scores are 0 to 100. Blind: every question answered with its most frequent training answer."]
-    lines += _protocols(report) + _facts(report)
-    return "\n".join(lines) + "\n"
-
-
-def _benchmark(config: RunConfig, folder: Path, name: str) -> dict[str, Any]:
-    result = msgspec.json.decode((folder / "evaluation" / name / "result.json").read_bytes(), type=Result)
-    protocol = load_protocol(name)
-    entry: dict[str, Any] = msgspec.to_builtins(result)
-    entry["published"] = msgspec.to_builtins(protocol.published)
-    entry["protocol"] = {
-        key: value for key, value in msgspec.to_builtins(protocol).items() if key not in ("published", "benchmark")
+def _results(evaluation: Evaluation | None, folder: Path) -> dict[str, Any]:
+    entries = benchmark_entries(evaluation, folder) if evaluation else {}
+    return {
+        "benchmarks": entries,
+        "averages": averages(entries),
+        "not_evaluated": msgspec.to_builtins(evaluation.not_evaluated) if evaluation else [],
+        "submissions": evaluation.submissions if evaluation else [],
+        "model": evaluation.model if evaluation else None,
     }
-    entry["blind_baseline"] = _blind(config, protocol)
-    return entry
-
-
-def _blind(config: RunConfig, protocol: Protocol) -> float | None:
-    """The blind baseline, where the run trained on the same source and each question has one right answer."""
-    train = sources.source(protocol.source).split
-    trained = {entry.split("/")[0] for entry in config.data.train}
-    if protocol.source not in trained or train == protocol.split or protocol.metric not in ("exact_match", "top1"):
-        return None
-    root = Path(config.data.root) / protocol.source
-    return blind_baseline(load_examples(root / train), load_examples(root / protocol.split))
 
 
 def _training(folder: Path) -> dict[str, Any]:
@@ -122,47 +149,10 @@ def _training(folder: Path) -> dict[str, Any]:
     return dict(msgspec.json.decode(lines[-1])) if lines else {}
 
 
-def _row(row: dict[str, Any]) -> str:
-    return f"{row['model']} {row['value']:.1f}{'' if row['verified'] else ' (unverified)'}"
-
-
-def _protocols(report: dict[str, Any]) -> list[str]:
-    lines = ["", "## Protocols", ""]
-    for entry in report["benchmarks"].values():
-        protocol = entry["protocol"]
-        lines += [f"**{entry['title']}**, {protocol['source']}/{protocol['split']}, {protocol['mode']}:", "", "```"]
-        lines += [protocol["instruction"], "```"]
-        if protocol["mode"] == "rank":
-            lines.append(f"Candidates: {_candidates(protocol['candidates'])}; score: {protocol['score']}.")
-        lines += [protocol["notes"], ""]
-    return lines
-
-
-def _candidates(candidates: Any) -> str:
-    if isinstance(candidates, str):
-        return f"field `{candidates}`"
-    return ", ".join(each if isinstance(each, str) else "/".join(each) for each in candidates)
-
-
-def _facts(report: dict[str, Any]) -> list[str]:
-    lines = ["## Data", "", "| split | examples | rejected | published | layout | files |", "|---|---|---|---|---|---|"]
-    for name, manifest in report["data"].items():
-        files = ", ".join(f"{file['path']} `{file['sha256'][:12]}`" for file in manifest["files"])
-        published = f"{manifest['published']:,}" if manifest["published"] is not None else "-"
-        lines.append(
-            f"| {name} | {manifest['examples']:,} | {manifest['rejected']:,} | {published} | {manifest['layout']} | "
-            f"{files} |"
-        )
-    lines += ["", "## Last step of training", "", "```"]
-    lines += [f"{key}: {value}" for key, value in report["training"].items()]
-    lines += [
-        "```",
-        "",
-        "## Settings",
-        "",
-        "```yaml",
-        yaml.safe_dump(report["config"], sort_keys=False).rstrip(),
-        "```",
-    ]
-    lines += ["", "## Versions", "", ", ".join(f"{name} {number}" for name, number in report["versions"].items())]
-    return lines
+def _write(folder: Path, report: dict[str, Any]) -> Path:
+    place = folder / "report"
+    place.mkdir(exist_ok=True)
+    write_atomically(place / "report.html", html(report))
+    write_atomically(place / "report.md", markdown(report))
+    write_atomically(place / "report.json", msgspec.json.format(msgspec.json.encode(report)) + b"\n")
+    return place

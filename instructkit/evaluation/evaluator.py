@@ -1,0 +1,223 @@
+"""A model that answers a batch of examples; one that cannot be asked becomes an error with its id."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from instructkit.batches import Picture, Texts, decode, pictures, share_images
+from instructkit.errors import UserError
+from instructkit.evaluation.generate import generate_texts
+from instructkit.evaluation.plan import Question
+from instructkit.evaluation.rank import score_candidates
+from instructkit.evaluation.responses import Response
+from instructkit.evaluation.trie import CandidateTrie
+from instructkit.examples import Example
+from instructkit.models.instruct_blip import InstructBlip
+from instructkit.prompts import Prompt
+from instructkit.protocols import VOCABULARY, Protocol, merge_scores
+from instructkit.protocols import Texts as Candidate
+
+RANKED = 100
+"""Candidates of an example that are written down."""
+
+
+class Row(NamedTuple):
+    """One example, ready for the model."""
+
+    example: Example
+    prompt: Prompt
+    looks: list[Picture]
+    reference: Any
+    candidates: list[Candidate]
+
+
+class Batch(NamedTuple):
+    """What a forward pass reads, made without the model.
+
+    Attributes:
+        rows: the examples that can be asked.
+        pixels: their distinct pictures, `[pictures, 3, size, size]`; None without rows.
+        failed: responses that say why an example could not be asked.
+        order: ids of all examples, in the order given.
+    """
+
+    rows: list[Row]
+    pixels: Tensor | None
+    failed: list[Response]
+    order: list[str]
+
+
+class Evaluator:
+    """A model, its tokenisers and the device it is on.
+
+    Args:
+        model: put into evaluation mode.
+        texts: its tokenisers.
+    """
+
+    def __init__(self, model: InstructBlip, texts: Texts) -> None:
+        self.model = model.eval()
+        self.texts = texts
+        self.image_size: int = model.config.vision_config.image_size
+
+    def prepare(
+        self,
+        question: Question,
+        examples: Sequence[Example],
+        root: Path,
+        vocabulary: Sequence[str] | None = None,
+        hidden: bool = False,
+    ) -> Batch:
+        """Put examples into words and decode their pictures; needs no model, so it may run beside it.
+
+        Args:
+            question: how the benchmark asks.
+            examples: of its split.
+            root: folder that media paths start from.
+            vocabulary: candidates, for protocols that take them from other splits.
+            hidden: the split has no answers to compare with.
+        """
+        rows, failed = [], []
+        for example in examples:
+            try:
+                rows.append(_row(question, example, root, vocabulary, hidden))
+            except UserError as error:
+                failed.append(Response(example=example.id, images=_media(example), error=str(error)))
+        rows, pixels, broken = self._decode(rows)
+        return Batch(rows, pixels, failed + broken, [example.id for example in examples])
+
+    def _decode(self, rows: list[Row]) -> tuple[list[Row], Tensor | None, list[Response]]:
+        """Decode the distinct pictures; if one is broken, find out whose it is and leave them out."""
+        try:
+            distinct, _ = share_images([row.looks for row in rows])
+            return rows, decode(distinct, self.image_size) if rows else None, []
+        except UserError:
+            whole, broken = [], []
+            for row in rows:
+                try:
+                    decode(row.looks, self.image_size)
+                    whole.append(row)
+                except UserError as error:
+                    media = _media(row.example)
+                    broken.append(
+                        Response(example=row.example.id, images=media, prompt=row.prompt.instruction, error=str(error))
+                    )
+            return (*self._decode(whole)[:2], broken)
+
+    def prefixes(
+        self, prompts: Sequence[Prompt], looks: Sequence[list[Picture]], pixels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the LLM reads before it answers: embeddings `[rows, length, width]` and mask `[rows, length]`."""
+        _, sharing = share_images(looks)
+        rows = self.texts.prefixes(self.texts.encode(prompts), [len(look) for look in looks])
+        device = self.model.query_tokens.device
+        mask = rows.pop("attention_mask").to(device)
+        inputs = {"pixel_values": pixels.to(self.model.query_tokens.dtype), **sharing, **rows}
+        with torch.no_grad():
+            embeds = self.model.prefix(**{name: tensor.to(device) for name, tensor in inputs.items()})
+        return embeds, mask
+
+    def answer(self, question: Question, batch: Batch, shared: CandidateTrie | None = None) -> list[Response]:
+        """Responses to a batch, in its order, from one forward pass of the image encoder and the Q-Former.
+
+        Args:
+            question: how the benchmark asks.
+            batch: from `prepare`.
+            shared: the trie of candidates that all examples have in common.
+        """
+        responses = {failure.example: failure for failure in batch.failed}
+        if batch.pixels is not None:
+            rows = batch.rows
+            embeds, mask = self.prefixes([row.prompt for row in rows], [row.looks for row in rows], batch.pixels)
+            reply = self._generate if question.protocol.mode == "generate" else self._rank
+            responses |= {made.example: made for made in reply(question.protocol, rows, embeds, mask, shared)}
+        return [responses[name] for name in batch.order]
+
+    def trie(self, candidates: Sequence[Candidate], protocol: Protocol) -> CandidateTrie:
+        """The candidates of a question or a benchmark, tokenised, with an end token where the protocol scores one."""
+        scored = protocol.end_token if protocol.end_token is not None else not self.texts.decoder_only
+        end = self.texts.llm.eos_token_id if scored else None
+        texts = [text for candidate in candidates for text in candidate]
+        return CandidateTrie.build(self.texts.encode_answers(texts), end_token=end)
+
+    def shared_trie(self, protocol: Protocol, vocabulary: Sequence[str] | None) -> CandidateTrie | None:
+        """The trie of candidates that all examples share, built once; None where each has its own or none."""
+        if protocol.mode == "rank" and (protocol.candidates == VOCABULARY or isinstance(protocol.candidates, list)):
+            return self.trie(protocol.options(Example(id=protocol.benchmark), vocabulary), protocol)
+        return None
+
+    def _generate(
+        self, protocol: Protocol, rows: Sequence[Row], embeds: Tensor, mask: Tensor, shared: CandidateTrie | None
+    ) -> list[Response]:
+        texts = generate_texts(self.model, self.texts.llm, embeds, mask, protocol.decoding)
+        return [_response(protocol, row, text, text) for row, text in zip(rows, texts, strict=True)]
+
+    def _rank(
+        self, protocol: Protocol, rows: Sequence[Row], embeds: Tensor, mask: Tensor, shared: CandidateTrie | None
+    ) -> list[Response]:
+        tries = shared or [self.trie(row.candidates, protocol) for row in rows]
+        with torch.no_grad():
+            scores = score_candidates(self.model.language_model, embeds, mask, tries, rule=protocol.score)
+        return [_ranked(protocol, row, each.tolist()) for row, each in zip(rows, scores, strict=True)]
+
+
+def _row(question: Question, example: Example, root: Path, vocabulary: Sequence[str] | None, hidden: bool) -> Row:
+    protocol = question.protocol
+    prompt = question.prompt(example)
+    candidates = protocol.options(example, vocabulary) if protocol.mode == "rank" else []
+    if any(not text.strip() for candidate in candidates for text in candidate):
+        raise UserError(f"{protocol.benchmark}: example {example.id} has a blank candidate")
+    looks = pictures(prompt, root, protocol.frames)
+    return Row(example, prompt, looks, None if hidden else protocol.reference(example), candidates)
+
+
+def _media(example: Example) -> list[str]:
+    return [example.video] if example.video is not None else example.images
+
+
+def _ranked(protocol: Protocol, row: Row, text_scores: Sequence[float]) -> Response:
+    if not all(map(math.isfinite, text_scores)):
+        problem = "the model gives a candidate a score that is not a finite number"
+        return Response(
+            example=row.example.id, images=_media(row.example), prompt=row.prompt.instruction, error=problem
+        )
+    scores = merge_scores(row.candidates, text_scores)
+    order = sorted(range(len(scores)), key=lambda index: -scores[index])
+    best = row.candidates[order[0]][0]
+    prediction: Any = best
+    if protocol.metric == "visdial":
+        prediction = list(scores)
+    elif protocol.positive is not None:
+        prediction = scores[protocol.positive] - scores[1 - protocol.positive]
+    response = _response(protocol, row, best, prediction)
+    response.ranked = [(row.candidates[index][0], scores[index]) for index in order[:RANKED]]
+    response.confidence = 1 / sum(math.exp(score - scores[order[0]]) for score in scores)
+    return response
+
+
+def _response(protocol: Protocol, row: Row, text: str, prediction: Any) -> Response:
+    return Response(
+        example=row.example.id,
+        images=_media(row.example),
+        prompt=row.prompt.instruction,
+        prediction=prediction,
+        reference=row.reference,
+        text=text,
+        group=row.example.meta.get(protocol.group_by) if protocol.group_by else None,
+        expected=_expected(row),
+        clip=row.prompt.clip,
+    )
+
+
+def _expected(row: Row) -> list[str]:
+    """The reference in words: answers or captions as they are, an index as the candidate that it points to."""
+    if isinstance(row.reference, list):
+        return [str(each) for each in row.reference]
+    index = row.reference.get("gold_index") if isinstance(row.reference, dict) else row.reference
+    return list(row.candidates[index]) if isinstance(index, int) else []

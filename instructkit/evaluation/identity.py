@@ -1,0 +1,83 @@
+"""What responses depend on: kept beside them, so that those of another model or protocol are never mixed in."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from instructkit.errors import UserError
+from instructkit.evaluation.plan import Question
+from instructkit.examples import MANIFEST
+from instructkit.models.instruct_blip import InstructBlip
+from instructkit.models.presets import PUBLISHED
+from instructkit.protocols import Protocol
+
+_UNSCORED = ("title", "role", "published", "notes", "metric", "group_by")
+"""Keys of a protocol that no response depends on."""
+
+
+def model_identity(name: str, model: InstructBlip) -> str:
+    """What a model is: SHA-256 over a folder's files, or the hub's name and commit."""
+    place = PUBLISHED.get(name, name)
+    if not Path(place).is_dir():
+        return f"{place}@{getattr(model.config, '_commit_hash', None)}"
+    whole = hashlib.sha256()
+    for path in sorted(Path(place).rglob("*")):
+        if path.is_file():
+            whole.update(path.relative_to(place).as_posix().encode() + b"\0" + _sha256(path).encode() + b"\n")
+    return f"sha256:{whole.hexdigest()}"
+
+
+def protocol_digest(protocol: Protocol) -> str:
+    """Short SHA-256 over all of a protocol that its responses depend on."""
+    settings = {key: value for key, value in msgspec.to_builtins(protocol).items() if key not in _UNSCORED}
+    return hashlib.sha256(msgspec.json.encode(settings, order="sorted")).hexdigest()[:16]
+
+
+def responses_identity(
+    question: Question, root: Path, model: str, *, limit: int | None, batch_size: int, dtype: str
+) -> dict[str, Any]:
+    """All that the responses to a benchmark depend on.
+
+    Args:
+        question: protocol and, in place of its prompt, a wording.
+        root: folder of converted datasets.
+        model: from `model_identity`.
+        limit: at most so many examples.
+        batch_size: rounding errors differ with it, so bytes could.
+        dtype: that the model computes in.
+
+    Raises:
+        UserError: a split is not converted.
+    """
+    protocol = question.protocol
+    splits = [protocol.split, *(protocol.vocabulary.splits if protocol.vocabulary else [])]
+    return {
+        "model": model,
+        "benchmark": protocol.benchmark,
+        "protocol_version": protocol.version,
+        "protocol": protocol_digest(protocol),
+        "instruction": (question.wording or protocol).instruction,
+        "data": {f"{protocol.source}/{split}": _manifest(root / protocol.source / split) for split in splits},
+        "limit": limit,
+        "batch_size": batch_size,
+        "dtype": dtype,
+    }
+
+
+def _manifest(folder: Path) -> str:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{folder}: not converted")
+    return _sha256(path)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,145 @@
+"""A benchmark's score from its answers: the metric over all, over groups, and how far chance moves it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import msgspec
+
+from instructkit import metrics
+from instructkit.evaluation.bootstrap import interval
+from instructkit.evaluation.responses import Answer
+from instructkit.protocols import Protocol
+
+
+class Spread(msgspec.Struct, kw_only=True):
+    """The score under a training wording in place of the protocol's prompt.
+
+    Attributes:
+        wording: its name in `templates/train`.
+        instruction: its Jinja.
+        value: as the benchmark's.
+        n: examples that were scored.
+        errors: examples that have an error in place of an answer.
+    """
+
+    wording: str
+    instruction: str
+    value: float
+    n: int
+    errors: int = 0
+
+
+class Result(msgspec.Struct, kw_only=True):
+    """What a benchmark came to.
+
+    Attributes:
+        benchmark: name of the protocol.
+        title: how papers write it.
+        role: `held-in`, `held-out` or `extra`.
+        metric: name of the metric.
+        value: 0 to 100; CIDEr times 100.
+        interval: 95% of bootstrap draws of the examples lie between these; None for a single example.
+        n: examples that were scored.
+        available: examples that the split has for this protocol.
+        protocol_version: of the protocol.
+        details: all that the metric gives.
+        groups: value and number of examples by group, where the protocol names one.
+        errors: examples that have an error in place of an answer, and the error; they are not scored.
+        prompt: the first example's prompt, byte for byte.
+        spread: scores under training wordings.
+    """
+
+    benchmark: str
+    title: str
+    role: str
+    metric: str
+    value: float
+    interval: tuple[float, float] | None
+    n: int
+    available: int
+    protocol_version: int
+    details: dict[str, float]
+    groups: dict[str, tuple[float, int]] = {}
+    errors: dict[str, str] = {}
+    prompt: str = ""
+    spread: list[Spread] = []
+
+
+class NotEvaluated(msgspec.Struct, kw_only=True):
+    """A benchmark that was asked for and has no score.
+
+    Attributes:
+        benchmark: name of the protocol.
+        title: how papers write it.
+        role: `held-in`, `held-out` or `extra`.
+        reason: why.
+        hidden: it was answered, but the split's answers are not public.
+        errors: examples that have an error in place of an answer, and the error.
+    """
+
+    benchmark: str
+    title: str
+    role: str
+    reason: str
+    hidden: bool = False
+    errors: dict[str, str] = {}
+
+
+def score(protocol: Protocol, answers: Sequence[Answer], available: int) -> Result | NotEvaluated:
+    """Score answers with the protocol's metric.
+
+    Args:
+        protocol: names metric and groups.
+        answers: in the order of the split.
+        available: examples that the split has for this protocol.
+    """
+    errors = errors_of(answers)
+    scored = [answer for answer in answers if answer.error is None]
+    missing = partial(
+        NotEvaluated, benchmark=protocol.benchmark, title=protocol.title, role=protocol.role, errors=errors
+    )
+    if not scored:
+        first = next(iter(errors.values()))
+        return missing(reason=f"all {len(errors):,} examples failed, the first: {first}")
+    try:
+        details = aggregate(protocol, scored)
+        spread = interval(protocol.metric, scored)
+    except ValueError as error:  # such as an AUC of one class
+        return missing(reason=f"no {protocol.metric} can be computed: {error}")
+    groups: dict[str, list[Answer]] = {}
+    for answer in scored:
+        if answer.group is not None:
+            groups.setdefault(answer.group, []).append(answer)
+    key = metrics.load(protocol.metric).key
+    return Result(
+        benchmark=protocol.benchmark,
+        title=protocol.title,
+        role=protocol.role,
+        metric=protocol.metric,
+        value=details[key],
+        interval=spread,
+        n=len(scored),
+        available=available,
+        protocol_version=protocol.version,
+        details=details,
+        groups={name: (aggregate(protocol, part)[key], len(part)) for name, part in sorted(groups.items())},
+        errors=errors,
+        prompt=scored[0].prompt,
+    )
+
+
+def errors_of(answers: Sequence[Answer]) -> dict[str, str]:
+    """Examples that have an error in place of an answer, and the error."""
+    return {answer.example: answer.error for answer in answers if answer.error is not None}
+
+
+def aggregate(protocol: Protocol, answers: Sequence[Answer]) -> dict[str, float]:
+    """All that the protocol's metric gives over some answers.
+
+    Raises:
+        ValueError: the metric is not defined on them.
+    """
+    metric = metrics.load(protocol.metric)
+    return metric.aggregate([answer.prediction for answer in answers], [answer.reference for answer in answers])

@@ -1,0 +1,67 @@
+"""Averages over benchmarks, as the paper has them: given only where every benchmark of them was evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from instructkit.protocols import Row, benchmarks, load_protocol
+
+HELD_IN = ("coco_caption", "okvqa", "aokvqa", "textcaps")
+"""The paper's held-in average (arXiv 2305.06500, ablation table); A-OKVQA by direct answers."""
+
+_HELD_IN_PUBLISHED = [
+    Row("InstructBLIP FlanT5-XL", 94.1, "arXiv 2305.06500, ablation table"),
+    Row("InstructBLIP FlanT5-XL without instruction-aware features", 89.8, "arXiv 2305.06500, ablation table"),
+    Row("InstructBLIP FlanT5-XL without data balancing", 92.6, "arXiv 2305.06500, ablation table"),
+]
+
+
+def averages(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The held-out and the held-in average.
+
+    Args:
+        entries: benchmarks of a report by name.
+
+    Returns:
+        For `held_out` and `held_in`: `value`, None unless all are there, `benchmarks`, those `missing`, those of which
+        only a part was scored (`partial`), and `published` rows.
+    """
+    held_out = tuple(name for name in benchmarks() if load_protocol(name).role == "held-out")
+    return {
+        "held_out": {**_average(entries, held_out), "published": _published(held_out)},
+        "held_in": {
+            **_average(entries, HELD_IN),
+            "published": [
+                {"model": row.model, "value": row.value, "verified": row.verified} for row in _HELD_IN_PUBLISHED
+            ],
+        },
+    }
+
+
+def _average(entries: Mapping[str, Mapping[str, Any]], names: tuple[str, ...]) -> dict[str, Any]:
+    there = [entries[name] for name in names if name in entries]
+    complete = len(there) == len(names)
+    return {
+        "value": sum(entry["value"] for entry in there) / len(there) if complete else None,
+        "benchmarks": list(names),
+        "missing": [name for name in names if name not in entries],
+        "partial": [entry["benchmark"] for entry in there if entry["n"] < entry["available"]],
+    }
+
+
+def _published(names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Means of the published rows, for models that have one on every benchmark."""
+    rows: dict[str, list[Row]] = {}
+    for name in names:
+        for row in load_protocol(name).published:
+            rows.setdefault(row.model, []).append(row)
+    return [
+        {
+            "model": model,
+            "value": sum(row.value for row in found) / len(found),
+            "verified": all(r.verified for r in found),
+        }
+        for model, found in rows.items()
+        if len(found) == len(names)
+    ]

@@ -1,0 +1,40 @@
+"""What answering without the image would score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from instructkit import sources
+from instructkit.examples import MANIFEST, Example, load_examples
+from instructkit.protocols import Protocol
+
+
+def blind_baseline(train: Iterable[Example], test: Iterable[Example]) -> float:
+    """Accuracy, 0 to 100, of answering every question with its most frequent training answer, without the image.
+
+    A question that training never asks counts as wrong.
+    """
+    counts: dict[str, dict[str, int]] = {}
+    for example in train:
+        asked = counts.setdefault(example.question or "", {})
+        for given in example.answers:
+            asked[given] = asked.get(given, 0) + 1
+    best = {question: max(given, key=lambda text: given[text]) for question, given in counts.items()}
+    right = [best.get(example.question or "") in example.answers for example in test]
+    return 100 * sum(right) / len(right)
+
+
+def blind(root: Path, protocol: Protocol) -> float | None:
+    """The blind baseline over the whole split, where the training split lies beside it and a question has one answer.
+
+    Args:
+        root: folder of converted datasets.
+        protocol: the benchmark.
+    """
+    train = sources.source(protocol.source).split
+    folder = root / protocol.source
+    comparable = protocol.metric in ("exact_match", "top1") and protocol.references == "answers"
+    if not comparable or train == protocol.split or not (folder / train / MANIFEST).is_file():
+        return None
+    return blind_baseline(load_examples(folder / train), load_examples(folder / protocol.split))

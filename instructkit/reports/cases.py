@@ -1,0 +1,55 @@
+"""Examples that a report shows: some that were right, some that were wrong, the same ones every time."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+from instructkit.evaluation.responses import Answer, Response
+
+EACH = 4
+"""So many right and so many wrong ones of each benchmark."""
+_CANDIDATES = 5
+
+
+def choose(answers: Sequence[Answer], scores: Sequence[float], metric: str) -> dict[str, tuple[bool, float]]:
+    """Ids of the examples to show, whether each was right, and its score.
+
+    Right is a score above one half; of captions, which are never right or wrong, above the median. Which ones are
+    taken follows from a checksum of the ids, so that nobody picks them.
+
+    Args:
+        answers: scored ones.
+        scores: one an answer; nan for one that the metric leaves out.
+        metric: name of the metric.
+    """
+    valid = [(answer.example, score) for answer, score in zip(answers, scores, strict=True) if not math.isnan(score)]
+    if not valid:
+        return {}
+    bar = median(score for _, score in valid) if metric == "cider" else 0.5
+    mixed = sorted(valid, key=lambda pair: (zlib.crc32(pair[0].encode()), pair[0]))
+    right = [pair for pair in mixed if pair[1] > bar][:EACH]
+    wrong = [pair for pair in mixed if pair[1] <= bar][:EACH]
+    return {name: (score > bar, score) for name, score in right + wrong}
+
+
+def case(response: Response, right: bool, score: float) -> dict[str, Any]:
+    """One example as the report holds it."""
+    best = response.ranked[0][1] if response.ranked else 0.0
+    return {
+        "example": response.example,
+        "images": response.images,
+        "clip": list(response.clip),
+        "prompt": response.prompt,
+        "text": response.text,
+        "expected": list(dict.fromkeys(response.expected)),
+        "right": right,
+        "score": score,
+        "candidates": [
+            {"text": text, "score": value, "probability": (response.confidence or 0.0) * math.exp(value - best)}
+            for text, value in response.ranked[:_CANDIDATES]
+        ],
+    }

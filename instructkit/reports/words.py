@@ -1,0 +1,91 @@
+"""Numbers and short phrases that the Markdown and the HTML report share."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def interval(entry: dict[str, Any]) -> str:
+    """`52.1 to 56.3`, or a dash."""
+    return f"{entry['interval'][0]:.1f} to {entry['interval'][1]:.1f}" if entry["interval"] else "-"
+
+
+def size(entry: dict[str, Any]) -> str:
+    """`500`, or `100 of 5,000` where not all were scored."""
+    part = "" if entry["n"] == entry["available"] else f" of {entry['available']:,}"
+    return f"{entry['n']:,}{part}"
+
+
+def published(row: dict[str, Any]) -> str:
+    """A published row in a phrase."""
+    return f"{row['model']} {row['value']:.1f}{'' if row['verified'] else ' (unverified)'}"
+
+
+def literal(text: str) -> str:
+    """A text with every byte visible: as JSON, quotes included, letters of all scripts as they are."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def candidates(protocol: dict[str, Any]) -> str:
+    """What is ranked, or accepted."""
+    given, vocabulary = protocol["candidates"], protocol["vocabulary"]
+    if given is None:
+        return "none"
+    if vocabulary:
+        top = f"the {vocabulary['top']:,} most frequent answers" if vocabulary["top"] else "all answers"
+        return f"{top} of the splits {', '.join(vocabulary['splits'])}"
+    if isinstance(given, str):
+        return f"the example's {given}"
+    return ", ".join(each if isinstance(each, str) else " or ".join(each) for each in given)
+
+
+def answering(protocol: dict[str, Any]) -> str:
+    """How answers come about, in one sentence."""
+    if protocol["mode"] == "rank":
+        end = {True: "end token scored", False: "end token not scored", None: "end token scored for encoder-decoders"}
+        return (
+            f"Ranking by log-likelihood ({protocol['score']} over the tokens, {end[protocol['end_token']]}) of "
+            f"{candidates(protocol)}."
+        )
+    decoding = protocol["decoding"]
+    accepted = f" Accepted: {candidates(protocol)}." if protocol["candidates"] else ""
+    return (
+        f"Generation with {decoding['num_beams']} beams, length penalty {decoding['length_penalty']:g}, "
+        f"{decoding['min_new_tokens']} to {decoding['max_new_tokens']} new tokens.{accepted}"
+    )
+
+
+def average(found: dict[str, Any]) -> str:
+    """An average in one sentence, or why there is none."""
+    if found["value"] is None:
+        of = len(found["benchmarks"])
+        return (
+            f"none: {of - len(found['missing'])} of its {of} benchmarks scored, without {', '.join(found['missing'])}"
+        )
+    part = f"; only a part of {', '.join(found['partial'])} was scored" if found["partial"] else ""
+    return f"{found['value']:.1f} over {len(found['benchmarks'])} benchmarks{part}"
+
+
+def spread_phrase(entry: dict[str, Any]) -> str:
+    """Lowest and highest score over the protocol's prompt and the wordings."""
+    values = [entry["value"], *(each["value"] for each in entry["spread"])]
+    return (
+        f"{min(values):.1f} to {max(values):.1f} over the protocol's prompt and {len(entry['spread'])} training "
+        f"wordings, {max(values) - min(values):.1f} apart"
+    )
+
+
+NOTES = (
+    "Scores are 0 to 100; CIDEr is 100 times the official value and may be higher.",
+    "The interval holds 95% of 1,000 bootstrap draws of the examples, with a fixed seed; of captions the images' "
+    "scores are drawn, with the document frequencies of the full set.",
+    "Unverified rows were remembered, not read in the source.",
+)
+BLIND = (
+    "Blind: every question answered with its most frequent training answer, without the image, over the whole split."
+)
+ECE = (
+    "Confidence is the softmax of the best candidate's log-likelihood over all candidates of the question; the "
+    "expected calibration error (ECE) is its mean distance from the accuracy over ten bins."
+)
