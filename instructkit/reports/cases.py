@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from instructkit.evaluation.responses import Answer, Response
+from instructkit.reports.calibration import is_right
 
 EACH = 4
 """So many right and so many wrong ones of each benchmark."""
@@ -18,7 +19,8 @@ _CANDIDATES = 5
 def choose(answers: Sequence[Answer], scores: Sequence[float], metric: str) -> dict[str, tuple[bool, float]]:
     """Ids of the examples to show, whether each was right, and its score.
 
-    Right is a score above one half; of captions, which are never right or wrong, above the median. Which ones are
+    Right is a score above one half; of captions, which are never right or wrong, above the median. Under the area
+    under the ROC curve, which no single example has, right is the better candidate. Which ones are
     taken follows from a checksum of the ids, so that nobody picks them.
 
     Args:
@@ -26,14 +28,15 @@ def choose(answers: Sequence[Answer], scores: Sequence[float], metric: str) -> d
         scores: one an answer; nan for one that the metric leaves out.
         metric: name of the metric.
     """
-    valid = [(answer.example, score) for answer, score in zip(answers, scores, strict=True) if not math.isnan(score)]
-    if not valid:
-        return {}
-    bar = median(score for _, score in valid) if metric == "cider" else 0.5
-    mixed = sorted(valid, key=lambda pair: (zlib.crc32(pair[0].encode()), pair[0]))
-    right = [pair for pair in mixed if pair[1] > bar][:EACH]
-    wrong = [pair for pair in mixed if pair[1] <= bar][:EACH]
-    return {name: (score > bar, score) for name, score in right + wrong}
+    valid = [(answer, score) for answer, score in zip(answers, scores, strict=True) if not math.isnan(score)]
+    bar = median(score for _, score in valid) if metric == "cider" and valid else 0.5
+    valid.sort(key=lambda pair: (zlib.crc32(pair[0].example.encode()), pair[0].example))
+    found: dict[bool, dict[str, tuple[bool, float]]] = {True: {}, False: {}}
+    for answer, score in valid:
+        right = is_right(metric, answer, score) if metric == "roc_auc" else score > bar
+        if len(found[right]) < EACH:
+            found[right][answer.example] = (right, score)
+    return found[True] | found[False]
 
 
 def case(response: Response, right: bool, score: float) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def compared_html(reports: Reports) -> str:
         ]
         plot = plots.comparison(entry["title"], rows, entry["metric"])
         figures.append(
-            f"<figure><figcaption>{escape(entry['title'])}, {escape(entry['metric'])}</figcaption>{plot}</figure>"
+            f"<figure><figcaption>{escape(entry['title'])}, {escape(words.measure(entry))}</figcaption>{plot}</figure>"
         )
     body.append(f'<h2>Benchmarks</h2><div class="figures">{"".join(figures)}</div>')
     body.append("<h2>Settings that differ</h2>" + html.table(["setting", *reports], _settings(reports)))
@@ -103,7 +103,7 @@ def _rows(reports: Reports) -> list[list[str]]:
         for report in reports.values():
             own = report["benchmarks"].get(name)
             cells.append(f"{own['value']:.2f} ({words.interval(own)})" if own else "-")
-        rows.append([entry["title"], entry["metric"], *cells])
+        rows.append([entry["title"], words.measure(entry), *cells])
     for title, key in (("average of the held-out", "held_out"), ("average of the held-in", "held_in")):
         values = [report["averages"][key]["value"] for report in reports.values()]
         if any(value is not None for value in values):

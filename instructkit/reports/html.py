@@ -63,7 +63,7 @@ def _overview(entries: list[dict[str, Any]]) -> str:
             entry["title"],
             entry["role"],
             f"v{entry['protocol_version']}",
-            entry["metric"],
+            words.measure(entry),
             f"{entry['value']:.2f}",
             words.interval(entry),
             words.size(entry),
@@ -73,7 +73,9 @@ def _overview(entries: list[dict[str, Any]]) -> str:
     ]
     head = ["benchmark", "role", "protocol", "metric", "score", "95% interval", "examples", "blind"]
     notes = [*words.NOTES, *([words.BLIND] if any(row[-1] != "-" for row in rows) else [])]
-    return table(head, rows, (4, 5, 6, 7)) + f'<p class="soft">{escape(" ".join(notes))}</p>'
+    caption = "Blue: this model with its 95% interval. Grey: published models, rings are unverified."
+    figure = f"<figure><figcaption>{caption}</figcaption>{plots.overview(entries)}</figure>"
+    return table(head, rows, (4, 5, 6, 7)) + f'<p class="soft">{escape(" ".join(notes))}</p>{figure}'
 
 
 def _averages(report: dict[str, Any]) -> str:
@@ -104,7 +106,7 @@ def _benchmark(entry: dict[str, Any], data: dict[str, Any]) -> str:
     protocol = entry["protocol"]
     parts = [
         f"<h2>{escape(entry['title'])}</h2>",
-        f"<p><b>{escape(entry['metric'])} {entry['value']:.2f}</b> ({words.interval(entry)}) on {words.size(entry)} "
+        f"<p><b>{escape(words.measure(entry))} {entry['value']:.2f}</b> ({words.interval(entry)}) on {words.size(entry)} "
         f'examples <span class="soft">of {escape(protocol["source"])}/{escape(protocol["split"])}, {entry["role"]}, '
         f"protocol v{entry['protocol_version']}</span></p>",
         _errors(entry),
@@ -141,7 +143,7 @@ def _numbers(entry: dict[str, Any]) -> str:
         )
     if entry["groups"]:
         rows = [[name, f"{value:.2f}", f"{n:,}"] for name, (value, n) in entry["groups"].items()]
-        parts.append(table([entry["protocol"]["group_by"], entry["metric"], "examples"], rows, (1, 2)))
+        parts.append(table([entry["protocol"]["group_by"], words.measure(entry), "examples"], rows, (1, 2)))
     return "\n".join(parts)
 
 
@@ -160,7 +162,7 @@ def _wordings(entry: dict[str, Any]) -> str:
     rows = [
         [each["wording"], each["instruction"], f"{each['value']:.2f}", f"{each['n']:,}"] for each in entry["spread"]
     ]
-    return "<h3>Wordings</h3>" + table(["wording", "prompt (Jinja)", entry["metric"], "examples"], rows, (2, 3))
+    return "<h3>Wordings</h3>" + table(["wording", "prompt (Jinja)", words.measure(entry), "examples"], rows, (2, 3))
 
 
 def _sources(entry: dict[str, Any]) -> str:
@@ -170,7 +172,7 @@ def _sources(entry: dict[str, Any]) -> str:
         [row["model"], f"{row['value']:.1f}", row["source"], "read" if row["verified"] else "unverified"]
         for row in entry["published"]
     ]
-    inside = table(["model", entry["metric"], "source", ""], rows, (1,))
+    inside = table(["model", words.measure(entry), "source", ""], rows, (1,))
     return f"<details><summary>Published results and where they stand</summary>{inside}</details>"
 
 
@@ -200,9 +202,7 @@ def _case(case: dict[str, Any], protocol: dict[str, Any], data: dict[str, Any]) 
     lines.append(
         f'<p class="soft">expected: {escape(expected)}</p><p class="soft"><code>{escape(case["example"])}</code></p>'
     )
-    return (
-        f'<div class="case">{picture}<div class="{"right" if case["right"] else "wrong"}">{"".join(lines)}</div></div>'
-    )
+    return f'<div class="case {"right" if case["right"] else "wrong"}">{picture}<div>{"".join(lines)}</div></div>'
 
 
 def _facts(report: dict[str, Any]) -> str:

@@ -43,7 +43,7 @@ def _scores(entries: list[dict[str, Any]]) -> list[str]:
         rows.append(
             [
                 f"{entry['title']} (protocol v{entry['protocol_version']})",
-                entry["metric"],
+                words.measure(entry),
                 f"**{entry['value']:.2f}**",
                 words.interval(entry),
                 words.size(entry),
@@ -82,12 +82,12 @@ def _benchmark(entry: dict[str, Any]) -> list[str]:
     lines = ["", f"## {entry['title']}", ""]
     lines.append(
         f"{protocol['source']}/{protocol['split']}, {entry['role']}, protocol v{entry['protocol_version']}: "
-        f"{entry['metric']} **{entry['value']:.2f}** ({words.interval(entry)}) on {words.size(entry)} examples."
+        f"{words.measure(entry)} **{entry['value']:.2f}** ({words.interval(entry)}) on {words.size(entry)} examples."
     )
     lines += ["", *table(["measure", "value"], [[name, f"{value:.4f}"] for name, value in entry["details"].items()])]
     if entry["groups"]:
         rows = [[name, f"{value:.2f}", f"{n:,}"] for name, (value, n) in entry["groups"].items()]
-        lines += ["", *table([protocol["group_by"], entry["metric"], "examples"], rows)]
+        lines += ["", *table([protocol["group_by"], words.measure(entry), "examples"], rows)]
     lines += _errors(entry)
     lines += ["", "Prompt, as Jinja and for the first example, byte for byte (JSON):", ""]
     lines += fenced(f"{words.literal(protocol['instruction'])}\n{words.literal(entry['prompt'])}")
@@ -96,7 +96,7 @@ def _benchmark(entry: dict[str, Any]) -> list[str]:
         rows = [[each["wording"], each["instruction"], f"{each['value']:.2f}"] for each in entry["spread"]]
         lines += ["", f"Wordings: {words.spread_phrase(entry)}.", ""]
         lines += table(
-            ["wording", "prompt", entry["metric"]],
+            ["wording", "prompt", words.measure(entry)],
             [["protocol", protocol["instruction"], f"{entry['value']:.2f}"], *rows],
         )
     lines += _calibration(entry) + _cases(entry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from html import escape
 from typing import Any
 
@@ -39,6 +40,35 @@ def scores(entry: dict[str, Any]) -> str:
         parts.append(_text(x, height + 13, f"blind {blind:.1f}", "middle"))
         height += _ROW
     return _svg(_LABEL + _BARS + _VALUE, height, parts, f"{entry['title']}: score of this model beside published ones")
+
+
+def overview(entries: list[dict[str, Any]]) -> str:
+    """A line a benchmark: this model among the published ones."""
+    values = [row["value"] for entry in entries for row in (*entry["published"], entry)]
+    top = max(100.0, *values, *((entry["interval"] or [0, 0])[1] for entry in entries))
+    width = 2 * _BARS
+    scale = width / (20 * math.ceil(top / 20))
+    height = len(entries) * _ROW + 6
+    parts = []
+    for tick in range(0, math.ceil(top / 20) * 20 + 1, 20):
+        x = _LABEL + tick * scale
+        parts.append(f'<path class="grid" d="M{x:.1f} 0V{height}"/>{_text(x, height + 14, str(tick), "middle")}')
+    for index, entry in enumerate(entries):
+        y = index * _ROW + 12
+        parts.append(_text(_LABEL - 12, y + 4, entry["title"], "end"))
+        for row in entry["published"]:
+            kind = "known" if row["verified"] else "ring"
+            about = f"<title>{escape(row['model'])} {row['value']:.1f}</title>"
+            parts.append(
+                f'<circle class="{kind}" cx="{_LABEL + row["value"] * scale:.1f}" cy="{y}" r="4">{about}</circle>'
+            )
+        if entry["interval"]:
+            low, high = (_LABEL + bound * scale for bound in entry["interval"])
+            parts.append(f'<path class="whisker" d="M{low:.1f} {y}H{high:.1f}"/>')
+        x = _LABEL + entry["value"] * scale
+        about = f"<title>this model {entry['value']:.1f}</title>"
+        parts.append(f'<path class="own" d="M{x:.1f} {y - 6}l6 6l-6 6l-6 -6z">{about}</path>')
+    return _svg(_LABEL + width + 20, height + 20, parts, "scores of this model among published ones, by benchmark")
 
 
 def reliability(calibration: dict[str, Any]) -> str:

@@ -5,6 +5,24 @@ from __future__ import annotations
 import json
 from typing import Any
 
+_MEASURES = {
+    "cider": "CIDEr",
+    "vqa_accuracy": "VQA accuracy",
+    "vqa_accuracy_evalai": "VQA accuracy (EvalAI)",
+    "aokvqa_direct_answer": "direct answer accuracy",
+    "ivqa_accuracy": "iVQA accuracy",
+    "exact_match": "exact match",
+    "top1": "top-1 accuracy",
+    "anls": "ANLS",
+    "roc_auc": "ROC AUC",
+    "visdial": "MRR",
+}
+
+
+def measure(entry: dict[str, Any]) -> str:
+    """What the benchmark's main value is called in papers."""
+    return _MEASURES.get(entry["metric"], entry["metric"])
+
 
 def interval(entry: dict[str, Any]) -> str:
     """`52.1 to 56.3`, or a dash."""
