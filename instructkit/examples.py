@@ -208,7 +208,7 @@ def problem(example: Example, task: str, hidden: bool = False) -> str | None:
     if example.answers and not any(map(str.strip, example.answers)):
         return "all answers are blank"
     for path in example.images if example.video is None else (*example.images, example.video):
-        if path.startswith("/") or ".." in path.split("/"):
+        if path.startswith("/") or (".." in path and ".." in path.split("/")):
             return f"path {path!r} leaves the media folder"
     return _unasked(example, task, hidden) or _out_of_range(example) or _bad_turn(example)
 
@@ -236,6 +236,8 @@ def _out_of_range(example: Example) -> str | None:
             return f"{len(example.relevance)} relevances for {choices} choices"
         if not all(0 <= value <= 1 for value in example.relevance):
             return "a relevance is not between 0 and 1"
+    if example.start is None and example.end is None:
+        return None
     start = 0.0 if example.start is None else example.start
     if not (0 <= start < math.inf) or (example.end is not None and not (start < example.end < math.inf)):
         return f"no clip lies between {example.start} and {example.end} s"

@@ -6,6 +6,7 @@ all of them watch a pipe whose other end only the parent holds.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -84,6 +85,7 @@ def _serve(
     work: Callable[[Any], Any], connection: Connection, inherited: list[Connection], life: tuple[int, int]
 ) -> None:
     """The life of a process: a task in, a result or an exception out, until the pipe ends."""
+    gc.freeze()  # what is loaded stays: no collection looks at it, or copies its pages by doing so
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt goes to the whole group; the parent ends us
     for other in inherited:
         other.close()
