@@ -8,6 +8,7 @@ What it does, and the settings that govern it (`instructkit/config.py` explains 
                 frozen, trained by LoRA, or in full                                                 model.*
     training    DeepSpeed with ZeRO 0 to 3, AdamW, warm-up and cosine, bf16 or fp32, gradient
                 accumulation and clipping; checkpoints of what is trained; resume=true goes on      training.*
+    throughput  what a step leaves out without changing its loss; features of images on disk            throughput.*
     evaluation  benchmarks by protocol, then runs/<name>/report/report.{json,md,html}                    evaluation.*
 Same seed, same losses, on one rank and on several.
 """
@@ -34,6 +35,7 @@ from instructkit.reports.report import finished_report, last_lines, write_report
 from instructkit.training.checkpoints import last_checkpoint, load_checkpoint, save_checkpoint
 from instructkit.training.data import TrainingData
 from instructkit.training.engine import Engine, start_ranks
+from instructkit.training.features import open_cache
 from instructkit.training.log import RunLog
 from instructkit.training.setup import data_digest, parts_of, prepare_data, prepare_model
 
@@ -87,6 +89,7 @@ def train(config: RunConfig, folder: Path, rank: int, world: int, identity: dict
     parts = parts_of(config)
     model, texts = prepare_model(config, parts, folder)
     prepare_towers(model, config.model)
+    model.throughput = config.throughput
     groups = settings.batch_size // (world * settings.accumulation)
     if groups * world * settings.accumulation != settings.batch_size:
         raise UserError(
@@ -104,6 +107,7 @@ def train(config: RunConfig, folder: Path, rank: int, world: int, identity: dict
         augment=config.data.augment,
         rank=rank,
         world=world,
+        cache=open_cache(config, model),
     )
     engine = Engine(model, settings)
     start = _start(config, folder, engine, identity, log)

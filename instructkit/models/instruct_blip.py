@@ -176,7 +176,8 @@ class InstructBlip(InstructBlipForConditionalGeneration):
         patches = None
         if image_patches is not None:
             patches = self.encode_patches(pixel_values) if len(pixel_values) else image_patches[:0]
-            features = self.vision_model.post_layernorm(torch.cat([patches, image_patches])[image_order])
+            together = torch.cat([patches, image_patches.to(patches.dtype)])[image_order]
+            features = self.vision_model.post_layernorm(together.to(self.vision_model.post_layernorm.weight.dtype))
         elif self.throughput.share_images:
             features = self.encode_images(pixel_values)
         else:

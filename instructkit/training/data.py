@@ -7,6 +7,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -14,6 +15,7 @@ from instructkit.batches import Picture, Texts, decode, pictures, share_images
 from instructkit.examples import Examples
 from instructkit.mixture import Mixture, image_numbers
 from instructkit.prompts import Prompt, train_templates
+from instructkit.training.features import FeatureCache
 
 
 class Batch(NamedTuple):
@@ -23,11 +25,13 @@ class Batch(NamedTuple):
         inputs: keyword arguments of `InstructBlip.answer_loss`.
         examples: id of each row's example.
         datasets: name of each row's dataset.
+        unkept: files that the features of `pixel_values` are to be kept in, where there is a cache.
     """
 
     inputs: dict[str, Tensor]
     examples: list[str]
     datasets: list[str]
+    unkept: Sequence[Path] = ()
 
     @property
     def targets(self) -> int:
@@ -69,6 +73,7 @@ class TrainingData(Dataset[Batch]):
         augment: random crops and flips.
         rank: of this process.
         world: number of processes.
+        cache: kept features of images.
     """
 
     def __init__(
@@ -84,12 +89,14 @@ class TrainingData(Dataset[Batch]):
         augment: bool = False,
         rank: int = 0,
         world: int = 1,
+        cache: FeatureCache | None = None,
     ) -> None:
         self.parts = list(parts)
         self.texts = texts
         self.image_size = image_size
         self.groups, self.rank, self.world = groups, rank, world
         self.seed, self.augment = seed, augment
+        self.cache = cache
         images = {part.name: image_numbers(part.examples.rows) for part in parts}
         self.mixture = Mixture(images, overrides, group_size, seed)
         self._templates = [train_templates(part.task) for part in parts]
@@ -119,12 +126,17 @@ class TrainingData(Dataset[Batch]):
         def chance(picture: Picture) -> Random:
             return Random(f"{self.seed}/{epochs[picture.path]}/{picture.path.name}")
 
+        unkept: Sequence[Path] = ()
+        if self.cache is not None:
+            found = self.cache.find(distinct)
+            distinct, unkept = [distinct[number] for number in found.missing], found.files
+            sharing |= {"image_patches": found.patches, "image_order": found.order}
         inputs = {
             "pixel_values": decode(distinct, self.image_size, chance if self.augment else None),
             **sharing,
             **self.texts.rows(self.texts.encode(prompts), [len(look) for look in looks]),
         }
-        return Batch(inputs, [prompt.example for prompt in prompts], datasets)
+        return Batch(inputs, [prompt.example for prompt in prompts], datasets, unkept)
 
     def loader(self, start: int, stop: int, workers: int = 0) -> DataLoader[Any]:
         """Micro-batches `start` to `stop` of this rank in order, made by `workers` processes ahead of time."""
@@ -135,4 +147,5 @@ class TrainingData(Dataset[Batch]):
             num_workers=workers,
             prefetch_factor=4 if workers else None,
             multiprocessing_context="fork" if workers else None,
+            pin_memory=torch.cuda.is_available(),
         )

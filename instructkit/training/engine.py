@@ -17,6 +17,7 @@ from instructkit.config import TrainingConfig
 from instructkit.errors import UserError
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.training.data import Batch
+from instructkit.training.features import keep
 from instructkit.training.schedule import learning_rate
 
 
@@ -113,6 +114,8 @@ class Engine:
             torch.manual_seed(hash((seed, number, index, dist.get_rank())) & 0x7FFF_FFFF)
             inputs = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.inputs.items()}
             answer = self.deepspeed(**inputs)
+            if batch.unkept:
+                keep(batch.unkept, answer.patches)
             self.deepspeed.backward(answer.total * scale)
             total += answer.total.detach()
             self.deepspeed.step()
