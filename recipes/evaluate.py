@@ -14,6 +14,9 @@ import logging
 import os
 import sys
 
+# A script's own folder comes first on the path, where evaluate.py would hide the package of that name.
+sys.path.append(sys.path.pop(0))
+
 import torch
 import torch.distributed as dist
 

@@ -22,6 +22,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+# A script's own folder comes first on the path, where evaluate.py would hide the package of that name.
+sys.path.append(sys.path.pop(0))
+
 import torch.distributed as dist
 import yaml
 from tqdm import tqdm

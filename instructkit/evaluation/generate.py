@@ -67,7 +67,7 @@ def generate_ids(
         max_new_tokens=decoding.max_new_tokens,
         eos_token_id=end,
         pad_token_id=pad,
-        bos_token_id=language_model.config.bos_token_id,
+        bos_token_id=getattr(language_model.config, "bos_token_id", None),
         decoder_start_token_id=getattr(language_model.config, "decoder_start_token_id", None),
     )
     with _without_own_defaults(language_model):

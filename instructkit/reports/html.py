@@ -104,10 +104,11 @@ def _not_evaluated(report: dict[str, Any]) -> str:
 
 def _benchmark(entry: dict[str, Any], data: dict[str, Any]) -> str:
     protocol = entry["protocol"]
+    split = f"{protocol['source']}/{protocol['split']}"
     parts = [
         f"<h2>{escape(entry['title'])}</h2>",
-        f"<p><b>{escape(words.measure(entry))} {entry['value']:.2f}</b> ({words.interval(entry)}) on {words.size(entry)} "
-        f'examples <span class="soft">of {escape(protocol["source"])}/{escape(protocol["split"])}, {entry["role"]}, '
+        f"<p><b>{escape(words.measure(entry))} {entry['value']:.2f}</b> ({words.interval(entry)}) "
+        f'on {words.size(entry)} examples <span class="soft">of {escape(split)}, {entry["role"]}, '
         f"protocol v{entry['protocol_version']}</span></p>",
         _errors(entry),
         f'<div class="figures">{_figures(entry)}</div>',

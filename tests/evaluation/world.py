@@ -1,0 +1,97 @@
+"""Miniature releases, converted on demand, and tiny model folders: what evaluations of the tests read."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from instructkit import sources
+from instructkit.conversion import convert
+from instructkit.evaluation.ranks import Ranks
+from instructkit.evaluation.run import Evaluation, evaluate
+from instructkit.evaluation.settings import make_settings
+from instructkit.examples import MANIFEST
+from instructkit.models.saving import save_model
+from instructkit.protocols import load_protocol
+from tests.tiny import tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMIT = 120
+"""Raw records of a split that are converted; only easy-VQA, which is whole, has more."""
+
+
+class World:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.data = root / "data"
+        self.data.mkdir(parents=True)
+
+    def split(self, source: str, split: str) -> Path:
+        """The folder of a converted split."""
+        folder = self.data / source / split
+        if not (folder / MANIFEST).is_file():
+            raw = sources.default_raw(source)
+            if raw is None:
+                raw = self.root / "raw" / source
+                if not raw.exists():
+                    raw.mkdir(parents=True)
+                    importlib.import_module(f"tests.sources.mini.{source}").write(raw)
+            convert(source, raw, self.data, split=split, limit=LIMIT)
+        return folder
+
+    def benchmark(self, name: str) -> None:
+        """Convert all that a benchmark reads."""
+        protocol = load_protocol(name)
+        for split in [protocol.split, *(protocol.vocabulary.splits if protocol.vocabulary else [])]:
+            self.split(protocol.source, split)
+
+    def model(self, llm: str = "llama") -> Path:
+        """The folder of a tiny random model whose weights are large enough to tell prompts apart."""
+        folder = self.root / f"model_{llm}"
+        if not folder.exists():
+            model, texts = tiny_model(llm)
+            generator = torch.Generator().manual_seed(0)
+            with torch.no_grad():
+                for weight in model.parameters():
+                    weight.add_(torch.randn(weight.shape, generator=generator) * 0.1)
+            save_model(model, texts, folder)
+        return folder
+
+    def settings(self, benchmarks: str, out: Path, **options: Any) -> dict[str, Any]:
+        values = {"model": str(self.model()), "data": str(self.data), "benchmarks": benchmarks, "out": str(out)}
+        return values | options
+
+    def evaluate(self, benchmarks: str, out: Path, **options: Any) -> Evaluation:
+        """Evaluate in this process."""
+        found = evaluate(make_settings(self.settings(benchmarks, out, **options)), Ranks(), lambda line: None)
+        assert found is not None
+        return found
+
+
+def start(arguments: list[str], **environment: str) -> subprocess.Popen[bytes]:
+    """Start Python on arguments with one thread, in the checkout."""
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def finish(process: subprocess.Popen[bytes], code: int = 0) -> str:
+    """What a process printed; fails if it did not end with the exit code."""
+    printed = process.communicate(timeout=300)[0].decode()
+    assert process.returncode == code, printed
+    return printed
+
+
+def report_bytes(run: Path) -> dict[str, bytes]:
+    """The files of a report."""
+    return {path.name: path.read_bytes() for path in sorted((run / "report").iterdir())}
