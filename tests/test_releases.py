@@ -53,7 +53,7 @@ def test_json_list_never_takes_a_truncated_file_for_whole(
     content = json.dumps(records).encode()
     path = tmp_path / "list.json"
     path.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
-    read = []
+    read: list[object] = []
     with pytest.raises(UserError, match=r"list\.json"):
         read.extend(json.loads(record.data) for record in json_list(path))
     assert read == records[: len(read)]
