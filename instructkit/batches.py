@@ -7,7 +7,7 @@ token. The Q-Former's text is the instruction alone, always: no function here ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -205,13 +205,13 @@ def pictures(prompt: Prompt, root: Path, frames: int = 4) -> list[Picture]:
     return [Picture(root / image) for image in prompt.images]
 
 
-def decode(wanted: Sequence[Picture], size: int, augment: Callable[[Picture], Random] | None = None) -> Tensor:
+def decode(wanted: Sequence[Picture], size: int, augment: Sequence[Random] | None = None) -> Tensor:
     """Decode pictures and frames: `[pictures, 3, size, size]`, float32.
 
     Args:
         wanted: distinct pictures; frames of one video are decoded together.
         size: pixels of a side.
-        augment: gives the random numbers of a picture's crop and flip; None for evaluation.
+        augment: what each picture's crop and flip are drawn from; None for evaluation.
 
     Raises:
         UserError: a file is missing or broken; the message names it.
@@ -226,5 +226,5 @@ def decode(wanted: Sequence[Picture], size: int, augment: Callable[[Picture], Ra
             if key not in videos:
                 videos[key] = load_frames(picture.path, picture.frames, *picture.clip)
             image = videos[key][picture.frame]
-        out[index] = image_pixels(image, size, augment(picture) if augment else None)
+        out[index] = image_pixels(image, size, augment[index] if augment else None)
     return torch.from_numpy(out)

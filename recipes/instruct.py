@@ -35,9 +35,9 @@ from instructkit.evaluation.run import evaluate_run
 from instructkit.models.saving import save_model
 from instructkit.models.towers import merge_lora, prepare_towers, set_modes, trained_and_frozen
 from instructkit.reports.report import finished_report, last_lines, write_report
-from instructkit.training.checkpoints import last_checkpoint, load_checkpoint, save_checkpoint
+from instructkit.training.checkpoints import last_checkpoint, load_checkpoint, move_aside, save_checkpoint
 from instructkit.training.data import TrainingData
-from instructkit.training.engine import Engine, start_ranks
+from instructkit.training.engine import Engine, on_first_rank, start_ranks
 from instructkit.training.features import open_cache
 from instructkit.training.log import RunLog
 from instructkit.training.setup import data_digest, parts_of, prepare_data, prepare_model
@@ -56,7 +56,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         instruct(load_config(options.config, options.settings))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     finally:
         if dist.is_initialized():
@@ -69,9 +70,7 @@ def instruct(config: RunConfig) -> None:
     first = rank == 0
     folder = Path(config.output)
     with RunLog(folder, to_dict(config), config.project, active=first) as log:
-        if first:
-            prepare_data(config, log.say)
-        dist.barrier()
+        on_first_rank(lambda: prepare_data(config, log.say))
         identity = {"config": _identity(config), "data": data_digest(config)}
         if finished_report(folder, identity):
             log.say("nothing has changed since the run that lies here; it is not trained again")
@@ -112,8 +111,9 @@ def train(config: RunConfig, folder: Path, rank: int, world: int, identity: dict
         world=world,
         cache=open_cache(config, model),
     )
-    engine = Engine(model, settings)
-    start = _start(config, folder, engine, identity, log)
+    engine = Engine(model, settings, folder)
+    facts = {"settings": _settings(config), "data": identity["data"], "ranks": world}
+    start = _start(config, folder, engine, facts, log)
     for line in _resolved(config, engine, data, world):
         log.say(line)
     if rank == 0:
@@ -139,27 +139,39 @@ def train(config: RunConfig, folder: Path, rank: int, world: int, identity: dict
                 log.metrics(number + 1, samples_per_second=round(rate, 1), **step._asdict())
             due = settings.checkpoint_every and (number + 1) % settings.checkpoint_every == 0
             if due or last:
-                save_checkpoint(
-                    engine.deepspeed, folder / "checkpoints", number + 1, identity, settings.keep_checkpoints
-                )
+                save_checkpoint(engine.deepspeed, folder / "checkpoints", number + 1, facts, settings.keep_checkpoints)
     state = merge_lora(engine.gathered_state(), config.model)
     if rank == 0:
         save_model(engine.model, texts, folder / "model", state)
 
 
-def _start(config: RunConfig, folder: Path, engine: Engine, identity: dict[str, Any], log: RunLog) -> int:
-    """Number of steps that are done already."""
+def _start(config: RunConfig, folder: Path, engine: Engine, facts: dict[str, Any], log: RunLog) -> int:
+    """Number of steps done already; checkpoints of an earlier run are moved aside unless this one goes on from them."""
+    if not config.resume:
+        if (moved := move_aside(folder)) is not None:
+            log.say(
+                f"resume    an earlier run's checkpoints lie in {moved} now; resume=true would have gone on from them"
+            )
+        log.rewind(0)
+        return 0
     checkpoint = last_checkpoint(folder / "checkpoints", log.say)
     if checkpoint is None:
-        if config.resume:
-            log.say(f"resume    no checkpoint in {folder / 'checkpoints'}: starting at step 0")
+        log.say(f"resume    no checkpoint in {folder / 'checkpoints'}: starting at step 0")
+        log.rewind(0)
         return 0
-    if not config.resume:
-        log.say(f"resume    {checkpoint} is left as it is and training starts anew; resume=true would go on from it")
-        return 0
-    done = load_checkpoint(engine.deepspeed, checkpoint, identity)
+    done = load_checkpoint(engine.deepspeed, checkpoint, facts)
+    log.rewind(done)
     log.say(f"resume    going on from {checkpoint}")
     return done
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that a run may not change when it goes on: those that a step's loss depends on."""
+    free = {"training": ("log_every", "checkpoint_every", "keep_checkpoints"), "data": ("root", "raw", "workers")}
+    settings = {name: value for name, value in _identity(config).items() if name != "evaluation"}
+    for group, names in free.items():
+        settings[group] = {name: value for name, value in settings[group].items() if name not in names}
+    return settings
 
 
 def _identity(config: RunConfig) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Checkpoints: DeepSpeed's files in a folder that gets its name when it is whole.
 
 A checkpoint holds what training changes (weights that are trained, optimizer state, the step) and nothing frozen.
-`complete.json` lists every file with its size; a folder without it, or with a file of another size, is torn and the
-one before it is used.
+`complete.json` lists every file with its size and checksum; a folder without it, or with a file that differs, is torn
+and the one before it is used. All ranks write into one folder, so several machines need a shared file system.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import torch.distributed as dist
 from instructkit.errors import UserError
 
 COMPLETE = "complete.json"
+_PIECE = 1 << 24
 
 
 def save_checkpoint(engine: Any, root: Path, step: int, facts: dict[str, Any], keep: int) -> Path:
@@ -41,8 +44,9 @@ def save_checkpoint(engine: Any, root: Path, step: int, facts: dict[str, Any], k
     engine.save_checkpoint(str(aside), tag="state", save_latest=False, exclude_frozen_parameters=True)
     dist.barrier()
     if first:
-        files = {str(p.relative_to(aside)): p.stat().st_size for p in sorted(aside.rglob("*")) if p.is_file()}
+        files = {str(p.relative_to(aside)): _settle(p) for p in sorted(aside.rglob("*")) if p.is_file()}
         (aside / COMPLETE).write_text(json.dumps({"step": step, "facts": facts, "files": files}, indent=1))
+        _settle(aside / COMPLETE)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(aside, folder)
         for old in sorted(root.glob("step-*"))[:-keep]:
@@ -52,25 +56,37 @@ def save_checkpoint(engine: Any, root: Path, step: int, facts: dict[str, Any], k
 
 
 def last_checkpoint(root: Path, say: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that is whole; torn ones are named in a line."""
-    for folder in sorted(root.glob("step-*"), reverse=True):
-        damage = torn(folder)
-        if damage is None:
-            return folder
-        say(f"{folder}: {damage}; the checkpoint before it is used")
-    return None
+    """The newest checkpoint that is whole, as the first rank sees it; torn ones are named in a line."""
+    found: list[Path | None] = [None]
+    if dist.get_rank() == 0:
+        found = [_newest_whole(root, say)]
+    dist.broadcast_object_list(found, src=0)
+    return found[0]
+
+
+def move_aside(folder: Path) -> Path | None:
+    """Rename a run's checkpoints, if there are any, to `checkpoints.1` or the next free number; call on every rank."""
+    moved: list[Path | None] = [None]
+    checkpoints = folder / "checkpoints"
+    if dist.get_rank() == 0 and any(checkpoints.glob("step-*")):
+        free = (folder / f"checkpoints.{number}" for number in count(1))
+        moved = [checkpoints.rename(next(path for path in free if not path.exists()))]
+    dist.broadcast_object_list(moved, src=0)
+    return moved[0]
 
 
 def torn(folder: Path) -> str | None:
-    """What is missing from a checkpoint, or None if it is whole."""
+    """What is wrong with a checkpoint's files, or None if it is whole."""
     try:
         listed = json.loads((folder / COMPLETE).read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return f"no readable {COMPLETE} ({error.__class__.__name__})"
-    for name, size in listed.items():
+    for name, (size, checksum) in listed.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
             return f"{name} is missing or cut off"
+        if _checksum(path) != checksum:
+            return f"{name} is not what was written (its checksum differs)"
     return None
 
 
@@ -81,13 +97,46 @@ def load_checkpoint(engine: Any, folder: Path, facts: dict[str, Any]) -> int:
         UserError: the checkpoint is of a run with other settings.
     """
     saved = json.loads((folder / COMPLETE).read_text())
-    for name, value in facts.items():
-        if saved["facts"].get(name) != value:
-            raise UserError(
-                f"{folder}: written with {name} = {saved['facts'].get(name)}, now {value}; go on with the same "
-                f"settings, or start anew without resume=true"
-            )
+    differences = list(_differences(saved["facts"], json.loads(json.dumps(facts))))
+    if differences:
+        raise UserError(
+            f"{folder}: written with {'; '.join(differences)}; go on with the same settings, or start anew without "
+            f"resume=true"
+        )
     loaded, _ = engine.load_checkpoint(str(folder), tag="state", load_module_strict=False)
     if loaded is None:
         raise UserError(f"{folder}: DeepSpeed finds no checkpoint in it; remove it to use the one before")
     return int(saved["step"])
+
+
+def _newest_whole(root: Path, say: Callable[[str], None]) -> Path | None:
+    for folder in sorted(root.glob("step-*"), reverse=True):
+        damage = torn(folder)
+        if damage is None:
+            return folder
+        say(f"resume    {folder}: {damage}; the checkpoint before it is used")
+    return None
+
+
+def _settle(path: Path) -> tuple[int, int]:
+    """Wait until a file is on the disk, so that a power cut cannot empty it; its size and checksum."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return path.stat().st_size, _checksum(path)
+
+
+def _checksum(path: Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            value = zlib.crc32(piece, value)
+    return value
+
+
+def _differences(saved: Any, now: Any, name: str = "") -> Iterator[str]:
+    """Leaves of two trees of settings that differ, as `key = saved, now now`."""
+    if isinstance(saved, dict) and isinstance(now, dict):
+        for key in [*saved, *(key for key in now if key not in saved)]:
+            yield from _differences(saved.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif saved != now:
+        yield f"{name} = {saved}, now {now}"

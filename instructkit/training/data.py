@@ -108,31 +108,29 @@ class TrainingData(Dataset[Batch]):
     def batch(self, positions: Sequence[int]) -> Batch:
         """The batch of some positions of the mixture."""
         prompts: list[Prompt] = []
-        looks: list[list[Picture]] = []
+        looks: list[list[tuple[Picture, int]]] = []
         datasets: list[str] = []
-        epochs: dict[Path, int] = {}
         for position in positions:
             draw = self.mixture[position]
             part = self.parts[draw.dataset]
             for example in part.examples.take(draw.rows.tolist()):
                 prompt = self._templates[draw.dataset].render(example, self.seed, draw.epoch)
-                look = pictures(prompt, part.root)
+                # A picture that comes twice is one picture only where it is cropped alike, as it is within an epoch.
+                epoch = draw.epoch if self.augment else 0
                 prompts.append(prompt)
-                looks.append(look)
+                looks.append([(picture, epoch) for picture in pictures(prompt, part.root)])
                 datasets.append(part.name)
-                epochs.update((picture.path, draw.epoch) for picture in look)
         distinct, sharing = share_images(looks)
-
-        def chance(picture: Picture) -> Random:
-            return Random(f"{self.seed}/{epochs[picture.path]}/{picture.path.name}")
-
         unkept: Sequence[Path] = ()
         if self.cache is not None:
-            found = self.cache.find(distinct)
+            found = self.cache.find([picture for picture, _ in distinct])
             distinct, unkept = [distinct[number] for number in found.missing], found.files
             sharing |= {"image_patches": found.patches, "image_order": found.order}
+        chances = [Random(f"{self.seed}/{epoch}/{picture.path.name}") for picture, epoch in distinct]
         inputs = {
-            "pixel_values": decode(distinct, self.image_size, chance if self.augment else None),
+            "pixel_values": decode(
+                [picture for picture, _ in distinct], self.image_size, chances if self.augment else None
+            ),
             **sharing,
             **self.texts.rows(self.texts.encode(prompts), [len(look) for look in looks]),
         }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import deepspeed
 import torch
@@ -20,6 +22,8 @@ from instructkit.training.data import Batch
 from instructkit.training.features import keep
 from instructkit.training.schedule import learning_rate
 
+T = TypeVar("T")
+
 
 class Step(NamedTuple):
     """What a step reached.
@@ -29,7 +33,7 @@ class Step(NamedTuple):
         tokens: target tokens, over all ranks.
         samples: examples, over all ranks.
         learning_rate: used in it.
-        gradient_norm: before clipping; None where DeepSpeed does not give it (ZeRO 0 in fp32).
+        gradient_norm: before clipping.
     """
 
     loss: float
@@ -42,9 +46,9 @@ class Step(NamedTuple):
 def start_ranks() -> tuple[int, int]:
     """Join the processes that the launcher started: (rank, world).
 
-    Without a launcher this process is the only one. On the CPU the cores are shared out between the ranks of a machine,
-    and DeepSpeed's shared-memory operator stays out of use: it would be compiled at first use, which costs minutes and
-    a C++ compiler, and two ranks gain nothing from it over Gloo.
+    Without a launcher this process is the only one. On the CPU the cores are shared out between the ranks of a machine
+    unless OMP_NUM_THREADS says otherwise, and DeepSpeed's shared-memory operator stays out of use: it would be compiled
+    at first use, which costs minutes and a C++ compiler, and two ranks gain nothing from it over Gloo.
     """
     os.environ.setdefault("RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
@@ -53,11 +57,31 @@ def start_ranks() -> tuple[int, int]:
     os.environ.setdefault("MASTER_PORT", "29500")
     if get_accelerator().device_name() == "cpu":
         local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not dist.is_initialized():
         deepspeed.init_distributed(verbose=False)
     return dist.get_rank(), dist.get_world_size()
+
+
+def on_first_rank(action: Callable[[], T]) -> T:
+    """Do something on the first rank alone and give its result to all; call on every rank.
+
+    Raises:
+        UserError: the action raised it; every rank then does, so that none waits for another that has gone.
+    """
+    outcome: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = action()
+        except UserError as error:
+            outcome[1] = str(error)
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise UserError(outcome[1])
+    result: T = outcome[0]
+    return result
 
 
 def share(value: Sequence[float]) -> list[float]:
@@ -74,10 +98,11 @@ class Engine:
     Args:
         model: with `requires_grad` set on what is trained.
         config: settings.
+        folder: of the run; where a step fails, its batch is described there.
     """
 
-    def __init__(self, model: InstructBlip, config: TrainingConfig) -> None:
-        self.config = config
+    def __init__(self, model: InstructBlip, config: TrainingConfig, folder: Path) -> None:
+        self.config, self.folder = config, folder
         optimizer = torch.optim.AdamW(
             decay_groups(model, config.weight_decay), lr=config.learning_rate, betas=config.betas, eps=1e-8
         )
@@ -110,6 +135,7 @@ class Engine:
         tokens, samples = share(local)
         scale = dist.get_world_size() * len(batches) / tokens
         total = torch.zeros((), dtype=torch.float64, device=self.device)
+        rows, norm = [], None
         for index, batch in enumerate(batches):
             torch.manual_seed(hash((seed, number, index, dist.get_rank())) & 0x7FFF_FFFF)
             inputs = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.inputs.items()}
@@ -118,13 +144,39 @@ class Engine:
                 keep(batch.unkept, answer.patches)
             self.deepspeed.backward(answer.total * scale)
             total += answer.total.detach()
+            rows.append(answer.rows)
+            if index + 1 == len(batches) and not self.config.zero_stage and self.config.precision == "fp32":
+                norm = self._gradient_norm()  # DeepSpeed clips here without saying what the norm was
             self.deepspeed.step()
         (nll,) = share([float(total)])
-        if not math.isfinite(nll):
-            names = ", ".join(example for batch in batches for example in batch.examples)
-            raise UserError(f"the loss of step {number + 1} is {nll}; rank {dist.get_rank()} read the examples {names}")
-        norm = self.deepspeed.get_global_grad_norm()
-        return Step(nll / tokens, int(tokens), int(samples), rate, None if norm is None else float(norm))
+        if norm is None:
+            norm = self.deepspeed.get_global_grad_norm()
+        step = Step(nll / tokens, int(tokens), int(samples), rate, None if norm is None else float(norm))
+        if not math.isfinite(step.loss) or not math.isfinite(step.gradient_norm or 0.0):
+            self._stop(number, step, batches, rows)
+        return step
+
+    def _gradient_norm(self) -> torch.Tensor:
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)
+
+    def _stop(self, number: int, step: Step, batches: Sequence[Batch], rows: Sequence[torch.Tensor]) -> NoReturn:
+        """End the run; the step's examples, each with the sum of its token losses, go to `not_finite.json`."""
+        mine = [
+            {"example": example, "nll": str(value)}
+            for batch, row in zip(batches, rows, strict=True)
+            for example, value in zip(batch.examples, row.tolist(), strict=True)
+        ]
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, mine)
+        path = self.folder / "not_finite.json"
+        if dist.get_rank() == 0:
+            facts = {"step": number + 1, **{name: str(value) for name, value in step._asdict().items()}}
+            path.write_text(json.dumps({**facts, "ranks": everyone}, indent=1))
+        raise UserError(
+            f"step {number + 1}: the loss is {step.loss} and the gradient's norm {step.gradient_norm}; {path} lists "
+            f"the examples of its batch; look at them, or lower learning_rate"
+        )
 
     def gathered_state(self) -> dict[str, torch.Tensor]:
         """All parameters on the CPU, whole on the first rank; call on every rank, since ZeRO 3 shards them."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
+
+from instructkit.examples import write_atomically
 
 
 class RunLog:
@@ -26,7 +29,8 @@ class RunLog:
         if not active:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / "log.jsonl").open("a", encoding="utf-8", buffering=1)
+        self._path = folder / "log.jsonl"
+        self._file = self._path.open("a", encoding="utf-8", buffering=1)
         if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") == "offline":
             import wandb
 
@@ -39,6 +43,15 @@ class RunLog:
             self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
         if self._wandb:
             self._wandb.log(values, step=step)
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines behind a step, which a run that goes on from there writes again, and what was cut off."""
+        if self._file is None:
+            return
+        self._file.close()
+        kept = [line for line in self._path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+        write_atomically(self._path, "".join(line + "\n" for line in kept))
+        self._file = self._path.open("a", encoding="utf-8", buffering=1)
 
     def say(self, line: str) -> None:
         """A line for the person in front of the console."""
@@ -57,3 +70,11 @@ class RunLog:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+
+def _step_of(line: str) -> float:
+    """Step of a line of the log; a line that was cut off belongs to no step."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError):
+        return math.inf

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -68,7 +70,20 @@ def prepare_data(config: RunConfig, say: Say) -> None:
 
 
 def parts_of(config: RunConfig) -> list[Part]:
-    """The datasets of the training mixture, opened."""
+    """The datasets of the training mixture, opened; call on every rank.
+
+    The first rank of each machine opens them before its others: `datasets` writes a cache when it does, and fails where
+    two processes write the same one.
+    """
+    if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+        dist.barrier()
+        return _open_parts(config)
+    parts = _open_parts(config)
+    dist.barrier()
+    return parts
+
+
+def _open_parts(config: RunConfig) -> list[Part]:
     parts = []
     for entry in config.data.train:
         folder = Path(config.data.root) / _train_split(entry)
@@ -112,8 +127,11 @@ def _tokenizers(
         pairs = list(_sample_texts(parts, config.seed))
         instructions = [instruction for instruction, _ in pairs]
         texts = [text for pair in pairs for text in pair]
-        train_llm_tokenizer(texts, config.model.vocabulary).save_pretrained(folder / "llm")
-        train_qformer_tokenizer(instructions, config.model.vocabulary).save_pretrained(folder / "qformer")
+        aside = folder.with_name(f".{folder.name}.partial")
+        train_llm_tokenizer(texts, config.model.vocabulary).save_pretrained(aside / "llm")
+        train_qformer_tokenizer(instructions, config.model.vocabulary).save_pretrained(aside / "qformer")
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
     dist.barrier()
     return AutoTokenizer.from_pretrained(folder / "llm"), AutoTokenizer.from_pretrained(folder / "qformer")
 

@@ -1,0 +1,96 @@
+"""Releases in miniature and tiny model folders that training runs read."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from instructkit.models.saving import save_model
+from instructkit.sources.easy_vqa import default_raw
+from tests.tiny import tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGES = 24
+
+
+def write_releases(folder: Path) -> list[str]:
+    """easy-VQA's first pictures with their questions, and two captions of each third one; returns the settings."""
+    raw = default_raw()
+    easy, coco = folder / "raw" / "easy_vqa", folder / "raw" / "coco_caption"
+    (easy / "train" / "images").mkdir(parents=True)
+    (coco / "train2014").mkdir(parents=True)
+    shutil.copy(raw / "answers.txt", easy)
+    rows = [row for row in json.loads((raw / "train" / "questions.json").read_text()) if row[2] < IMAGES]
+    (easy / "train" / "questions.json").write_text(json.dumps(rows))
+    captions = []
+    for number in range(IMAGES):
+        shutil.copy(raw / "train" / "images" / f"{number}.png", easy / "train" / "images")
+        if number % 3 == 0:
+            name = f"train2014/COCO_train2014_{number:012}.jpg"
+            Image.open(raw / "train" / "images" / f"{number}.png").convert("RGB").save(coco / name)
+            captions += [
+                {"image": name, "caption": caption, "image_id": f"coco_{number}"}
+                for caption in (f"a shape with number {number}", "one shape on a light background")
+            ]
+    (coco / "coco_karpathy_train.json").write_text(json.dumps(captions))
+    return [
+        f"data.root={folder / 'data'}",
+        f"data.raw.easy_vqa={easy}",
+        f"data.raw.coco_caption={coco}",
+        "evaluation.benchmarks=[]",
+    ]
+
+
+def write_model(folder: Path, llm: str = "llama", dropout: float = 0.0) -> Path:
+    """A tiny random model that `model.name` can name."""
+    model, texts = tiny_model(llm)
+    qformer = model.config.qformer_config
+    qformer.hidden_dropout_prob = qformer.attention_probs_dropout_prob = dropout
+    save_model(model, texts, folder)
+    return folder
+
+
+def free_port() -> int:
+    with socket.socket() as here:
+        here.bind(("127.0.0.1", 0))
+        return int(here.getsockname()[1])
+
+
+def environment() -> dict[str, str]:
+    quiet = {"WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    return {**os.environ, **quiet, "PYTHONPATH": str(ROOT), "MASTER_PORT": str(free_port())}
+
+
+def command(ranks: int) -> list[str]:
+    """What starts a script on so many ranks of this machine, by DeepSpeed's launcher where there are several."""
+    if ranks == 1:
+        return [sys.executable]
+    launcher = Path(sys.executable).with_name("deepspeed")
+    return [str(launcher), "--num_accelerators", str(ranks), "--master_port", str(free_port())]
+
+
+def run_all(ranks: int, folder: Path, runs: dict[str, list[str]]) -> None:
+    """Start the recipe once for several runs, one behind the other; each writes to `folder/<name>`."""
+    spec = folder / f"runs-{ranks}-{free_port()}.json"
+    spec.parent.mkdir(parents=True, exist_ok=True)
+    spec.write_text(json.dumps({name: [f"output={folder / name}", *words] for name, words in runs.items()}))
+    script = str(Path(__file__).with_name("runs.py"))
+    done = subprocess.run(
+        [*command(ranks), script, str(spec)], env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss"] for line in log(run) if "loss" in line]
+
+
+def log(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]

@@ -1,0 +1,64 @@
+"""Several runs of the recipe in one process group: starting Python and its libraries is what costs.
+
+A word `after=NAME:STEP` makes the run go on from what the run NAME, in the folder beside, had written by that step.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import torch.distributed as dist
+
+from instructkit.config import load_config
+from instructkit.errors import UserError
+from instructkit.training.engine import start_ranks
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+
+
+def recipe() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("instruct", RECIPES / "instruct.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def leave_as_of(source: Path, step: int, folder: Path) -> None:
+    """What was on the disk when a run was killed behind a checkpoint: log lines may be ahead of it."""
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("report", "evaluation", "model"))
+    for checkpoint in (folder / "checkpoints").glob("step-*"):
+        if int(checkpoint.name.removeprefix("step-")) > step:
+            shutil.rmtree(checkpoint)
+
+
+def run(instruct: ModuleType, words: list[str]) -> None:
+    config = next((Path(word) for word in words if word.endswith(".yaml")), RECIPES / "configs" / "easy_vqa.yaml")
+    output = Path(next(word for word in words if word.startswith("output=")).removeprefix("output="))
+    after = next((word.removeprefix("after=") for word in words if word.startswith("after=")), None)
+    settings = [word for word in words if not word.endswith(".yaml") and not word.startswith("after=")]
+    if after is not None:
+        name, _, step = after.partition(":")
+        if dist.get_rank() == 0:
+            leave_as_of(output.with_name(name), int(step), output)
+        dist.barrier()
+        settings.append("resume=true")
+    try:
+        instruct.instruct(load_config(config, settings))
+    except UserError as error:
+        (output / f"error-{dist.get_rank()}.txt").write_text(str(error))
+
+
+if __name__ == "__main__":
+    start_ranks()
+    instruct = recipe()
+    spec = json.loads(Path(next(word for word in sys.argv[1:] if word.endswith(".json"))).read_text())
+    for words in spec.values():
+        run(instruct, words)
+    dist.destroy_process_group()

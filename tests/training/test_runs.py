@@ -1,0 +1,111 @@
+"""Runs of the recipe by DeepSpeed on one rank and on two: what the losses, logs, checkpoints and models agree on."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
+
+from tests.training.mini import log, losses
+
+STAGES = [f"zero{stage}-fp32" for stage in (0, 1, 2, 3)]
+HALF = [f"zero{stage}-bf16" for stage in (0, 1, 2, 3)]
+
+
+def without_rates(run: Path) -> list[dict[str, float]]:
+    return [{key: value for key, value in line.items() if key != "samples_per_second"} for line in log(run)]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+def test_the_same_seed_gives_the_same_losses_bit_for_bit_and_another_seed_others(one):
+    assert len(losses(one / "again")) == 4
+    assert losses(one / "again") == losses(one / "zero0-fp32")
+    assert losses(one / "other-seed") != losses(one / "zero0-fp32")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_zero_stages_agree_with_plain_training(one, stage):
+    assert losses(one / stage) == pytest.approx(losses(one / "zero0-fp32"), abs=1e-5)
+    plain, sharded = weights(one / "zero0-fp32"), weights(one / stage)
+    assert plain.keys() == sharded.keys()
+    for name in plain:
+        torch.testing.assert_close(sharded[name], plain[name], atol=2e-4, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("stage", ["zero0-fp32", "zero2-fp32", "zero3-fp32"])
+def test_two_ranks_train_as_one_does(one, two, stage):
+    assert losses(two / stage) == pytest.approx(losses(one / "zero0-fp32"), abs=1e-5)
+    assert [line["samples"] for line in log(two / stage)] == [line["samples"] for line in log(one / "zero0-fp32")]
+    assert [line["tokens"] for line in log(two / stage)] == [line["tokens"] for line in log(one / "zero0-fp32")]
+    norms = [line["gradient_norm"] for line in log(two / stage)]
+    assert norms == pytest.approx([line["gradient_norm"] for line in log(one / "zero0-fp32")], rel=1e-4)
+
+
+def test_micro_batches_add_up_to_the_whole_batch(one, two):
+    assert losses(one / "split") == pytest.approx(losses(one / "zero0-fp32"), abs=1e-5)
+    assert losses(two / "split") == pytest.approx(losses(one / "zero0-fp32"), abs=1e-5)
+
+
+@pytest.mark.parametrize("stage", HALF)
+def test_bf16_follows_fp32_within_its_precision(one, stage):
+    assert losses(one / stage) == pytest.approx(losses(one / "zero0-fp32"), abs=0.05)
+    assert losses(one / stage) != losses(one / "zero0-fp32")
+
+
+def test_training_lowers_the_loss_and_the_model_loads_in_plain_transformers(one):
+    assert losses(one / "zero3-fp32")[-1] < losses(one / "zero3-fp32")[0]
+    model = AutoModelForImageTextToText.from_pretrained(one / "zero3-fp32" / "model")
+    loaded = model.state_dict()
+    for name, weight in weights(one / "zero3-fp32").items():
+        torch.testing.assert_close(loaded[name], weight, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("name", [*STAGES, *HALF, "hard"])
+def test_a_resumed_run_repeats_the_log_bit_for_bit(one, name):
+    assert [line["step"] for line in log(one / f"{name}-resumed")] == [1, 2, 3, 4]
+    assert without_rates(one / f"{name}-resumed") == without_rates(one / name)
+    whole, resumed = weights(one / name), weights(one / f"{name}-resumed")
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+@pytest.mark.parametrize("name", ["zero0-fp32", "zero2-fp32", "zero2-bf16", "zero3-fp32", "hard"])
+def test_a_resumed_run_on_two_ranks_repeats_the_log_bit_for_bit(two, name):
+    assert without_rates(two / f"{name}-resumed") == without_rates(two / name)
+
+
+def test_going_on_with_other_settings_is_refused_and_names_them(one):
+    message = (one / "other-settings" / "error-0.txt").read_text()
+    assert "settings.training.learning_rate = 0.001, now 0.5" in message
+    assert "settings.seed = 0, now 7" in message
+    assert "weight_decay" not in message
+
+
+@pytest.mark.parametrize("ranks", ["one", "two"])
+def test_a_loss_that_is_no_number_stops_the_run_and_leaves_its_batch_behind(ranks, request):
+    run = request.getfixturevalue(ranks) / "nan"
+    assert "not_finite.json" in (run / "error-0.txt").read_text()
+    saved = json.loads((run / "not_finite.json").read_text())
+    assert saved["step"] in (1, 2)
+    assert not math.isfinite(float(saved["loss"]) + float(saved["gradient_norm"]))
+    assert len(saved["ranks"]) == {"one": 1, "two": 2}[ranks]
+    examples = [row["example"] for rank in saved["ranks"] for row in rank]
+    assert len(examples) == int(saved["samples"])
+    assert all(example.startswith("easy_vqa/train/") for example in examples)
+    assert not (run / "model").exists()
+
+
+def test_a_checkpoint_holds_no_frozen_weight(one):
+    file = one / "hard" / "checkpoints" / "step-00000004" / "state" / "mp_rank_00_model_states.pt"
+    names = torch.load(file, weights_only=False)["module"].keys()
+    assert any(name.startswith("qformer.") for name in names)
+    assert any(name.startswith("language_model.") and ".lora_" in name for name in names)
+    assert not any(name.startswith("language_model.") and ".lora_" not in name for name in names)
+    assert not any(name.startswith("vision_model.") and "post_layernorm" not in name for name in names)
