@@ -14,12 +14,13 @@ import msgspec
 import pytest
 from PIL import Image
 
+from instructkit.cli import app
 from instructkit.errors import UserError
 from instructkit.evaluation.ranks import Ranks
 from instructkit.evaluation.responses import Response, ResponseLog
 from instructkit.evaluation.settings import make_settings
 from instructkit.reports.report import failed, write_evaluation_report
-from tests.evaluation.world import World, finish, report_bytes, start
+from tests.evaluation.world import World, recipe, report_bytes, start
 
 IDENTITY = {"model": "m", "protocol_version": 1, "limit": None}
 BATCHES = [["a", "b"], ["c", "d"], ["e"]]
@@ -105,11 +106,6 @@ def whole(world: World, out: Path, **options: Any) -> dict[str, bytes]:
     return report_bytes(out)
 
 
-def arguments(world: World, out: Path, limit: int) -> list[str]:
-    settings = world.settings("easy_vqa,vqav2", out, limit=limit, batch_size=1)
-    return [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
-
-
 def wait_for_lines(path: Path, count: int) -> None:
     deadline = time.monotonic() + 120
     while not path.exists() or path.read_bytes().count(b"\n") < count:
@@ -120,17 +116,18 @@ def wait_for_lines(path: Path, count: int) -> None:
 def test_killed_and_started_again_the_report_is_the_same(world: World, tmp_path: Path) -> None:
     world.benchmark("easy_vqa")
     world.benchmark("vqav2")
-    limit = 100
-    command = ["-m", "instructkit.cli", "evaluate", *arguments(world, tmp_path / "killed", limit)]
-    process = start(command)
+    options = {"limit": 100, "batch_size": 1}
+    settings = world.settings("easy_vqa,vqav2", tmp_path / "killed", **options)
+    words = ["evaluate", *(f"--{name.replace('_', '-')}={value}" for name, value in settings.items())]
+    process = start(lambda words: app(words), words)
     responses = tmp_path / "killed" / "evaluation" / "easy_vqa" / "responses.jsonl"
     wait_for_lines(responses, 10)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     before = responses.read_bytes()
-    assert 10 <= before.count(b"\n") < limit
+    assert 10 <= before.count(b"\n") < 100
     assert not (tmp_path / "killed" / "report").exists()
-    options = {"limit": limit, "batch_size": 1}
     world.evaluate("easy_vqa,vqav2", tmp_path / "killed", **options)
     write_evaluation_report(make_settings(world.settings("easy_vqa,vqav2", tmp_path / "killed", **options)))
     after = responses.read_bytes().splitlines()
@@ -146,20 +143,12 @@ def test_two_ranks_and_one_give_the_same_report(world: World, tmp_path: Path) ->
         port = str(here.getsockname()[1])
     settings = world.settings("easy_vqa,vqav2", tmp_path / "two", limit=30, batch_size=4, spread=1)
     words = [f"{name}={value}" for name, value in settings.items()]
-    ranks = [
-        start(
-            ["recipes/evaluate.py", *words],
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-            WORLD_SIZE="2",
-            LOCAL_WORLD_SIZE="2",
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=port,
-        )
-        for rank in range(2)
-    ]
+    main = recipe("evaluate")
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [start(main, words, RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank in range(2)]
     for rank in ranks:
-        finish(rank)
+        rank.join(timeout=300)
+        assert rank.exitcode == 0
     assert not list((tmp_path / "two").rglob("responses.*.jsonl"))
     assert report_bytes(tmp_path / "two") == whole(world, tmp_path / "one", limit=30, batch_size=4, spread=1)
 

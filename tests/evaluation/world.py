@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
-import subprocess
 import sys
+from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess as Process
 from pathlib import Path
 from typing import Any
 
@@ -74,22 +77,29 @@ class World:
         return found
 
 
-def start(arguments: list[str], **environment: str) -> subprocess.Popen[bytes]:
-    """Start Python on arguments with one thread, in the checkout."""
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+def start(function: Callable[[list[str]], None], words: list[str], **environment: str) -> Process:
+    """A process of its own that runs a command; forked, as importing everything anew takes most of a test's time."""
+
+    def run() -> None:
+        os.environ.update(environment)
+        function(words)
+
+    process = get_context("fork").Process(target=run)
+    process.start()
+    return process
 
 
-def finish(process: subprocess.Popen[bytes], code: int = 0) -> str:
-    """What a process printed; fails if it did not end with the exit code."""
-    printed = process.communicate(timeout=300)[0].decode()
-    assert process.returncode == code, printed
-    return printed
+def recipe(name: str) -> Callable[[list[str]], None]:
+    """The `main` of a recipe."""
+    path = list(sys.path)
+    spec = importlib.util.spec_from_file_location(f"recipe_{name}", ROOT / "recipes" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.path[:] = path
+    main: Callable[[list[str]], None] = module.main
+    return main
 
 
 def report_bytes(run: Path) -> dict[str, bytes]:
