@@ -59,8 +59,8 @@ class Part(NamedTuple):
 class TrainingData(Dataset[Batch]):
     """The batches of a run, by position.
 
-    Item i is the i-th micro-batch of this rank: `groups` groups of the mixture, of which the ranks take every
-    `world`-th. It depends on nothing but (datasets, seed, i, rank, world).
+    Item i is the i-th micro-batch of this rank: `groups` of the `groups` x `world` groups of the mixture that stand
+    there. It depends on nothing but (datasets, seed, i, rank, world).
 
     Args:
         parts: the datasets.
@@ -102,8 +102,19 @@ class TrainingData(Dataset[Batch]):
         self._templates = [train_templates(part.task) for part in parts]
 
     def __getitem__(self, index: int) -> Batch:
-        first = index * self.groups * self.world + self.rank
-        return self.batch(range(first, first + self.groups * self.world, self.world))
+        return self.batch(self.positions(index))
+
+    def positions(self, index: int) -> Sequence[int]:
+        """This rank's positions of the mixture; groups of many questions are dealt out evenly, so that no rank waits.
+
+        Where all groups are as large, the ranks take every `world`-th.
+        """
+        first = index * self.groups * self.world
+        together = range(first, first + self.groups * self.world)
+        if self.world == 1:
+            return together
+        largest_first = sorted(together, key=lambda position: -len(self.mixture[position].rows))
+        return sorted(largest_first[self.rank :: self.world])
 
     def batch(self, positions: Sequence[int]) -> Batch:
         """The batch of some positions of the mixture."""

@@ -169,10 +169,10 @@ def measure(side: str, off: str | None, words: list[str]) -> dict[str, Any]:
 
 def line(name: str, measured: dict[str, Any], full: dict[str, Any]) -> str:
     """A side's figures and how they stand to those with every switch on."""
+    times = {key: measured[key] / full[key] for key in ("seconds", "cpu_seconds", "peak")}
     return (
         f"{name:<34} {measured['samples'] / measured['seconds']:8.2f} samples/s {measured['peak'] / 2**30:7.2f} GiB  "
-        f"time x {measured['seconds'] / full['seconds']:.2f} (CPU x {measured['cpu_seconds'] / full['cpu_seconds']:.2f})"
-        f"  memory x {measured['peak'] / full['peak']:.2f}"
+        f"time x {times['seconds']:.2f} (CPU x {times['cpu_seconds']:.2f})  memory x {times['peak']:.2f}"
     )
 
 
@@ -181,7 +181,8 @@ def compare(words: list[str], options: argparse.Namespace) -> dict[str, Any]:
     full = measure(OURS, None, words)
     print(
         f"{options.shape} on {options.device}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}: "
-        f"{options.steps} steps, {full['samples']} samples over {full['images']} images, {full['targets']} target tokens"
+        f"{options.steps} steps, {full['samples']} samples over {full['images']} images, "
+        f"{full['targets']} target tokens"
     )
     print(line("ours, every switch on", full, full), flush=True)
     usual = measure(USUAL, None, words)
