@@ -83,6 +83,7 @@ def evaluate(settings: EvaluationSettings, ranks: Ranks, say: Say, *, replace: b
     for path in found.submissions:
         say(f"submission {Path(settings.out) / path}")
     folder = Path(settings.out) / EVALUATION
+    folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / RESULTS, msgspec.json.format(msgspec.json.encode(found)) + b"\n")
     return found
 

@@ -1,0 +1,101 @@
+"""`instructkit evaluate` and `instructkit report` as a user starts them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from instructkit.cli import app
+from instructkit.errors import UserError
+from tests.evaluation.world import World
+
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    torch.set_num_threads(1)
+    world = World(tmp_path_factory.mktemp("world"))
+    world.benchmark("vqav2")
+    return world
+
+
+def command(world: World, out: Path, benchmarks: str, *more: str) -> list[str]:
+    model = str(world.model())
+    return [
+        "evaluate",
+        "--model",
+        model,
+        "--data",
+        str(world.data),
+        "--benchmarks",
+        benchmarks,
+        "--out",
+        str(out),
+        *more,
+    ]
+
+
+def test_evaluate_and_report(world: World, tmp_path: Path) -> None:
+    for name, limit in (("one", "2"), ("two", "3")):
+        done = runner.invoke(app, command(world, tmp_path / name, "vqav2", "--limit", limit))
+        assert done.exit_code == 0, done.output
+        assert f"reached   VQAv2: vqa_accuracy 0.00 on {limit}" in done.output
+    report = json.loads((tmp_path / "two" / "report" / "report.json").read_text())
+    assert report["benchmarks"]["vqav2"]["n"] == 3
+    done = runner.invoke(app, ["report", str(tmp_path / "one"), str(tmp_path / "two"), "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert "| VQAv2 |" in (tmp_path / "comparison.md").read_text()
+
+
+def test_a_group_is_done_with_what_there_is(world: World, tmp_path: Path) -> None:
+    done = runner.invoke(app, command(world, tmp_path, "held-in"))
+    assert done.exit_code == 0, done.output
+    assert "no score  TextCaps: textcaps/val is not converted" in done.output
+
+
+def test_a_name_without_a_score_is_exit_code_1(world: World, tmp_path: Path) -> None:
+    done = runner.invoke(app, command(world, tmp_path, "vqav2,gqa"))
+    assert done.exit_code == 1, done.output
+    assert (tmp_path / "report" / "report.html").is_file()
+
+
+def test_nothing_at_all_is_exit_code_1(world: World, tmp_path: Path) -> None:
+    done = runner.invoke(app, command(world, tmp_path, "held-out"))
+    assert done.exit_code == 1, done.output
+    assert "No benchmark has a score." in (tmp_path / "report" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("benchmarks", "more", "message"),
+    [
+        ("vqa_v2", [], "did you mean vqav2"),
+        ("vqav2", ["--dtype", "int4"], "dtype"),
+        ("vqav2", ["--data", "nowhere"], "nowhere: no such folder"),
+        ("vqav2", ["--model", "nowhere/at/all"], "no InstructBLIP model"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    world: World, tmp_path: Path, benchmarks: str, more: list[str], message: str
+) -> None:
+    done = runner.invoke(app, command(world, tmp_path, benchmarks, *more))
+    assert isinstance(done.exception, UserError)
+    assert message in str(done.exception)
+    assert "\n" not in str(done.exception)
+
+
+def test_other_responses_are_not_mixed_in(world: World, tmp_path: Path) -> None:
+    assert runner.invoke(app, command(world, tmp_path, "vqav2")).exit_code == 0
+    done = runner.invoke(app, command(world, tmp_path, "vqav2", "--limit", "1"))
+    assert "limit was None, is 1" in str(done.exception)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision(world: World, tmp_path: Path, dtype: str) -> None:
+    world.benchmark("iconqa")
+    done = runner.invoke(app, command(world, tmp_path, "vqav2,iconqa", "--dtype", dtype))
+    assert done.exit_code == 0, done.output
