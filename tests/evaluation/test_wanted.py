@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -152,16 +153,22 @@ def test_the_spread_is_the_score_under_each_wording(world: World, tmp_path: Path
 def test_responses_depend_on_model_protocol_data_and_settings(world: World, tmp_path: Path) -> None:
     world.benchmark("msvd_qa")
     protocol = load_protocol("msvd_qa")
-    settings = {"limit": None, "batch_size": 8, "dtype": "float32"}
+    settings: dict[str, Any] = {"limit": None, "batch_size": 8, "dtype": "float32"}
 
-    def identity(changed: dict[str, object], **options: object) -> dict[str, object]:
+    def identity(changed: dict[str, Any], **options: Any) -> dict[str, Any]:
         question = Question(msgspec.structs.replace(protocol, **changed))
         return responses_identity(question, world.data, "m", **(settings | options))
 
     plain = identity({})
     assert set(plain["data"]) == {"msvd_qa/test", "msvd_qa/train", "msvd_qa/val"}
     assert identity({"notes": "other", "published": []}) == plain
-    for changed in ({"instruction": "{{ question }}"}, {"score": "mean"}, {"version": 2}, {"end_token": True}):
+    changes: list[dict[str, Any]] = [
+        {"instruction": "{{ question }}"},
+        {"score": "mean"},
+        {"version": 2},
+        {"end_token": True},
+    ]
+    for changed in changes:
         assert identity(changed) != plain
     assert identity({}, limit=5) != plain
     assert identity({}, dtype="bfloat16") != plain

@@ -94,7 +94,8 @@ def test_pictures_are_small_and_several_stand_side_by_side(tmp_path: Path) -> No
     assert shown(data_uri(paths[:1], 4)).size == (320, 160)
     both = shown(data_uri(paths, 4))
     assert both.size == (320, 80)
-    left, right = both.getpixel((80, 40)), both.getpixel((240, 40))
+    left: Any = both.getpixel((80, 40))
+    right: Any = both.getpixel((240, 40))
     assert left[0] > 150 > right[0]
     assert right[2] > 150 > left[2]
     with pytest.raises(UserError, match="missing"):

@@ -134,8 +134,8 @@ def test_pictures_are_those_of_the_examples(written: Written) -> None:
     root = report["data"]["hatefulmemes/dev_seen"]["media_root"]
     original = Image.open(f"{root}/{case['images'][0]}").convert("RGB")
     assert shown.width > 100
-    middle = shown.getpixel((shown.width // 2, shown.height // 2))
-    wanted = original.getpixel((original.width // 2, original.height // 2))
+    middle: Any = shown.getpixel((shown.width // 2, shown.height // 2))
+    wanted: Any = original.getpixel((original.width // 2, original.height // 2))
     assert all(abs(a - b) < 12 for a, b in zip(middle, wanted, strict=True))
 
 
