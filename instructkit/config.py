@@ -57,7 +57,7 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         train: sources, or source/split where it is not the source's default.
         raw: release folder by source, for sources to be converted by the run; those that come as a Python package
             need none.
-        weights: factors on a dataset's square-root weight (paper, section 3.3).
+        weights: factors on a dataset's square-root weight (paper, section 3.3), by its name in `train`.
         group_size: at most so many questions of one image stand together in a batch.
         augment: random crops and flips of pictures.
         workers: processes that prepare batches; 0 prepares them in the training process.
@@ -84,6 +84,7 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         batch_size: image groups a step over all ranks; with group_size 1, examples.
         accumulation: micro-batches that a rank's share of a step is cut into.
         learning_rate: peak.
+        tower_rates: factors on the learning rate by tower (vision, qformer, llm); those not named have 1.
         warmup_steps: steps of linear warm-up.
         warmup_from: learning rate of the first step.
         min_learning_rate: where the cosine ends.
@@ -101,6 +102,7 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batch_size: Positive = 32
     accumulation: Positive = 1
     learning_rate: Annotated[float, Meta(gt=0)] = 1e-5
+    tower_rates: dict[Literal["vision", "qformer", "llm"], Annotated[float, Meta(gt=0)]] = {}
     warmup_steps: Count = 1000
     warmup_from: Annotated[float, Meta(ge=0)] = 1e-8
     min_learning_rate: Annotated[float, Meta(ge=0)] = 0.0

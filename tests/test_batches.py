@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.tiny import tiny_model
 
 from instructkit.batches import IGNORED, Limits, padded, share_images
 from instructkit.prompts import Prompt
+from tests.tiny import tiny_model
 
 SECRET = "rectangle"
 PROMPTS = [
@@ -43,7 +43,8 @@ def test_rows_of_a_decoder_are_queries_start_instruction_answer_end_padding():
     assert prompt[0] == 1
     assert ids == body + [0] * (len(ids) - len(body))
     assert rows["attention_mask"][2].tolist() == [1] * len(body) + [0] * (len(ids) - len(body))
-    assert rows["labels"][2].tolist() == [IGNORED] * (4 + len(prompt)) + answer + [2] + [IGNORED] * (len(ids) - len(body))
+    expected = [IGNORED] * (4 + len(prompt)) + answer + [2]
+    assert rows["labels"][2].tolist() == expected + [IGNORED] * (len(ids) - len(body))
     assert (rows["input_ids"][1] == 3).sum() == 8
 
 

@@ -35,6 +35,9 @@ def blind(root: Path, protocol: Protocol) -> float | None:
     train = sources.source(protocol.source).split
     folder = root / protocol.source
     comparable = protocol.metric in ("exact_match", "top1") and protocol.references == "answers"
-    if not comparable or train == protocol.split or not (folder / train / MANIFEST).is_file():
+    # The split itself, or what it is cut into.
+    places = [folder / train] if (folder / train / MANIFEST).is_file() else sorted(folder.glob(f"{train}-*"))
+    if not comparable or train == protocol.split or not places:
         return None
-    return blind_baseline(load_examples(folder / train), load_examples(folder / protocol.split))
+    seen = (example for place in places for example in load_examples(place))
+    return blind_baseline(seen, load_examples(folder / protocol.split))

@@ -29,6 +29,8 @@ SOURCE = Source(
     split="train",
     splits={
         "train": Split(("train/questions.json", "answers.txt"), published=38_575),
+        "train-open": Split(("train/questions.json", "answers.txt"), published=10_168, note="answers but yes and no"),
+        "train-yes-no": Split(("train/questions.json", "answers.txt"), published=28_407, note="answered yes or no"),
         "test": Split(("test/questions.json", "answers.txt"), published=9_673),
     },
     images="{split}/images/{image_id}.png",
@@ -59,8 +61,9 @@ def default_raw() -> Path:
 
 
 def read(raw: Path, split: str) -> Reading:
-    """Read `{split}/questions.json`."""
-    questions = require(raw, f"{split}/questions.json")
+    """Read `{folder}/questions.json`; `train-open` and `train-yes-no` are the two halves of `train`."""
+    folder, _, kind = split.partition("-")
+    questions = require(raw, f"{folder}/questions.json")
     vocabulary_file = require(raw, "answers.txt")
     vocabulary = set(vocabulary_file.read_text().split())
 
@@ -70,10 +73,12 @@ def read(raw: Path, split: str) -> Reading:
             raise Reject(f"answer {record.answer!r} is not in answers.txt")
         if record.image_id < 0 or not record.question.strip():
             raise Reject("negative image id or blank question")
+        if kind and (kind == "yes-no") != (record.answer in ("yes", "no")):
+            return []
         return [
             Example(
                 id=f"easy_vqa/{split}/{raw_record.key}",
-                images=[f"{split}/images/{record.image_id}.png"],
+                images=[f"{folder}/images/{record.image_id}.png"],
                 question=record.question,
                 answers=[record.answer],
             )

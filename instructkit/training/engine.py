@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, Literal, NamedTuple, NoReturn, TypeVar
 
 import deepspeed
 import torch
@@ -103,9 +103,9 @@ class Engine:
 
     def __init__(self, model: InstructBlip, config: TrainingConfig, folder: Path) -> None:
         self.config, self.folder = config, folder
-        optimizer = torch.optim.AdamW(
-            decay_groups(model, config.weight_decay), lr=config.learning_rate, betas=config.betas, eps=1e-8
-        )
+        groups = parameter_groups(model, config)
+        self._factors = [group["lr"] / config.learning_rate for group in groups]
+        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=1e-8)
         self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=deepspeed_settings(config)
         )
@@ -129,8 +129,8 @@ class Engine:
         """
         batches = list(batches)
         rate = learning_rate(number, self.config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for group, factor in zip(self.optimizer.param_groups, self._factors, strict=True):
+            group["lr"] = rate * factor
         local = [sum(batch.targets for batch in batches), sum(len(batch.examples) for batch in batches)]
         tokens, samples = share(local)
         scale = dist.get_world_size() * len(batches) / tokens
@@ -188,17 +188,29 @@ class Engine:
         return state
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trained parameters in two groups: matrices decay; vectors (biases, norms), embeddings and query tokens do not."""
+def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:
+    """Trained parameters by what the optimizer does to them.
+
+    Matrices decay; vectors (biases, norms), embeddings and query tokens do not. Towers have the learning rate times
+    their factor of `tower_rates`; query tokens and projection go with the Q-Former.
+    """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             vector = parameter.ndim < 2 or id(parameter) in embeddings or "embedding" in name or "query_tokens" in name
-            (kept if vector else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+            factor = config.tower_rates.get(_tower(name), 1.0)
+            groups.setdefault((0.0 if vector else config.weight_decay, factor), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": decay, "lr": config.learning_rate * factor}
+        for (decay, factor), parameters in groups.items()
+    ]
+
+
+def _tower(name: str) -> Literal["vision", "qformer", "llm"]:
+    if "vision_model." in name:
+        return "vision"
+    return "llm" if "language_model." in name else "qformer"
 
 
 def deepspeed_settings(config: TrainingConfig) -> dict[str, Any]:

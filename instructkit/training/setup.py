@@ -89,7 +89,7 @@ def _open_parts(config: RunConfig) -> list[Part]:
         folder = Path(config.data.root) / _train_split(entry)
         examples = load_examples(folder)
         task = sources.source(entry.split("/")[0]).task
-        parts.append(Part(entry.split("/")[0], examples, task, Path(examples.manifest.media_root)))
+        parts.append(Part(entry, examples, task, Path(examples.manifest.media_root)))
     return parts
 
 

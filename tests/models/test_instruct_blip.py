@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.tiny import LLMS, tiny_model
 from transformers import AutoModelForImageTextToText, InstructBlipForConditionalGeneration, InstructBlipProcessor
 
 from instructkit.batches import IGNORED, share_images
 from instructkit.models.saving import load_model, save_model
 from instructkit.prompts import Prompt
+from tests.tiny import LLMS, tiny_model
 
 PROMPTS = [
     Prompt("a/b/0", "t", "what color is the shape?", "red", ["0"]),
