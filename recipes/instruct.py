@@ -90,7 +90,7 @@ def train(config: RunConfig, folder: Path, rank: int, world: int, identity: dict
     settings = config.training
     parts = parts_of(config)
     model, texts = prepare_model(config, parts, folder)
-    prepare_towers(model, config.model)
+    prepare_towers(model, config.model, config.seed)
     model.throughput = config.throughput
     groups = settings.batch_size // (world * settings.accumulation)
     if groups * world * settings.accumulation != settings.batch_size:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import InstructBlipForConditionalGeneration
+from transformers import InstructBlipConfig, InstructBlipForConditionalGeneration
 from transformers.models.instructblip.modeling_instructblip import BaseModelOutputWithVisionQformerOutputs
 
 from instructkit.config import ThroughputConfig
@@ -65,6 +65,11 @@ class InstructBlip(InstructBlipForConditionalGeneration):
     """
 
     throughput = ThroughputConfig()
+
+    def __init__(self, config: InstructBlipConfig) -> None:
+        super().__init__(config)
+        if (epsilon := getattr(config, "post_layernorm_eps", None)) is not None:
+            self.vision_model.post_layernorm.eps = epsilon
 
     @property
     def instruction_aware(self) -> bool:

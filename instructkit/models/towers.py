@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
@@ -12,8 +13,8 @@ TOWERS = ("vision_model", "qformer", "language_model")
 """The towers' names as parameters carry them; query tokens and projection belong to the Q-Former's training."""
 
 
-def prepare_towers(model: InstructBlip, config: ModelConfig) -> None:
-    """Set what is trained, in place.
+def prepare_towers(model: InstructBlip, config: ModelConfig, seed: int = 0) -> None:
+    """Set what is trained, in place; the same seed gives the same LoRA weights.
 
     A frozen tower needs no gradient and runs without dropout. The layer norm over the image features, the query tokens
     and the projection into the LLM are trained with the Q-Former, as the paper does (section 3.4).
@@ -26,9 +27,11 @@ def prepare_towers(model: InstructBlip, config: ModelConfig) -> None:
     model.language_projection.requires_grad_(joints)
     if joints and config.vision != "lora":
         model.vision_model.post_layernorm.requires_grad_(True)
-    for name, setting in settings.items():
-        if setting == "lora":
-            _add_lora(getattr(model, name), config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name, setting in settings.items():
+            if setting == "lora":
+                _add_lora(getattr(model, name), config)
 
 
 def trained_and_frozen(model: nn.Module) -> dict[str, tuple[int, int]]:

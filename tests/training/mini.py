@@ -83,7 +83,7 @@ def run_all(ranks: int, folder: Path, runs: dict[str, list[str]]) -> None:
     spec.write_text(json.dumps({name: [f"output={folder / name}", *words] for name, words in runs.items()}))
     script = str(Path(__file__).with_name("runs.py"))
     done = subprocess.run(
-        [*command(ranks), script, str(spec)], env=environment(), capture_output=True, text=True, timeout=300
+        [*command(ranks), script, str(spec)], env=environment(), capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
 

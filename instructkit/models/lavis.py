@@ -1,0 +1,126 @@
+"""Checkpoints of LAVIS, the predecessor's code (`instruct_blip_*_trimmed.pth`), read into an `InstructBlip`.
+
+Such a file holds what was trained: query tokens, Q-Former, projection and `ln_vision`; image encoder and LLM come from
+elsewhere. LAVIS's `ln_vision` computes with an epsilon of 1e-5, transformers' last layer norm of the image encoder with
+1e-6, so its epsilon is changed with the weights.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from instructkit.errors import UserError
+from instructkit.models.instruct_blip import InstructBlip
+
+LN_VISION_EPSILON = 1e-5
+
+_UNUSED = ("Qformer.cls.*", "*.position_ids", "*.rotary_emb.inv_freq")
+_PREFIXES = {
+    "Qformer.bert.": "qformer.",
+    "ln_vision.": "vision_model.post_layernorm.",
+    "query_tokens": "query_tokens",
+    "llm_proj.": "language_projection.",
+    "t5_proj.": "language_projection.",
+    "llm_model.": "language_model.",
+    "t5_model.": "language_model.",
+}
+_QFORMER = {
+    "embeddings.LayerNorm": "embeddings.layernorm",
+    ".attention.self.": ".attention.attention.",
+    ".crossattention.self.": ".crossattention.attention.",
+}
+
+
+def parameter_name(lavis: str) -> str | None:
+    """Name in transformers of a parameter of LAVIS's, None for one that has no counterpart.
+
+    Raises:
+        UserError: no rule knows the name.
+    """
+    if any(fnmatchcase(lavis, pattern) for pattern in _UNUSED):
+        return None
+    for old, new in _PREFIXES.items():
+        if lavis.startswith(old):
+            name = new + lavis.removeprefix(old)
+            if new == "qformer.":
+                for part, other in _QFORMER.items():
+                    name = name.replace(part, other)
+            return name
+    raise UserError(f"parameter {lavis}: not one of an InstructBLIP checkpoint of LAVIS")
+
+
+def load_lavis(model: InstructBlip, path: Path) -> list[str]:
+    """Read a checkpoint file into a model, in place.
+
+    Args:
+        model: with the image encoder and the LLM that the checkpoint was trained with.
+        path: a `.pth` that `torch.save` wrote; only tensors are read from it, never code.
+
+    Returns:
+        Names of the parameters that were read.
+
+    Raises:
+        UserError: no such file, a file with more than tensors, or one that does not fit the model.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(f"{path}: no checkpoint of tensors alone ({' '.join(str(error).split())[:200]})") from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path}: holds a {type(content).__name__}, not a mapping of names to tensors")
+    return load_lavis_state(model, content.get("model", content), str(path))
+
+
+def load_lavis_state(model: InstructBlip, state: Mapping[str, Tensor], where: str) -> list[str]:
+    """Read weights under LAVIS's names into a model, in place; see `load_lavis`."""
+    renamed = {}
+    for lavis, tensor in state.items():
+        name = parameter_name(lavis)
+        if name is not None:
+            renamed[name] = tensor
+    _untie_head(model, renamed)
+    own = model.state_dict()
+    for name, tensor in renamed.items():
+        if name not in own:
+            raise UserError(f"{where}: {name} is not in this model; was it made with another LLM or Q-Former?")
+        if own[name].shape != tensor.shape:
+            raise UserError(f"{where}: {name} is {list(tensor.shape)}, the model's {list(own[name].shape)}")
+    missing = [name for name, _ in model.named_parameters() if _expected(name, model) and name not in renamed]
+    if missing:
+        raise UserError(f"{where}: lacks {len(missing)} parameters, among them {missing[0]}")
+    model.load_state_dict(renamed, strict=False)
+    if "vision_model.post_layernorm.weight" in renamed:
+        model.vision_model.post_layernorm.eps = LN_VISION_EPSILON
+        # The configuration has one epsilon for all of the image encoder's norms; this one is kept beside it.
+        model.config.post_layernorm_eps = LN_VISION_EPSILON
+    return sorted(renamed)
+
+
+def _expected(name: str, model: InstructBlip) -> bool:
+    """Whether every checkpoint holds a parameter; those of models that do not read instructions have no text side."""
+    if not model.instruction_aware and name.startswith("qformer."):
+        parts = set(name.split("."))
+        return not parts & {"word_embeddings", "position_embeddings", "intermediate"} and not re.search(
+            r"layer\.\d+\.output\.", name
+        )
+    return name.startswith(("query_tokens", "language_projection.", "qformer.", "vision_model.post_layernorm."))
+
+
+def _untie_head(model: InstructBlip, state: Mapping[str, Tensor]) -> None:
+    """Give the LLM's head a weight of its own where the checkpoint has two.
+
+    A T5 that is built from a configuration (transformers 5) shares it with the embeddings, and loading would silently
+    overwrite the one by the other.
+    """
+    head, embeddings = model.language_model.get_output_embeddings(), model.language_model.get_input_embeddings()
+    if "language_model.lm_head.weight" in state and head.weight is embeddings.weight:
+        head.weight = nn.Parameter(head.weight.detach().clone())

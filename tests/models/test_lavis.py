@@ -1,0 +1,254 @@
+"""Checkpoints of LAVIS: numbers that its own code made on tiny random weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, InstructBlipConfig, InstructBlipQFormerConfig, InstructBlipVisionConfig
+
+from instructkit.errors import UserError
+from instructkit.models.instruct_blip import InstructBlip
+from instructkit.models.lavis import load_lavis, load_lavis_state, parameter_name
+from instructkit.models.presets import build
+
+GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden" / "lavis"
+golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="golden numbers of LAVIS are not beside the checkout")
+IMAGE_TOKEN = 3
+
+
+def read(name: str) -> dict[str, torch.Tensor]:
+    return load_file(GOLDEN / f"{name}.safetensors")
+
+
+def config_of(family: str) -> InstructBlipConfig:
+    sizes = json.loads((GOLDEN / "config.json").read_text())
+    qformer, llm, t5 = sizes["qformer"], sizes["llm"], sizes["t5"]
+    if family == "vicuna":
+        special = json.loads((GOLDEN / "vicuna_forward.json").read_text())["special"]
+        text = AutoConfig.for_model(
+            "llama",
+            vocab_size=special["embed_rows"],
+            hidden_size=llm["hidden"],
+            intermediate_size=llm["inter"],
+            num_hidden_layers=llm["layers"],
+            num_attention_heads=llm["heads"],
+            rms_norm_eps=1e-6,
+            max_position_embeddings=256,
+            tie_word_embeddings=False,
+            pad_token_id=special["pad"],
+        )
+    else:
+        text = AutoConfig.for_model(
+            "t5",
+            vocab_size=t5["vocab"],
+            d_model=t5["d_model"],
+            d_kv=t5["d_kv"],
+            d_ff=t5["d_ff"],
+            num_layers=t5["layers"],
+            num_heads=t5["heads"],
+            feed_forward_proj="gated-gelu",
+            dense_act_fn="gelu",
+            relative_attention_num_buckets=8,
+            relative_attention_max_distance=20,
+            decoder_start_token_id=0,
+            tie_word_embeddings=False,
+            dropout_rate=0.0,
+        )
+        text.dense_act_fn = "gelu"
+    return InstructBlipConfig(
+        vision_config=InstructBlipVisionConfig(
+            hidden_size=qformer["encoder_width"],
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=8,
+            patch_size=4,
+        ),
+        qformer_config=InstructBlipQFormerConfig(
+            vocab_size=qformer["vocab_size"],
+            hidden_size=qformer["hidden_size"],
+            num_hidden_layers=qformer["num_hidden_layers"],
+            num_attention_heads=qformer["num_attention_heads"],
+            intermediate_size=qformer["intermediate_size"],
+            max_position_embeddings=qformer["max_position_embeddings"],
+            cross_attention_frequency=qformer["cross_attention_freq"],
+            layer_norm_eps=qformer["layer_norm_eps"],
+        ),
+        text_config=text,
+        num_query_tokens=qformer["query_length"],
+        image_token_index=IMAGE_TOKEN,
+    )
+
+
+def trimmed(family: str) -> dict[str, torch.Tensor]:
+    """What a trimmed checkpoint holds: no LLM, no image encoder."""
+    projection = {
+        key: value for key, value in read(f"{family}_weights").items() if key.startswith(("llm_proj.", "t5_proj."))
+    }
+    return {**read("qformer_weights"), **projection}
+
+
+def model_of(family: str) -> InstructBlip:
+    model = build(config_of(family))
+    load_lavis_state(model, {**read("qformer_weights"), **read(f"{family}_weights")}, family)
+    # The golden images are what the image encoder gives before its last layer norm.
+    model.encode_images = lambda pixels: model.vision_model.post_layernorm(pixels)
+    return model.eval()
+
+
+def inputs_of(family: str, fixture: str) -> dict[str, torch.Tensor]:
+    want = read(fixture)
+    rows = len(want["image"])
+    prompt = want["llm_input_ids"] if family == "vicuna" else want["prompt_ids"]
+    assert not (prompt == IMAGE_TOKEN).any()
+    shared = read(fixture.removesuffix("_notext"))
+    return {
+        "pixel_values": want["image"],
+        "image_index": torch.arange(rows),
+        "image_rows": torch.arange(rows),
+        "qformer_input_ids": shared["qformer_input_ids"],
+        "qformer_attention_mask": shared["qformer_attention_mask"],
+        "input_ids": torch.cat([torch.full((rows, 4), IMAGE_TOKEN), prompt], dim=1),
+        "attention_mask": want["attention_mask"],
+        "labels": want["labels"],
+    }
+
+
+@golden
+@pytest.mark.parametrize("text", [True, False])
+@pytest.mark.parametrize("family", ["vicuna", "t5"])
+def test_losses_soft_prompts_and_gradients_are_those_of_lavis(family, text):
+    fixture = f"{family}_forward" + ("" if text else "_notext")
+    want, model = read(fixture), model_of(family)
+    model.config.instruction_aware = text
+    inputs = inputs_of(family, fixture)
+    names = ("pixel_values", "image_index", "image_rows", "qformer_input_ids", "qformer_attention_mask", "input_ids")
+    embeds = model.prefix(**{name: inputs[name] for name in names})
+    torch.testing.assert_close(model.encode_images(inputs["pixel_values"]), want["image_embeds"], atol=1e-6, rtol=0)
+    torch.testing.assert_close(embeds, want["inputs_embeds"], atol=1e-5, rtol=1e-5)
+    answer = model(**inputs)
+    loss = answer.total / answer.tokens
+    torch.testing.assert_close(loss, want["loss"], atol=1e-5, rtol=0)
+    loss.backward()
+    projection = "llm_proj" if family == "vicuna" else "t5_proj"
+    for name, mine in {
+        "query_tokens": model.query_tokens,
+        f"{projection}.weight": model.language_projection.weight,
+        f"{projection}.bias": model.language_projection.bias,
+    }.items():
+        torch.testing.assert_close(mine.grad, want[f"grad.{name}"], atol=2e-5, rtol=1e-4, msg=name)
+
+
+@golden
+@pytest.mark.parametrize("family", ["vicuna", "t5"])
+def test_logits_are_those_of_lavis(family):
+    want, model = read(f"{family}_forward"), model_of(family)
+    inputs = inputs_of(family, f"{family}_forward")
+    embeds = want["inputs_embeds"]
+    extra = {} if family == "vicuna" else {"decoder_input_ids": model.shift_right(inputs["labels"])}
+    with torch.no_grad():
+        logits = model.language_model(inputs_embeds=embeds, attention_mask=want["attention_mask"], **extra).logits
+    real = want["attention_mask"].bool() if family == "vicuna" else want["labels"] >= 0
+    torch.testing.assert_close(logits[real], want["logits"][real], atol=2e-5, rtol=1e-5)
+
+
+@golden
+def test_the_qformer_is_that_of_lavis_layer_by_layer():
+    want, model = read("qformer_io"), model_of("vicuna")
+    queries = model.query_tokens.expand(len(want["image_embeds"]), -1, -1)
+    image = {"encoder_hidden_states": want["image_embeds"]}
+    text = {"input_ids": want["input_ids"], "attention_mask": want["qformer_attention_mask"]}
+    with torch.no_grad():
+        both = model.qformer(query_embeds=queries, output_hidden_states=True, **text, **image)
+        alone = model.qformer(input_ids=None, query_embeds=queries, output_hidden_states=True, **image)
+        partial = model.qformer(
+            input_ids=None, query_embeds=queries, encoder_attention_mask=want["image_attention_mask_partial"], **image
+        )
+    for number in range(5):
+        torch.testing.assert_close(both.hidden_states[number], want[f"hidden_with_text.{number}"], atol=5e-6, rtol=0)
+        torch.testing.assert_close(alone.hidden_states[number], want[f"hidden_no_text.{number}"], atol=5e-6, rtol=0)
+    torch.testing.assert_close(both.last_hidden_state, want["out_with_text"], atol=5e-6, rtol=0)
+    found = partial.last_hidden_state
+    torch.testing.assert_close(found, want["query_out_no_text_partial_image_mask"], atol=5e-6, rtol=0)
+
+
+@golden
+@pytest.mark.parametrize("family", ["vicuna", "t5"])
+def test_a_trimmed_file_is_read_with_weights_only_and_leaves_encoder_and_llm(family, tmp_path):
+    model = build(config_of(family))
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    torch.save({"model": trimmed(family), "epoch": 3}, tmp_path / "trimmed.pth")
+    names = load_lavis(model, tmp_path / "trimmed.pth")
+    after = model.state_dict()
+    assert "query_tokens" in names
+    assert "vision_model.post_layernorm.weight" in names
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    assert changed == set(names)
+    assert not any(name.startswith(("language_model.", "vision_model.encoder", "vision_model.emb")) for name in changed)
+    model.save_pretrained(tmp_path / "saved")
+    assert InstructBlip.from_pretrained(tmp_path / "saved").vision_model.post_layernorm.eps == 1e-5
+
+
+@golden
+def test_a_checkpoint_that_does_not_fit_is_refused_by_name(tmp_path):
+    model = build(config_of("vicuna"))
+    short = trimmed("vicuna")
+    del short["query_tokens"]
+    with pytest.raises(UserError, match="lacks 1 parameters, among them query_tokens"):
+        load_lavis_state(model, short, "x.pth")
+    wide = {**trimmed("vicuna"), "llm_proj.bias": torch.zeros(7)}
+    with pytest.raises(UserError, match=r"language_projection\.bias is \[7\], the model's \[32\]"):
+        load_lavis_state(model, wide, "x.pth")
+    with pytest.raises(UserError, match="no such checkpoint"):
+        load_lavis(model, tmp_path / "none.pth")
+    (tmp_path / "torn.pth").write_bytes(b"\x80\x02oops")
+    with pytest.raises(UserError, match="no checkpoint of tensors alone"):
+        load_lavis(model, tmp_path / "torn.pth")
+
+
+class Payload:
+    def __reduce__(self):
+        return (print, ("code from a checkpoint ran",))
+
+
+def test_code_in_a_checkpoint_does_not_run(tmp_path, capsys):
+    torch.save({"query_tokens": Payload()}, tmp_path / "bad.pth")
+    with pytest.raises(UserError, match="no checkpoint of tensors alone"):
+        load_lavis(None, tmp_path / "bad.pth")
+    assert "ran" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("lavis", "ours"),
+    [
+        ("Qformer.bert.embeddings.LayerNorm.bias", "qformer.embeddings.layernorm.bias"),
+        (
+            "Qformer.bert.encoder.layer.3.attention.self.key.weight",
+            "qformer.encoder.layer.3.attention.attention.key.weight",
+        ),
+        (
+            "Qformer.bert.encoder.layer.2.crossattention.self.value.bias",
+            "qformer.encoder.layer.2.crossattention.attention.value.bias",
+        ),
+        (
+            "Qformer.bert.encoder.layer.0.output_query.LayerNorm.weight",
+            "qformer.encoder.layer.0.output_query.LayerNorm.weight",
+        ),
+        ("Qformer.cls.predictions.bias", None),
+        ("Qformer.bert.embeddings.position_ids", None),
+        ("ln_vision.weight", "vision_model.post_layernorm.weight"),
+        ("t5_proj.bias", "language_projection.bias"),
+        ("query_tokens", "query_tokens"),
+    ],
+)
+def test_names(lavis, ours):
+    assert parameter_name(lavis) == ours
+
+
+def test_an_unknown_name_is_said():
+    with pytest.raises(UserError, match=r"visual_encoder\.cls_token: not one"):
+        parameter_name("visual_encoder.cls_token")
