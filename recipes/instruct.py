@@ -29,11 +29,13 @@ import torch.distributed as dist
 import yaml
 from tqdm import tqdm
 
+from instructkit.batches import Texts
 from instructkit.config import RunConfig, load_config, to_dict
 from instructkit.errors import UserError
 from instructkit.evaluation.run import evaluate_run
 from instructkit.models.saving import save_model
 from instructkit.models.towers import merge_lora, prepare_towers, set_modes, trained_and_frozen
+from instructkit.models.trained import save_trained
 from instructkit.reports.report import finished_report, last_lines, write_report
 from instructkit.training.checkpoints import last_checkpoint, load_checkpoint, move_aside, save_checkpoint
 from instructkit.training.data import TrainingData
@@ -140,9 +142,20 @@ def train(config: RunConfig, folder: Path, rank: int, world: int, identity: dict
             due = settings.checkpoint_every and (number + 1) % settings.checkpoint_every == 0
             if due or last:
                 save_checkpoint(engine.deepspeed, folder / "checkpoints", number + 1, facts, settings.keep_checkpoints)
-    state = merge_lora(engine.gathered_state(), config.model)
-    if rank == 0:
-        save_model(engine.model, texts, folder / "model", state)
+    _save(config, engine, texts, folder / "model", rank)
+
+
+def _save(config: RunConfig, engine: Engine, texts: Texts, folder: Path, rank: int) -> None:
+    """Write the model; of one that came from a checkpoint only what was trained, beside the checkpoint's name."""
+    towers = (config.model.vision, config.model.qformer, config.model.llm)
+    if config.model.name == "nano" or set(towers) == {"full"}:
+        state = merge_lora(engine.gathered_state(), config.model)
+        if rank == 0:
+            save_model(engine.model, texts, folder, state)
+    else:
+        state = engine.gathered_state(trained_only=True)
+        if rank == 0:
+            save_trained(folder, state, config.model)
 
 
 def _start(config: RunConfig, folder: Path, engine: Engine, facts: dict[str, Any], log: RunLog) -> int:

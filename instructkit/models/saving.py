@@ -13,6 +13,7 @@ from instructkit.errors import UserError
 from instructkit.media import CLIP_MEAN, CLIP_STD
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.presets import PUBLISHED
+from instructkit.models.trained import apply_trained, facts_of
 
 
 def save_model(model: InstructBlip, texts: Texts, folder: Path, state: dict[str, Any] | None = None) -> None:
@@ -40,6 +41,8 @@ def save_model(model: InstructBlip, texts: Texts, folder: Path, state: dict[str,
 def load_model(name: str, limits: Limits | None = None, **options: Any) -> tuple[InstructBlip, Texts]:
     """Load a model and its tokenisers from a folder, a published size's name or the Hugging Face hub.
 
+    A folder that holds only what a run trained (`instructkit.models.trained`) is put onto its base.
+
     Args:
         name: folder, one of `PUBLISHED`, or a name on the hub.
         limits: lengths that texts are cut to.
@@ -48,6 +51,10 @@ def load_model(name: str, limits: Limits | None = None, **options: Any) -> tuple
     Raises:
         UserError: there is no such model, or it is no InstructBLIP.
     """
+    if (facts := facts_of(Path(name))) is not None:
+        model, texts = load_model(facts.base, limits, **options)
+        apply_trained(model, Path(name), facts)
+        return model, texts
     place = PUBLISHED.get(name, name)
     try:
         model = InstructBlip.from_pretrained(place, **options)

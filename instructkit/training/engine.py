@@ -178,10 +178,12 @@ class Engine:
             f"the examples of its batch; look at them, or lower learning_rate"
         )
 
-    def gathered_state(self) -> dict[str, torch.Tensor]:
-        """All parameters on the CPU, whole on the first rank; call on every rank, since ZeRO 3 shards them."""
+    def gathered_state(self, trained_only: bool = False) -> dict[str, torch.Tensor]:
+        """Parameters on the CPU, whole on the first rank; call on every rank, since ZeRO 3 shards them."""
         state = {}
         for name, parameter in self.model.named_parameters():
+            if trained_only and not parameter.requires_grad:
+                continue
             with deepspeed.zero.GatheredParameters([parameter], enabled=self.config.zero_stage == 3):
                 if dist.get_rank() == 0:
                     state[name] = parameter.detach().cpu().clone()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -111,7 +112,8 @@ def prepare_model(config: RunConfig, parts: list[Part], folder: Path) -> tuple[I
     """
     limits = Limits(instruction=config.data.instruction_tokens, answer=config.data.answer_tokens)
     if config.model.name != "nano":
-        model, texts = load_model(config.model.name, limits)
+        half = config.training.precision == "bf16"
+        model, texts = load_model(config.model.name, limits, dtype=torch.bfloat16 if half else torch.float32)
     else:
         llm, qformer = _tokenizers(config, parts, folder / "tokenizers")
         model = build(preset("nano", len(llm), len(qformer)), config.seed)

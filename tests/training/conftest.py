@@ -59,6 +59,7 @@ def plans(ranks: int, words: list[str], hard: list[str]) -> dict[str, list[str]]
     for stage, precision in stages:
         name, settings = f"zero{stage}-{precision}", [*words, f"zero_stage={stage}", f"precision={precision}"]
         runs |= {name: settings, f"{name}-resumed": [*settings, f"after={name}:2"]}
+    runs |= {f"hard-zero{stage}": [*hard, f"zero_stage={stage}"] for stage in ((2, 3) if ranks == 1 else (3,))}
     if ranks == 1:
         runs["other-settings"] = [*words, "after=zero0-fp32:2", "learning_rate=0.5", "seed=7"]
     return runs

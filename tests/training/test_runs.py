@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
+from instructkit.models.saving import load_model
 from tests.training.mini import log, losses
 
 STAGES = [f"zero{stage}-fp32" for stage in (0, 1, 2, 3)]
@@ -22,7 +23,11 @@ def without_rates(run: Path) -> list[dict[str, float]]:
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "model" / "model.safetensors")
+    return {
+        f"{file.parent.name}/{k}": v
+        for file in (run / "model").rglob("*.safetensors")
+        for k, v in load_file(file).items()
+    }
 
 
 def test_the_same_seed_gives_the_same_losses_bit_for_bit_and_another_seed_others(one):
@@ -64,7 +69,7 @@ def test_training_lowers_the_loss_and_the_model_loads_in_plain_transformers(one)
     assert losses(one / "zero3-fp32")[-1] < losses(one / "zero3-fp32")[0]
     model = AutoModelForImageTextToText.from_pretrained(one / "zero3-fp32" / "model")
     loaded = model.state_dict()
-    for name, weight in weights(one / "zero3-fp32").items():
+    for name, weight in load_file(one / "zero3-fp32" / "model" / "model.safetensors").items():
         torch.testing.assert_close(loaded[name], weight, atol=0, rtol=0)
 
 
@@ -109,3 +114,26 @@ def test_a_checkpoint_holds_no_frozen_weight(one):
     assert any(name.startswith("language_model.") and ".lora_" in name for name in names)
     assert not any(name.startswith("language_model.") and ".lora_" not in name for name in names)
     assert not any(name.startswith("vision_model.") and "post_layernorm" not in name for name in names)
+
+
+@pytest.mark.parametrize("run", ["one/hard-zero2", "one/hard-zero3", "two/hard-zero3"])
+def test_lora_and_the_trained_part_are_the_same_whatever_is_sharded(run, request):
+    ranks, _, name = run.partition("/")
+    folder = request.getfixturevalue(ranks)
+    plain, sharded = weights(folder / "hard"), weights(folder / name)
+    assert plain.keys() == sharded.keys()
+    assert any(".lora_B." in key and plain[key].abs().max() > 0 for key in plain)
+    for key in plain:
+        torch.testing.assert_close(sharded[key], plain[key], atol=2e-4, rtol=0, msg=key)
+    assert losses(folder / name) == pytest.approx(losses(folder / "hard"), abs=1e-5)
+
+
+def test_the_saved_part_loads_onto_its_base(one, hard):
+    base = next(word for word in reversed(hard) if word.startswith("model.name=")).removeprefix("model.name=")
+    trained, _ = load_model(str(one / "hard" / "model"))
+    before = load_model(base)[0].state_dict()
+    moved = {name for name, weight in trained.state_dict().items() if not torch.equal(weight, before[name])}
+    assert {"query_tokens", "language_projection.weight", "vision_model.post_layernorm.weight"} <= moved
+    assert "language_model.model.layers.0.self_attn.q_proj.weight" in moved
+    assert not any(name.startswith("vision_model.encoder") for name in moved)
+    assert "language_model.model.embed_tokens.weight" not in moved

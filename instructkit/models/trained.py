@@ -1,0 +1,132 @@
+"""What a run trained, on disk: the trained weights and the base model's name, in place of a copy of what stayed frozen.
+
+model/instructkit.json            the base, and what of it was trained
+model/trained.safetensors         weights trained in full, under the model's own names
+model/adapters/<tower>/           LoRA of a tower, as peft writes it: `PeftModel.from_pretrained(tower, folder)`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import torch
+from peft import LoraConfig
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from instructkit.config import ModelConfig
+from instructkit.errors import UserError
+from instructkit.examples import write_atomically
+from instructkit.models.instruct_blip import InstructBlip
+from instructkit.models.towers import TOWERS
+
+FACTS = "instructkit.json"
+TRAINED = "trained.safetensors"
+ADAPTER = "adapter_model.safetensors"
+_PEFT = "base_model.model."
+
+
+class Facts(msgspec.Struct, forbid_unknown_fields=True):
+    """What `instructkit.json` holds.
+
+    Attributes:
+        base: what `load_model` loads first.
+        settings: of the model in the run's configuration.
+    """
+
+    base: str
+    settings: ModelConfig
+
+
+def save_trained(folder: Path, state: Mapping[str, Tensor], settings: ModelConfig) -> None:
+    """Write the trained part of a model that came from `settings.name`.
+
+    Args:
+        folder: made if missing.
+        state: trained parameters under the names that they have in training, LoRA's among them.
+        settings: of the model.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = {name: tensor.contiguous() for name, tensor in state.items() if ".lora_" not in name}
+    save_file(plain, folder / TRAINED)
+    for tower in TOWERS:
+        pairs = {
+            name.removeprefix(f"{tower}.").replace(".default.", "."): tensor.contiguous()
+            for name, tensor in state.items()
+            if ".lora_" in name and name.startswith(f"{tower}.")
+        }
+        if pairs:
+            _save_adapter(folder / "adapters" / tower, pairs, settings)
+    facts = Facts(settings.name, settings)
+    write_atomically(folder / FACTS, msgspec.json.format(msgspec.json.encode(facts)) + b"\n")
+
+
+def facts_of(folder: Path) -> Facts | None:
+    """The facts of a folder that `save_trained` wrote, None for other folders.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    path = folder / FACTS
+    if not path.is_file():
+        return None
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Facts)
+    except msgspec.DecodeError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def apply_trained(model: InstructBlip, folder: Path, facts: Facts) -> None:
+    """Put what `save_trained` wrote into the base model, LoRA merged, in place.
+
+    Raises:
+        UserError: a file is missing or torn, or does not fit the model.
+    """
+    model.config.instruction_aware = facts.settings.instruction_aware
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in _read(folder / TRAINED).items():
+            if name not in own or own[name].shape != tensor.shape:
+                raise UserError(f"{folder / TRAINED}: {name} does not fit the base {facts.base}")
+            own[name].copy_(tensor)
+        for adapter in sorted(folder.glob("adapters/*")):
+            _merge(model, adapter, facts)
+
+
+def _merge(model: InstructBlip, adapter: Path, facts: Facts) -> None:
+    pairs = _read(adapter / ADAPTER)
+    scale = facts.settings.lora_alpha / facts.settings.lora_rank
+    own = dict(model.named_parameters())
+    for name, down in pairs.items():
+        stem, found, _ = name.partition(".lora_A.weight")
+        if not found:
+            continue
+        weight = own.get(f"{adapter.name}.{stem.removeprefix(_PEFT)}.weight")
+        up = pairs[f"{stem}.lora_B.weight"]
+        if weight is None or weight.shape != (up.shape[0], down.shape[1]):
+            raise UserError(f"{adapter / ADAPTER}: {name} does not fit the base {facts.base}")
+        weight += (up.float() @ down.float() * scale).to(weight.dtype)
+
+
+def _save_adapter(folder: Path, pairs: Mapping[str, Tensor], settings: ModelConfig) -> None:
+    targets = sorted({name.split(".lora_")[0] for name in pairs})
+    lora = LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        target_modules=targets,
+        base_model_name_or_path=settings.name,
+        inference_mode=True,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    lora.save_pretrained(str(folder))
+    save_file({_PEFT + name: tensor for name, tensor in pairs.items()}, folder / ADAPTER)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); the run that wrote it goes on with resume=true") from error

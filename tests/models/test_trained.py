@@ -1,0 +1,96 @@
+"""What was trained is saved beside the base's name, and together they give the model that was trained."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from instructkit.config import ModelConfig
+from instructkit.errors import UserError
+from instructkit.models.saving import load_model, save_model
+from instructkit.models.towers import prepare_towers
+from instructkit.models.trained import save_trained
+from tests.models.test_instruct_blip import batch
+from tests.tiny import tiny_model
+
+TOWERS = [
+    {"vision": "frozen", "qformer": "full", "llm": "frozen"},
+    {"vision": "frozen", "qformer": "full", "llm": "lora"},
+    {"vision": "frozen", "qformer": "lora", "llm": "lora"},
+    {"vision": "lora", "qformer": "frozen", "llm": "frozen"},
+    {"vision": "lora", "qformer": "lora", "llm": "full"},
+]
+
+
+def trained_model(base, settings):
+    """A loaded model whose trained parameters have all moved."""
+    model, texts = load_model(str(base))
+    prepare_towers(model, settings)
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn_like(parameter)
+    return model.eval(), texts
+
+
+def trained_state(model):
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("llm", ["llama", "t5", "opt", "gemma", "qwen2"])
+@pytest.mark.parametrize("towers", TOWERS, ids=lambda towers: "-".join(towers.values()))
+def test_a_loaded_model_gives_the_losses_of_the_trained_one(llm, towers, tmp_path):
+    base, texts = tiny_model(llm)
+    save_model(base, texts, tmp_path / "base")
+    settings = ModelConfig(name=str(tmp_path / "base"), lora_rank=3, lora_alpha=12, **towers)
+    model, texts = trained_model(tmp_path / "base", settings)
+    save_trained(tmp_path / "run", trained_state(model), settings)
+    again, read = load_model(str(tmp_path / "run"))
+    inputs = batch(texts)
+    with torch.no_grad():
+        before, after, plain = (each.eval()(**inputs).rows for each in (model, again, base))
+    torch.testing.assert_close(after, before, atol=2e-5, rtol=1e-5)
+    assert (after - plain).abs().max() > 1e-4
+    assert not any(".lora_" in name for name in again.state_dict())
+    assert read.queries == texts.queries
+    kept = load_file(tmp_path / "run" / "trained.safetensors")
+    assert ("query_tokens" in kept) == (towers["qformer"] != "frozen")
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert not frozen & kept.keys()
+
+
+@pytest.mark.parametrize("llm", ["llama", "t5"])
+def test_peft_loads_the_adapter_and_merges_it(llm, tmp_path):
+    base, texts = tiny_model(llm)
+    save_model(base, texts, tmp_path / "base")
+    settings = ModelConfig(name=str(tmp_path / "base"), qformer="lora", llm="lora")
+    model, _ = trained_model(tmp_path / "base", settings)
+    save_trained(tmp_path / "run", trained_state(model), settings)
+    plain, _ = load_model(str(tmp_path / "base"))
+    wrapped = PeftModel.from_pretrained(plain.eval().language_model, tmp_path / "run" / "adapters" / "language_model")
+    ids = torch.tensor([[1, 7, 9, 11]])
+    extra = {} if llm == "llama" else {"decoder_input_ids": ids}
+    with torch.no_grad():
+        expected = model.language_model(input_ids=ids, **extra).logits
+        torch.testing.assert_close(wrapped(input_ids=ids, **extra).logits, expected, atol=1e-5, rtol=1e-5)
+        merged = wrapped.merge_and_unload()
+        torch.testing.assert_close(merged(input_ids=ids, **extra).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_base_that_does_not_fit_or_a_torn_file_is_said(tmp_path):
+    base, texts = tiny_model()
+    save_model(base, texts, tmp_path / "base")
+    settings = ModelConfig(name=str(tmp_path / "base"))
+    model, _ = trained_model(tmp_path / "base", settings)
+    state = trained_state(model)
+    save_trained(tmp_path / "other", {**state, "query_tokens": torch.zeros(1, 9, 32)}, settings)
+    with pytest.raises(UserError, match="query_tokens does not fit the base"):
+        load_model(str(tmp_path / "other"))
+    save_trained(tmp_path / "run", state, settings)
+    file = tmp_path / "run" / "trained.safetensors"
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(UserError, match=r"trained\.safetensors: cannot be read"):
+        load_model(str(tmp_path / "run"))
