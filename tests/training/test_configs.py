@@ -1,0 +1,93 @@
+"""Every config under `recipes/configs` is read and its run started: miniature releases, a tiny model of its family.
+
+The losses follow from templates, tokenisers, shapes and data: where one of these changes on purpose, record them anew
+with RECORD_LOSSES=1 and look at what moved.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from instructkit import sources
+from instructkit.config import RunConfig, load_config
+from instructkit.conversion import convert
+from instructkit.protocols import load_protocol
+from instructkit.training.setup import splits_of
+from tests.training.mini import ROOT, log, losses, run_all, write_model, write_releases
+
+CONFIGS = sorted((ROOT / "recipes" / "configs").glob("*.yaml"))
+PAPER = ("flan_t5_xl", "flan_t5_xxl", "vicuna_7b", "vicuna_13b")
+RECORDED = Path(__file__).with_name("golden_losses.json")
+GOLDEN = json.loads(RECORDED.read_text())
+"""Losses of ten steps by config, seed 0, recorded on x86-64."""
+
+
+def family(config: RunConfig) -> str:
+    return "t5" if "t5" in config.model.name else "llama"
+
+
+@pytest.fixture(scope="session")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("configs")
+    easy = write_releases(folder / "easy")
+    models = {name: write_model(folder / name, name) for name in ("llama", "t5")}
+    runs = {}
+    for path in CONFIGS:
+        config = load_config(path)
+        shrunk = ["max_steps=10", "warmup_steps=5", "log_every=1", "data.workers=0", "benchmarks=[]", "batch_size=8"]
+        if config.model.name == "nano":
+            runs[path.stem] = [str(path), *shrunk, *easy, "group_size=1"]
+            continue
+        for split in splits_of(config)[: len(config.data.train)]:
+            convert_mini(split, folder)
+        words = [f"data.root={folder / 'data'}", f"model.name={models[family(config)]}", "checkpoint_every=0"]
+        runs[path.stem] = [str(path), *shrunk, *words]
+    # DeepSpeed's ZeRO 3 replaces torch's linear layer in the process, so those runs come last.
+    stage = {path.stem: load_config(path).training.zero_stage for path in CONFIGS}
+    run_all(1, folder / "runs", dict(sorted(runs.items(), key=lambda item: (stage[item[0]] == 3, item[0]))))
+    if os.environ.get("RECORD_LOSSES"):
+        GOLDEN.update({name: [round(loss, 4) for loss in losses(folder / "runs" / name)] for name in runs})
+        RECORDED.write_text("".join(["{\n", ",\n".join(f' "{k}": {v}' for k, v in sorted(GOLDEN.items())), "\n}\n"]))
+    return folder / "runs"
+
+
+def convert_mini(split: str, folder: Path) -> None:
+    name, _, part = split.partition("/")
+    raw = folder / "raw" / name
+    if not raw.is_dir():
+        raw.mkdir(parents=True)
+        importlib.import_module(f"tests.sources.mini.{name}").write(raw)
+    convert(name, raw, folder / "data", split=part)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_names_sources_and_protocols_that_are_there(path):
+    config = load_config(path)
+    for entry in config.data.train:
+        assert entry.split("/")[0] in sources.names()
+    for benchmark in config.evaluation.benchmarks:
+        load_protocol(benchmark)
+    assert config.output == f"runs/{path.stem}"
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_configs_train_on_what_is_held_in_and_report_on_what_is_held_out(name):
+    config = load_config(ROOT / "recipes" / "configs" / f"{name}.yaml")
+    roles = {source.name: source.role for source in sources.sources()}
+    assert set(config.data.train) == {source for source, role in roles.items() if role == "held-in"}
+    tested = {load_protocol(benchmark).source for benchmark in config.evaluation.benchmarks}
+    assert tested == {source for source, role in roles.items() if role == "held-out"}
+    assert (config.model.vision, config.model.qformer, config.model.llm) == ("frozen", "full", "frozen")
+
+
+@pytest.mark.parametrize("name", [path.stem for path in CONFIGS])
+def test_a_configs_run_starts_and_its_ten_losses_are_those_recorded(started, name):
+    run = started / name
+    assert not list(run.glob("error-*.txt")), (run / "error-0.txt").read_text()
+    assert [line["step"] for line in log(run)] == list(range(1, 11))
+    assert losses(run) == pytest.approx(GOLDEN[name], abs=0.02)
