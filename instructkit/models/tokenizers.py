@@ -35,12 +35,17 @@ def train_llm_tokenizer(texts: Iterable[str], vocabulary: int = 1024) -> PreTrai
 def train_qformer_tokenizer(texts: Iterable[str], vocabulary: int = 1024) -> PreTrainedTokenizerFast:
     """A lower-casing WordPiece tokenizer with BERT's special tokens, as the Q-Former's own."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    texts = list(texts)
+    learner = _word_pieces(models.WordPiece(unk_token="[UNK]"))
+    # The trainer numbers inner letters in the order of a hash table, another in every process, and breaks ties between
+    # merges by these numbers. Given as special tokens all letters have their numbers beforehand.
+    letters = sorted({letter for text in texts for letter in learner.normalizer.normalize_str(text) if letter.strip()})
+    fixed = [*special, *letters, *(f"##{letter}" for letter in letters)]
+    trainer = trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=fixed, show_progress=False)
+    learner.train_from_iterator(texts, trainer)
+    tokenizer = _word_pieces(models.WordPiece(learner.get_vocab(), unk_token="[UNK]"))
+    tokenizer.add_special_tokens(special)
     tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B [SEP]",
@@ -54,3 +59,10 @@ def train_qformer_tokenizer(texts: Iterable[str], vocabulary: int = 1024) -> Pre
         sep_token="[SEP]",
         mask_token="[MASK]",
     )
+
+
+def _word_pieces(model: models.Model) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer
