@@ -115,7 +115,7 @@ def summary(results: Sequence[Result]) -> str:
 
 
 def find_release(root: Path, source: Source, split: str) -> Path:
-    """The folder below `root` that holds a source's release, or the Python package that is it.
+    """The folder below `root` that holds a source's release.
 
     Raises:
         MissingFile: there is none.
@@ -142,9 +142,6 @@ def find_release(root: Path, source: Source, split: str) -> Path:
                 f"{folder}: could be {source.name} or {' or '.join(rivals)}; rename it to the source's name"
             )
         return folder
-    package = sources.default_raw(source.name)
-    if package is not None:
-        return package
     raise MissingFile(f"{root}: no folder {source.name} and none with {', '.join(source.splits[split].files)}")
 
 
