@@ -261,7 +261,7 @@ def test_the_command_itself(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_conversion_says_how_to_go_on(tmp_path: Path) -> None:
-    records = [record(number, answers=["answer"] * 10) for number in range(20_000)]
+    records = [record(number, answers=["answer"] * 10) for number in range(60_000)]
     raw, out = write_release(tmp_path / "raw", records), tmp_path / "out"
     script = (
         "from instructkit import cli, conversion, sources;"

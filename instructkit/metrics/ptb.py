@@ -228,7 +228,7 @@ def _lex(text: str, start: int, end: int) -> list[str]:
             start = plain.end()
         else:
             token, kind = _longest_match(text, start)
-            tokens += _render(token, kind)
+            tokens += filter(None, _render(token, kind))
             start += len(token)
     return tokens
 

@@ -44,6 +44,8 @@ def write_releases(folder: Path) -> list[str]:
         f"data.root={folder / 'data'}",
         f"data.raw.easy_vqa={easy}",
         f"data.raw.coco_caption={coco}",
+        "data.train=[easy_vqa]",
+        "data.weights={}",
         "evaluation.benchmarks=[]",
     ]
 
