@@ -19,6 +19,7 @@ from instructkit.errors import UserError
 from instructkit.training.engine import start_ranks
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+MINI = Path(__file__).with_name("mini.yaml")
 
 
 def recipe() -> ModuleType:
@@ -39,7 +40,7 @@ def leave_as_of(source: Path, step: int, folder: Path) -> None:
 
 
 def run(instruct: ModuleType, words: list[str]) -> None:
-    config = next((Path(word) for word in words if word.endswith(".yaml")), RECIPES / "configs" / "easy_vqa.yaml")
+    config = next((Path(word) for word in words if word.endswith(".yaml")), MINI)
     output = Path(next(word for word in words if word.startswith("output=")).removeprefix("output="))
     after = next((word.removeprefix("after=") for word in words if word.startswith("after=")), None)
     settings = [word for word in words if not word.endswith(".yaml") and not word.startswith("after=")]
