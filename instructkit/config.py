@@ -1,6 +1,6 @@
 """A run's settings: one YAML file, `key=value` words behind it, checked by type, range and name.
 
-    deepspeed recipes/instruct.py --config recipes/configs/easy_vqa.yaml max_steps=20 model.llm=frozen
+    deepspeed recipes/instruct.py --config recipes/configs/easy_vqa.yaml max_steps=20 towers.llm=frozen
 
 A word names a key with its group (`training.max_steps`) or, where no two groups share it, without (`max_steps`).
 """
@@ -21,30 +21,38 @@ from instructkit.errors import UserError
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
-Tower = Literal["frozen", "lora", "full"]
+Setting = Literal["frozen", "lora", "full"]
 
 
 class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which model, and what of it is trained.
+    """Which model is trained.
 
     Attributes:
         name: a preset that starts from random weights (`nano`), the name of a published size (`vicuna-7b`), a folder
             that `save_pretrained` wrote or a name on the Hugging Face hub.
-        vision: image encoder: frozen, lora or full.
-        qformer: Q-Former; the query tokens and the projection to the LLM are trained unless it is frozen.
-        llm: language model.
         instruction_aware: whether the Q-Former reads the instruction; false is the paper's ablation.
         vocabulary: at most so many tokens in each tokenizer that a preset trains on its own text.
+    """
+
+    name: str = "nano"
+    instruction_aware: bool = True
+    vocabulary: Positive = 1024
+
+
+class TowersConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What of the model is trained: each tower frozen, by LoRA, or in full.
+
+    Attributes:
+        vision: image encoder.
+        qformer: Q-Former; the query tokens and the projection to the LLM are trained unless it is frozen.
+        llm: language model.
         lora_rank: rank of LoRA towers.
         lora_alpha: scale of LoRA towers, times 1/rank.
     """
 
-    name: str = "nano"
-    vision: Tower = "frozen"
-    qformer: Tower = "full"
-    llm: Tower = "frozen"
-    instruction_aware: bool = True
-    vocabulary: Positive = 1024
+    vision: Setting = "frozen"
+    qformer: Setting = "full"
+    llm: Setting = "frozen"
     lora_rank: Positive = 8
     lora_alpha: Positive = 16
 
@@ -166,6 +174,7 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     resume: bool = False
     project: str = "instructkit"
     model: ModelConfig = ModelConfig()
+    towers: TowersConfig = TowersConfig()
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
     throughput: ThroughputConfig = ThroughputConfig()
@@ -174,6 +183,7 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 GROUPS: dict[str, type[msgspec.Struct]] = {
     "model": ModelConfig,
+    "towers": TowersConfig,
     "data": DataConfig,
     "training": TrainingConfig,
     "throughput": ThroughputConfig,

@@ -4,8 +4,8 @@
 
 What it does, and the settings that govern it (`instructkit/config.py` explains every one):
     data        converts releases that come as a package, checks that the others are converted     data.*
-    model       a preset from random weights, a folder or a published size; each tower is
-                frozen, trained by LoRA, or in full                                                 model.*
+    model       a preset from random weights, a folder or a published size                           model.*
+    towers      image encoder, Q-Former and LLM, each frozen, trained by LoRA, or in full            towers.*
     training    DeepSpeed with ZeRO 0 to 3, AdamW, warm-up and cosine, bf16 or fp32, gradient
                 accumulation and clipping; checkpoints of what is trained; resume=true goes on      training.*
     throughput  what a step leaves out without changing its loss; features of images on disk            throughput.*
@@ -92,7 +92,7 @@ def train(config: RunConfig, folder: Path, rank: int, world: int, identity: dict
     settings = config.training
     parts = parts_of(config)
     model, texts = prepare_model(config, parts, folder)
-    prepare_towers(model, config.model, config.seed)
+    prepare_towers(model, config.towers, config.seed)
     model.throughput = config.throughput
     groups = settings.batch_size // (world * settings.accumulation)
     if groups * world * settings.accumulation != settings.batch_size:
@@ -147,15 +147,15 @@ def train(config: RunConfig, folder: Path, rank: int, world: int, identity: dict
 
 def _save(config: RunConfig, engine: Engine, texts: Texts, folder: Path, rank: int) -> None:
     """Write the model; of one that came from a checkpoint only what was trained, beside the checkpoint's name."""
-    towers = (config.model.vision, config.model.qformer, config.model.llm)
+    towers = (config.towers.vision, config.towers.qformer, config.towers.llm)
     if config.model.name == "nano" or set(towers) == {"full"}:
-        state = merge_lora(engine.gathered_state(), config.model)
+        state = merge_lora(engine.gathered_state(), config.towers)
         if rank == 0:
             save_model(engine.model, texts, folder, state)
     else:
         state = engine.gathered_state(trained_only=True)
         if rank == 0:
-            save_trained(folder, state, config.model)
+            save_trained(folder, state, config.model, config.towers)
 
 
 def _start(config: RunConfig, folder: Path, engine: Engine, facts: dict[str, Any], log: RunLog) -> int:

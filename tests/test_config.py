@@ -16,9 +16,9 @@ def config(tmp_path):
 
 
 def test_words_go_over_the_file_and_the_file_over_the_defaults(config):
-    loaded = load_config(config, ["max_steps=7", "model.llm=lora", "data.weights.aokvqa=0.5", "betas=[0.8, 0.95]"])
+    loaded = load_config(config, ["max_steps=7", "towers.llm=lora", "data.weights.aokvqa=0.5", "betas=[0.8, 0.95]"])
     assert (loaded.seed, loaded.training.max_steps, loaded.training.learning_rate) == (3, 7, 1e-4)
-    assert loaded.model.llm == "lora"
+    assert loaded.towers.llm == "lora"
     assert loaded.data.weights == {"aokvqa": 0.5}
     assert loaded.training.betas == (0.8, 0.95)
     assert loaded.training.weight_decay == TrainingConfig().weight_decay
@@ -35,7 +35,7 @@ def test_words_go_over_the_file_and_the_file_over_the_defaults(config):
         (["max_steps=many"], r"Expected `int`, got `str` - at `\$.training.max_steps`"),
         (["max_steps=0"], r"Expected `int` >= 1 - at `\$.training.max_steps`"),
         (["zero_stage=4"], r"Invalid enum value 4 - at `\$.training.zero_stage`"),
-        (["model.llm=quantised"], r"Invalid enum value 'quantised' - at `\$.model.llm`"),
+        (["towers.llm=quantised"], r"Invalid enum value 'quantised' - at `\$.towers.llm`"),
         (["betas=[0.9]"], r"length 2, got 1 - at `\$.training.betas`"),
         (["data.train=[]"], r"length >= 1 - at `\$.data.train`"),
         (["data.weights.okvqa=-1"], r">= 0"),

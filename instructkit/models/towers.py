@@ -6,14 +6,14 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from instructkit.config import ModelConfig
+from instructkit.config import TowersConfig
 from instructkit.models.instruct_blip import InstructBlip
 
 TOWERS = ("vision_model", "qformer", "language_model")
 """The towers' names as parameters carry them; query tokens and projection belong to the Q-Former's training."""
 
 
-def prepare_towers(model: InstructBlip, config: ModelConfig, seed: int = 0) -> None:
+def prepare_towers(model: InstructBlip, config: TowersConfig, seed: int = 0) -> None:
     """Set what is trained, in place; the same seed gives the same LoRA weights.
 
     A frozen tower needs no gradient and runs without dropout. The layer norm over the image features, the query tokens
@@ -54,7 +54,7 @@ def set_modes(model: InstructBlip, training: bool) -> None:
             tower.eval()
 
 
-def _add_lora(tower: nn.Module, config: ModelConfig) -> None:
+def _add_lora(tower: nn.Module, config: TowersConfig) -> None:
     """Put LoRA beside every linear layer of a tower but its output head."""
     lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules="all-linear")
     targets = [
@@ -64,7 +64,7 @@ def _add_lora(tower: nn.Module, config: ModelConfig) -> None:
     inject_adapter_in_model(lora, tower)
 
 
-def merge_lora(state: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+def merge_lora(state: dict[str, Tensor], config: TowersConfig) -> dict[str, Tensor]:
     """Weights with every LoRA pair added to the matrix it stands beside, under the model's own names.
 
     Args:

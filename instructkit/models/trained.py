@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from instructkit.config import ModelConfig
+from instructkit.config import ModelConfig, TowersConfig
 from instructkit.errors import UserError
 from instructkit.examples import write_atomically
 from instructkit.models.instruct_blip import InstructBlip
@@ -34,20 +34,23 @@ class Facts(msgspec.Struct, forbid_unknown_fields=True):
 
     Attributes:
         base: what `load_model` loads first.
-        settings: of the model in the run's configuration.
+        model: settings of the run.
+        towers: settings of the run.
     """
 
     base: str
-    settings: ModelConfig
+    model: ModelConfig
+    towers: TowersConfig
 
 
-def save_trained(folder: Path, state: Mapping[str, Tensor], settings: ModelConfig) -> None:
-    """Write the trained part of a model that came from `settings.name`.
+def save_trained(folder: Path, state: Mapping[str, Tensor], model: ModelConfig, towers: TowersConfig) -> None:
+    """Write the trained part of a model that came from `model.name`.
 
     Args:
         folder: made if missing.
         state: trained parameters under the names that they have in training, LoRA's among them.
-        settings: of the model.
+        model: which model.
+        towers: what of it was trained.
     """
     folder.mkdir(parents=True, exist_ok=True)
     plain = {name: tensor.contiguous() for name, tensor in state.items() if ".lora_" not in name}
@@ -59,8 +62,8 @@ def save_trained(folder: Path, state: Mapping[str, Tensor], settings: ModelConfi
             if ".lora_" in name and name.startswith(f"{tower}.")
         }
         if pairs:
-            _save_adapter(folder / "adapters" / tower, pairs, settings)
-    facts = Facts(settings.name, settings)
+            _save_adapter(folder / "adapters" / tower, pairs, model.name, towers)
+    facts = Facts(model.name, model, towers)
     write_atomically(folder / FACTS, msgspec.json.format(msgspec.json.encode(facts)) + b"\n")
 
 
@@ -85,7 +88,7 @@ def apply_trained(model: InstructBlip, folder: Path, facts: Facts) -> None:
     Raises:
         UserError: a file is missing or torn, or does not fit the model.
     """
-    model.config.instruction_aware = facts.settings.instruction_aware
+    model.config.instruction_aware = facts.model.instruction_aware
     own = dict(model.named_parameters())
     with torch.no_grad():
         for name, tensor in _read(folder / TRAINED).items():
@@ -98,7 +101,7 @@ def apply_trained(model: InstructBlip, folder: Path, facts: Facts) -> None:
 
 def _merge(model: InstructBlip, adapter: Path, facts: Facts) -> None:
     pairs = _read(adapter / ADAPTER)
-    scale = facts.settings.lora_alpha / facts.settings.lora_rank
+    scale = facts.towers.lora_alpha / facts.towers.lora_rank
     own = dict(model.named_parameters())
     for name, down in pairs.items():
         stem, found, _ = name.partition(".lora_A.weight")
@@ -111,13 +114,13 @@ def _merge(model: InstructBlip, adapter: Path, facts: Facts) -> None:
         weight += (up.float() @ down.float() * scale).to(weight.dtype)
 
 
-def _save_adapter(folder: Path, pairs: Mapping[str, Tensor], settings: ModelConfig) -> None:
+def _save_adapter(folder: Path, pairs: Mapping[str, Tensor], base: str, settings: TowersConfig) -> None:
     targets = sorted({name.split(".lora_")[0] for name in pairs})
     lora = LoraConfig(
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
         target_modules=targets,
-        base_model_name_or_path=settings.name,
+        base_model_name_or_path=base,
         inference_mode=True,
     )
     folder.mkdir(parents=True, exist_ok=True)

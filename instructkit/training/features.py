@@ -132,11 +132,11 @@ def open_cache(config: RunConfig, model: InstructBlip) -> FeatureCache | None:
     """
     if config.throughput.feature_cache is None:
         return None
-    if config.data.augment or config.model.vision != "frozen":
-        reason = "data.augment=true" if config.data.augment else f"model.vision={config.model.vision}"
+    if config.data.augment or config.towers.vision != "frozen":
+        reason = "data.augment=true" if config.data.augment else f"towers.vision={config.towers.vision}"
         raise UserError(
             f"throughput.feature_cache={config.throughput.feature_cache} cannot be used with {reason}: "
-            "an image's features would not stay the same; set data.augment=false and model.vision=frozen, or no cache"
+            "an image's features would not stay the same; set data.augment=false and towers.vision=frozen, or no cache"
         )
     vision = model.config.vision_config
     shape = ((vision.image_size // vision.patch_size) ** 2 + 1, vision.hidden_size)

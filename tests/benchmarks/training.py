@@ -35,7 +35,7 @@ from transformers import (
     InstructBlipVisionConfig,
 )
 
-from instructkit.config import ModelConfig, ThroughputConfig
+from instructkit.config import ThroughputConfig, TowersConfig
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.presets import preset
 from instructkit.models.towers import prepare_towers
@@ -96,7 +96,7 @@ def make_model(side: str, config: InstructBlipConfig, device: torch.device) -> I
         model = kind(config)
         torch.nn.init.normal_(model.query_tokens, std=0.02)
     torch.set_default_dtype(before)
-    prepare_towers(model, ModelConfig())
+    prepare_towers(model, TowersConfig())
     return model.train()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from instructkit.config import ModelConfig
+from instructkit.config import TowersConfig
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.presets import PUBLISHED, preset
 from instructkit.models.towers import prepare_towers, trained_and_frozen
@@ -17,7 +17,7 @@ LLM = {"flan-t5-xl": 2.78e9, "flan-t5-xxl": 11.0e9, "vicuna-7b": 6.74e9, "vicuna
 def on_shapes(name: str, **towers: str) -> InstructBlip:
     with torch.device("meta"):
         model = InstructBlip(preset(name))
-    prepare_towers(model, ModelConfig(name=name, **towers))
+    prepare_towers(model, TowersConfig(**towers))
     return model
 
 

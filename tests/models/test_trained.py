@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from instructkit.config import ModelConfig
+from instructkit.config import ModelConfig, TowersConfig
 from instructkit.errors import UserError
 from instructkit.models.saving import load_model, save_model
 from instructkit.models.towers import prepare_towers
@@ -45,9 +45,9 @@ def trained_state(model):
 def test_a_loaded_model_gives_the_losses_of_the_trained_one(llm, towers, tmp_path):
     base, texts = tiny_model(llm)
     save_model(base, texts, tmp_path / "base")
-    settings = ModelConfig(name=str(tmp_path / "base"), lora_rank=3, lora_alpha=12, **towers)
+    settings = TowersConfig(lora_rank=3, lora_alpha=12, **towers)
     model, texts = trained_model(tmp_path / "base", settings)
-    save_trained(tmp_path / "run", trained_state(model), settings)
+    save_trained(tmp_path / "run", trained_state(model), ModelConfig(str(tmp_path / "base")), settings)
     again, read = load_model(str(tmp_path / "run"))
     inputs = batch(texts)
     with torch.no_grad():
@@ -66,9 +66,9 @@ def test_a_loaded_model_gives_the_losses_of_the_trained_one(llm, towers, tmp_pat
 def test_peft_loads_the_adapter_and_merges_it(llm, tmp_path):
     base, texts = tiny_model(llm)
     save_model(base, texts, tmp_path / "base")
-    settings = ModelConfig(name=str(tmp_path / "base"), qformer="lora", llm="lora")
+    settings = TowersConfig(qformer="lora", llm="lora")
     model, _ = trained_model(tmp_path / "base", settings)
-    save_trained(tmp_path / "run", trained_state(model), settings)
+    save_trained(tmp_path / "run", trained_state(model), ModelConfig(str(tmp_path / "base")), settings)
     plain, _ = load_model(str(tmp_path / "base"))
     wrapped = PeftModel.from_pretrained(plain.eval().language_model, tmp_path / "run" / "adapters" / "language_model")
     ids = torch.tensor([[1, 7, 9, 11]])
@@ -83,13 +83,14 @@ def test_peft_loads_the_adapter_and_merges_it(llm, tmp_path):
 def test_a_base_that_does_not_fit_or_a_torn_file_is_said(tmp_path):
     base, texts = tiny_model()
     save_model(base, texts, tmp_path / "base")
-    settings = ModelConfig(name=str(tmp_path / "base"))
+    settings = TowersConfig()
     model, _ = trained_model(tmp_path / "base", settings)
     state = trained_state(model)
-    save_trained(tmp_path / "other", {**state, "query_tokens": torch.zeros(1, 9, 32)}, settings)
+    wrong = {**state, "query_tokens": torch.zeros(1, 9, 32)}
+    save_trained(tmp_path / "other", wrong, ModelConfig(str(tmp_path / "base")), settings)
     with pytest.raises(UserError, match="query_tokens does not fit the base"):
         load_model(str(tmp_path / "other"))
-    save_trained(tmp_path / "run", state, settings)
+    save_trained(tmp_path / "run", state, ModelConfig(str(tmp_path / "base")), settings)
     file = tmp_path / "run" / "trained.safetensors"
     file.write_bytes(file.read_bytes()[:-5])
     with pytest.raises(UserError, match=r"trained\.safetensors: cannot be read"):

@@ -14,9 +14,9 @@ HARD = [
     "data.augment=true",
     "accumulation=2",
     "workers=1",
-    "model.vision=frozen",
-    "model.qformer=full",
-    "model.llm=lora",
+    "towers.vision=frozen",
+    "towers.qformer=full",
+    "towers.llm=lora",
 ]
 """Everything that could break a repeat: a mixture, crops, micro-batches, workers, LoRA; the model has dropout."""
 

@@ -82,7 +82,7 @@ def test_the_papers_configs_train_on_what_is_held_in_and_report_on_what_is_held_
     assert set(config.data.train) == {source for source, role in roles.items() if role == "held-in"}
     tested = {load_protocol(benchmark).source for benchmark in config.evaluation.benchmarks}
     assert tested == {source for source, role in roles.items() if role == "held-out"}
-    assert (config.model.vision, config.model.qformer, config.model.llm) == ("frozen", "full", "frozen")
+    assert (config.towers.vision, config.towers.qformer, config.towers.llm) == ("frozen", "full", "frozen")
 
 
 @pytest.mark.parametrize("name", [path.stem for path in CONFIGS])

@@ -13,7 +13,7 @@ import torch
 
 from instructkit import conversion
 from instructkit.batches import Picture
-from instructkit.config import ModelConfig, load_config
+from instructkit.config import TowersConfig, load_config
 from instructkit.errors import UserError
 from instructkit.examples import load_examples
 from instructkit.models.towers import prepare_towers
@@ -45,7 +45,7 @@ def part(tmp_path_factory):
 
 def trained_model():
     model, texts = tiny_model()
-    prepare_towers(model, ModelConfig())
+    prepare_towers(model, TowersConfig())
     return model, texts
 
 
@@ -148,11 +148,11 @@ def test_damaged_features_are_named(tmp_path):
 def test_no_cache_of_features_that_change():
     model, _ = tiny_model()
     assert open_cache(load_config(RECIPE), model) is None
-    for setting in ("data.augment=true", "model.vision=full"):
+    for setting in ("data.augment=true", "towers.vision=full"):
         config = load_config(RECIPE, ["throughput.feature_cache=kept", "data.augment=false", setting])
         with pytest.raises(UserError, match=setting):
             open_cache(config, model)
-    config = load_config(RECIPE, ["feature_cache=kept", "data.augment=false", "model.vision=frozen"])
+    config = load_config(RECIPE, ["feature_cache=kept", "data.augment=false", "towers.vision=frozen"])
     cache = open_cache(config, model)
     assert cache is not None
     assert cache.shape == SHAPE

@@ -88,7 +88,7 @@ def test_a_resumed_run_on_two_ranks_repeats_the_log_bit_for_bit(two, name):
 
 def test_going_on_with_other_settings_is_refused_and_names_them(one):
     message = (one / "other-settings" / "error-0.txt").read_text()
-    assert "settings.training.learning_rate = 0.0007, now 0.5" in message
+    assert "settings.training.learning_rate = 0.001, now 0.5" in message
     assert "settings.seed = 0, now 7" in message
     assert "weight_decay" not in message
 
