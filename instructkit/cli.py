@@ -66,7 +66,7 @@ def list_sources(
 def convert(
     name: Annotated[str, typer.Argument(help="A source, or 'all' for every release found below --raw.")],
     out: Annotated[Path, typer.Option(help="Folder for converted datasets.")],
-    raw: Annotated[Path | None, typer.Option(help="Folder of the release.")] = None,
+    raw: Annotated[Path | None, typer.Option(help="Folder of the release, or a .jsonl file of your own.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder that media paths start from.")] = None,
     split: Annotated[
         str | None, typer.Option(help="Default: the paper's. With 'all': 'all' takes every split.")
@@ -208,8 +208,11 @@ def training_sizes(folders: list[Path]) -> tuple[dict[str, int], list[str]]:
     known = {source.name: source for source in sources.sources()}
     for manifest in manifests:
         source = known.get(manifest.source)
-        if manifest.role == "held-out" or (source is not None and manifest.split != source.split):
-            left_out.append(f"{manifest.source}/{manifest.split}")
+        name = f"{manifest.source}/{manifest.split}"
+        if source is not None and manifest.split not in source.splits:  # data of one's own
+            sizes[name] = manifest.examples
+        elif manifest.role == "held-out" or (source is not None and manifest.split != source.split):
+            left_out.append(name)
         else:
             sizes[manifest.source] = manifest.examples
     sizes |= {

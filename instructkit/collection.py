@@ -65,7 +65,7 @@ def convert_all(
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder")
-    for source in sources.sources():
+    for source in _releases():
         if source.examples_of is not None:
             yield Result(source.name, source.split, "needs none", f"uses the examples of {source.examples_of}")
             continue
@@ -132,7 +132,7 @@ def find_release(root: Path, source: Source, split: str) -> Path:
         claimed = _declared(source, split)
         rivals = [
             other.name
-            for other in sources.sources()
+            for other in _releases()
             if other.name != source.name
             and other.examples_of is None
             and any(claimed & _declared(other, name) and _holds(folder, other, name) for name in other.splits)
@@ -143,6 +143,10 @@ def find_release(root: Path, source: Source, split: str) -> Path:
             )
         return folder
     raise MissingFile(f"{root}: no folder {source.name} and none with {', '.join(source.splits[split].files)}")
+
+
+def _releases() -> list[Source]:
+    return [source for source in sources.sources() if not source.own]
 
 
 def _declared(source: Source, split: str) -> set[str]:

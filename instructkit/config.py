@@ -3,6 +3,8 @@
     deepspeed recipes/instruct.py --config recipes/configs/easy_vqa.yaml max_steps=20 towers.llm=frozen
 
 A word names a key with its group (`training.max_steps`) or, where no two groups share it, without (`max_steps`).
+`data=mine/receipts.jsonl` is short for `data.raw.jsonl=mine/receipts.jsonl data.train=[jsonl/receipts]`, and
+`data=mine`, a folder, for `data.raw.jsonl=mine data.train=[jsonl/train]`.
 """
 
 from __future__ import annotations
@@ -64,7 +66,7 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         root: folder of converted datasets, `<root>/<source>/<split>`.
         train: sources, or source/split where it is not the source's default.
         raw: release folder by source, for sources to be converted by the run; those that come as a Python package
-            need none.
+            need none. For `jsonl`, data of one's own, a folder or a file.
         weights: factors on a dataset's square-root weight (paper, section 3.3), by its name in `train`.
         group_size: at most so many questions of one image stand together in a batch.
         augment: random crops and flips of pictures.
@@ -242,9 +244,18 @@ def _override(tree: dict[str, Any], word: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{word!r}: the value is no YAML") from error
+    if key == "data" and isinstance(value, str):
+        _train_on_own(tree.setdefault("data", {}), value)
+        return
     for part in path[:-1]:
         tree = tree.setdefault(part, {})
     tree[path[-1]] = value
+
+
+def _train_on_own(data: dict[str, Any], place: str) -> None:
+    """Put the settings that convert a file or folder of one's own, and train on it, into the group `data`."""
+    data["raw"] = {**data.get("raw", {}), "jsonl": place}
+    data["train"] = [f"jsonl/{Path(place).stem if place.endswith('.jsonl') else 'train'}"]
 
 
 def _locate(key: str) -> list[str]:

@@ -47,6 +47,7 @@ from instructkit.shards import (
     ShardReport,
     Task,
     admitted,
+    forget_media,
     make_shard,
     shard_name,
 )
@@ -152,25 +153,25 @@ def convert(
 
     Args:
         name: a source (`instructkit sources`).
-        raw: the folder with the release's files.
+        raw: the folder with the release's files; for data of one's own a file, too.
         out: where converted datasets are kept.
-        split: the split; by default the one that the paper uses.
+        split: the split; by default the one that the paper uses, or the one that a file of one's own is.
         images: folder that media paths start from, if not below `raw` as the source expects.
         limit: stop after so many raw records.
         jobs: number of processes; 1 converts in this one. The result does not depend on it.
         check_images: decode every picture and a frame of every video; records whose media are missing, broken or tiny
-            are rejected. Found again with nothing amiss, the result is kept; otherwise the check is made anew.
+            are rejected. Always done for data of one's own. Found again with nothing amiss, the result is kept;
+            otherwise the check is made anew.
         progress: called with the number of raw records done since the last call.
 
     Raises:
         UserError: unknown source or split, missing or broken file, or somebody else is converting into the folder.
     """
     source = sources.source(name)
-    split = split or source.split
+    split = split or source.default_split(raw)
     if source.examples_of is not None:
         raise UserError(f"{name} needs no conversion: it uses the examples of {source.examples_of}; convert that")
-    if split not in source.splits:
-        raise UserError(f"{name} has no split {split!r}; it has {', '.join(source.splits)}")
+    source.find_split(split)
     if images is not None and not images.is_dir():
         raise UserError(f"{images}: no such folder of images")
     reading: Reading = sources.module(name).read(raw, split)
@@ -181,7 +182,7 @@ def convert(
         media_root=str((images or reading.media_root).resolve()),
         limit=limit,
         files=[_fingerprint(path, raw) for path in reading.files],
-        check_images=check_images,
+        check_images=check_images or source.own,
         shard_records=SHARD_RECORDS,
         shard_bytes=SHARD_BYTES,
     )
@@ -211,7 +212,7 @@ def convert_records(
 def guard_of(name: str, split: str, media_root: Path | None = None) -> Guard:
     """The guard that `convert` puts behind a source's conversion."""
     source = sources.source(name)
-    return Guard(source.task, f"{name}/{split}/", source.splits[split].hidden, media_root)
+    return Guard(source.task, f"{name}/{split}/", source.find_split(split).hidden, media_root)
 
 
 def _make_shards(folder: Path, plan: Plan, reading: Reading, jobs: int, progress: Progress) -> list[ShardReport]:
@@ -227,6 +228,7 @@ def _make_shards(folder: Path, plan: Plan, reading: Reading, jobs: int, progress
             else:
                 yield Task.of(number, records)
 
+    forget_media()
     media_root = Path(plan.media_root) if plan.check_images else None
     work = partial(make_shard, folder, reading, partial(guard_of, plan.source, plan.split, media_root))
     for report in in_processes(work, missing(), jobs):
@@ -322,7 +324,7 @@ def _finish(folder: Path, plan: Plan, reports: list[ShardReport]) -> Manifest:
         examples=sum(shards.values()),
         records=sum(report.records for report in reports),
         rejected=sum(report.rejected for report in reports) + sum(map(len, repeats.values())),
-        published=source.splits[plan.split].published,
+        published=source.find_split(plan.split).published,
         media=_media_totals(folder, reports) if plan.check_images else None,
         shards=shards,
         files=plan.files,
@@ -389,5 +391,6 @@ def _fingerprint(path: Path, raw: Path) -> SourceFile:
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    name = path.relative_to(raw).as_posix() if path.is_relative_to(raw) else path.as_posix()
+    folder = raw.parent if path == raw else raw
+    name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
     return SourceFile(path=name, bytes=path.stat().st_size, sha256=digest.hexdigest())

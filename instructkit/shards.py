@@ -149,6 +149,11 @@ def make_shard(folder: Path, reading: Reading, new_guard: Callable[[], Guard], t
     return report
 
 
+def forget_media() -> None:
+    """Look at every picture and video anew: what an earlier conversion of this process saw may have been mended."""
+    _look_at.cache_clear()
+
+
 def shard_name(number: int) -> str:
     """`shard-00007`."""
     return f"shard-{number:05}"

@@ -56,10 +56,7 @@ def _named(name: str) -> Wanted:
     protocol = load_protocol(base)
     if not split or split == protocol.split:
         return Wanted(protocol, hidden=False, named=True)
-    splits = sources.source(protocol.source).splits
-    if split not in splits:
-        raise UserError(f"{name}: {protocol.source} has no split {split!r}; it has {', '.join(splits)}")
-    hidden = splits[split].hidden
+    hidden = sources.source(protocol.source).find_split(split).hidden
     # A server scores every question, those that our protocol leaves out for want of answers included.
     needs = [field for field in protocol.needs if not (hidden and field in _REPLIES)]
     other = msgspec.structs.replace(

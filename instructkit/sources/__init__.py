@@ -14,6 +14,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +67,8 @@ class Source:
         citation: paper or script that the facts come from.
         examples_of: name of the source whose converted examples this one uses, for question generation; such a source
             has no `read` of its own.
+        own: True for the user's own data: every `<split>.jsonl` is a split beside those listed, each picture is looked
+            at in the conversion, and `convert all` leaves them alone.
     """
 
     name: str
@@ -81,6 +84,23 @@ class Source:
     record: type[msgspec.Struct]
     citation: str = ""
     examples_of: str | None = None
+    own: bool = False
+
+    def find_split(self, name: str) -> Split:
+        """The facts of a split.
+
+        Raises:
+            UserError: there is none of that name.
+        """
+        if name in self.splits:
+            return self.splits[name]
+        if self.own and re.fullmatch(r"\w[\w. -]*", name):
+            return Split((f"{name}.jsonl",))
+        raise UserError(f"{self.name} has no split {name!r}; it has {', '.join(self.splits)}")
+
+    def default_split(self, raw: Path) -> str:
+        """The split that is meant where none is named: the paper's, or that of a file of one's own."""
+        return raw.stem if self.own and raw.is_file() else self.split
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ from instructkit import conversion, sources
 from instructkit.batches import Limits, Texts
 from instructkit.config import RunConfig
 from instructkit.errors import UserError
+from instructkit.evaluation.wanted import wanted_benchmarks
 from instructkit.examples import MANIFEST, load_examples
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.presets import build, preset
 from instructkit.models.saving import load_model
 from instructkit.models.tokenizers import train_llm_tokenizer, train_qformer_tokenizer
 from instructkit.prompts import train_templates
-from instructkit.protocols import load_protocol
 from instructkit.training.data import Part
 
 Say = Callable[[str], None]
@@ -34,8 +34,8 @@ TOKENIZER_EXAMPLES = 20_000
 def splits_of(config: RunConfig) -> list[str]:
     """All `source/split` that a run reads: what it trains on, then what its benchmarks need."""
     wanted = [_train_split(entry) for entry in config.data.train]
-    for benchmark in config.evaluation.benchmarks:
-        protocol = load_protocol(benchmark)
+    for each in wanted_benchmarks(config.evaluation.benchmarks) if config.evaluation.benchmarks else []:
+        protocol = each.protocol
         wanted.append(f"{protocol.source}/{protocol.split}")
         if protocol.vocabulary is not None:
             wanted += [f"{protocol.source}/{split}" for split in protocol.vocabulary.splits]
@@ -50,7 +50,7 @@ def prepare_data(config: RunConfig, say: Say) -> None:
     """
     root = Path(config.data.root)
     for name in splits_of(config):
-        source, split = name.split("/")
+        source, _, split = name.partition("/")
         raw = _release(config, source)
         if raw is None:
             if not (root / name / MANIFEST).is_file():
@@ -63,9 +63,7 @@ def prepare_data(config: RunConfig, say: Say) -> None:
             outcome = conversion.convert(source, raw, root, split=split, progress=bar.update)
         manifest = outcome.manifest
         if outcome.too_many_rejects:
-            raise UserError(
-                f"{outcome.folder}: {manifest.rejected:,} of {manifest.records:,} records rejected; see rejected.jsonl"
-            )
+            raise UserError(f"{name}: {outcome.complaint()}")
         done = "converted" if outcome.converted else "unchanged, not converted again"
         say(f"data      {name}: {manifest.examples:,} examples, {manifest.rejected:,} rejected ({done})")
 
@@ -151,7 +149,9 @@ def _train_split(entry: str) -> str:
     """`source/split` of an entry of `data.train`; question generation reads the examples of its VQA source."""
     name, _, split = entry.partition("/")
     source = sources.source(name)
-    return f"{source.examples_of or name}/{split or source.split}"
+    split = split or source.split
+    (sources.source(source.examples_of) if source.examples_of else source).find_split(split)
+    return f"{source.examples_of or name}/{split}"
 
 
 def _release(config: RunConfig, source: str) -> Path | None:

@@ -16,6 +16,7 @@ from instructkit.evaluation.spread import wordings
 from instructkit.evaluation.wanted import wanted_benchmarks
 from instructkit.examples import load_examples
 from instructkit.models.saving import load_model
+from instructkit.prompts import train_templates
 from instructkit.protocols import benchmarks, load_protocol
 from tests.evaluation.world import World
 
@@ -118,7 +119,7 @@ def test_wordings_suit_every_example(name: str, world: World) -> None:
     protocol = load_protocol(name)
     examples = load_examples(world.data / protocol.source / protocol.split)
     chosen = wordings(protocol, examples, 20, 3)
-    assert len({wording.name for wording in chosen}) == 3
+    assert len({wording.name for wording in chosen}) == min(3, len(train_templates(protocol.task)))
     for wording in chosen:
         for example in filter(protocol.keeps, list(examples)[:20]):
             text = Question(protocol, wording).prompt(example).instruction
