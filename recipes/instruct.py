@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,8 @@ from instructkit.training.checkpoints import last_checkpoint, load_checkpoint, m
 from instructkit.training.data import TrainingData
 from instructkit.training.engine import Engine, on_first_rank, start_ranks
 from instructkit.training.features import open_cache
-from instructkit.training.log import RunLog
+from instructkit.training.log import RunLog, step_line
+from instructkit.training.meter import Meter
 from instructkit.training.setup import data_digest, parts_of, prepare_data, prepare_model
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "easy_vqa.yaml"
@@ -115,7 +116,10 @@ def train(config: RunConfig, folder: Path, rank: int, world: int, identity: dict
     )
     engine = Engine(model, settings, folder)
     facts = {"settings": _settings(config), "data": identity["data"], "ranks": world}
-    start = _start(config, folder, engine, facts, log)
+    meter = Meter(engine.model, data.mixture.names, engine.device)
+    start, progress = _start(config, folder, engine, facts, log)
+    if progress:
+        meter.restore(progress["meter"])
     for line in _resolved(config, engine, data, world):
         log.say(line)
     if rank == 0:
@@ -126,22 +130,25 @@ def train(config: RunConfig, folder: Path, rank: int, world: int, identity: dict
         data.loader(start * settings.accumulation, settings.max_steps * settings.accumulation, config.data.workers)
     )
     per_step = data.mixture.examples_per_group * settings.batch_size
-    began, samples = time.monotonic(), 0
     with tqdm(
         total=round(per_step * (settings.max_steps - start)), unit=" samples", desc="train", disable=rank > 0
     ) as bar:
         for number in range(start, settings.max_steps):
-            step = engine.step(number, (next(batches) for _ in range(settings.accumulation)), config.seed)
-            samples += step.samples
+            with meter.timed():
+                step = engine.step(number, islice(batches, settings.accumulation), config.seed, meter.add)
             bar.set_postfix(step=number + 1, loss=f"{step.loss:.4f}", refresh=False)
             bar.update(step.samples)
             last = number + 1 == settings.max_steps
             if (number + 1) % settings.log_every == 0 or last:
-                rate = samples / (time.monotonic() - began)
-                log.metrics(number + 1, samples_per_second=round(rate, 1), **step._asdict())
+                values = {**step._asdict(), **meter.read()}
+                log.metrics(number + 1, **values)
+                log.say(step_line(number + 1, settings.max_steps, values))
             due = settings.checkpoint_every and (number + 1) % settings.checkpoint_every == 0
             if due or last:
-                save_checkpoint(engine.deepspeed, folder / "checkpoints", number + 1, facts, settings.keep_checkpoints)
+                progress = {"meter": meter.state()}
+                save_checkpoint(
+                    engine.deepspeed, folder / "checkpoints", number + 1, facts, settings.keep_checkpoints, progress
+                )
     _save(config, engine, texts, folder / "model", rank)
 
 
@@ -158,24 +165,29 @@ def _save(config: RunConfig, engine: Engine, texts: Texts, folder: Path, rank: i
             save_trained(folder, state, config.model, config.towers)
 
 
-def _start(config: RunConfig, folder: Path, engine: Engine, facts: dict[str, Any], log: RunLog) -> int:
-    """Number of steps done already; checkpoints of an earlier run are moved aside unless this one goes on from them."""
+def _start(
+    config: RunConfig, folder: Path, engine: Engine, facts: dict[str, Any], log: RunLog
+) -> tuple[int, dict[str, Any]]:
+    """Steps done already and what else is known of them.
+
+    Checkpoints of an earlier run are moved aside unless this one goes on from them.
+    """
     if not config.resume:
         if (moved := move_aside(folder)) is not None:
             log.say(
                 f"resume    an earlier run's checkpoints lie in {moved} now; resume=true would have gone on from them"
             )
         log.rewind(0)
-        return 0
+        return 0, {}
     checkpoint = last_checkpoint(folder / "checkpoints", log.say)
     if checkpoint is None:
         log.say(f"resume    no checkpoint in {folder / 'checkpoints'}: starting at step 0")
         log.rewind(0)
-        return 0
-    done = load_checkpoint(engine.deepspeed, checkpoint, facts)
+        return 0, {}
+    done, progress = load_checkpoint(engine.deepspeed, checkpoint, facts)
     log.rewind(done)
     log.say(f"resume    going on from {checkpoint}")
-    return done
+    return done, progress
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:

@@ -24,7 +24,15 @@ COMPLETE = "complete.json"
 _PIECE = 1 << 24
 
 
-def save_checkpoint(engine: Any, root: Path, step: int, facts: dict[str, Any], keep: int) -> Path:
+def save_checkpoint(
+    engine: Any,
+    root: Path,
+    step: int,
+    facts: dict[str, Any],
+    keep: int,
+    progress: dict[str, Any] | None = None,
+    best: int | None = None,
+) -> Path:
     """Write a checkpoint behind `step` steps; call on every rank.
 
     Args:
@@ -32,10 +40,12 @@ def save_checkpoint(engine: Any, root: Path, step: int, facts: dict[str, Any], k
         root: folder of the run's checkpoints.
         step: number of steps done.
         facts: what a run that goes on must agree with, such as the settings.
-        keep: so many checkpoints are left.
+        keep: so many checkpoints are left, and the best.
+        progress: what a run that goes on must know beside the engine's state.
+        best: step of the checkpoint that is never removed.
     """
     aside = root / f".step-{step:08}.partial"
-    folder = root / f"step-{step:08}"
+    folder = checkpoint_folder(root, step)
     first = dist.get_rank() == 0
     if first:
         shutil.rmtree(aside, ignore_errors=True)
@@ -45,14 +55,21 @@ def save_checkpoint(engine: Any, root: Path, step: int, facts: dict[str, Any], k
     dist.barrier()
     if first:
         files = {str(p.relative_to(aside)): _settle(p) for p in sorted(aside.rglob("*")) if p.is_file()}
-        (aside / COMPLETE).write_text(json.dumps({"step": step, "facts": facts, "files": files}, indent=1))
+        content = {"step": step, "facts": facts, "progress": progress or {}, "files": files}
+        (aside / COMPLETE).write_text(json.dumps(content, indent=1))
         _settle(aside / COMPLETE)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(aside, folder)
         for old in sorted(root.glob("step-*"))[:-keep]:
-            shutil.rmtree(old)
+            if best is None or old != checkpoint_folder(root, best):
+                shutil.rmtree(old)
     dist.barrier()
     return folder
+
+
+def checkpoint_folder(root: Path, step: int) -> Path:
+    """Where the checkpoint behind so many steps lies."""
+    return root / f"step-{step:08}"
 
 
 def last_checkpoint(root: Path, say: Callable[[str], None]) -> Path | None:
@@ -90,8 +107,8 @@ def torn(folder: Path) -> str | None:
     return None
 
 
-def load_checkpoint(engine: Any, folder: Path, facts: dict[str, Any]) -> int:
-    """Load a checkpoint into the engine and return the number of steps done.
+def load_checkpoint(engine: Any, folder: Path, facts: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """Load a checkpoint into the engine; returns the number of steps done and the `progress` it was saved with.
 
     Raises:
         UserError: the checkpoint is of a run with other settings.
@@ -106,7 +123,7 @@ def load_checkpoint(engine: Any, folder: Path, facts: dict[str, Any]) -> int:
     loaded, _ = engine.load_checkpoint(str(folder), tag="state", load_module_strict=False)
     if loaded is None:
         raise UserError(f"{folder}: DeepSpeed finds no checkpoint in it; remove it to use the one before")
-    return int(saved["step"])
+    return int(saved["step"]), saved.get("progress", {})
 
 
 def _newest_whole(root: Path, say: Callable[[str], None]) -> Path | None:

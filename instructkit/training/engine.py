@@ -17,7 +17,7 @@ from torch import nn
 
 from instructkit.config import TrainingConfig
 from instructkit.errors import UserError
-from instructkit.models.instruct_blip import InstructBlip
+from instructkit.models.instruct_blip import AnswerLoss, InstructBlip
 from instructkit.training.data import Batch
 from instructkit.training.features import keep
 from instructkit.training.schedule import learning_rate
@@ -116,7 +116,13 @@ class Engine:
         """The model inside the engine."""
         return self.deepspeed.module
 
-    def step(self, number: int, batches: Iterable[Batch], seed: int = 0) -> Step:
+    def step(
+        self,
+        number: int,
+        batches: Iterable[Batch],
+        seed: int = 0,
+        seen: Callable[[Batch, AnswerLoss], None] = lambda batch, answer: None,
+    ) -> Step:
         """One optimizer step from this rank's micro-batches.
 
         Every rank's and micro-batch's sum of losses is divided by the number of target tokens in the whole global
@@ -126,6 +132,7 @@ class Engine:
             number: of the step, from 0; the learning rate follows from it.
             batches: `accumulation` micro-batches.
             seed: of the run; dropout follows from it, the step, the micro-batch and the rank.
+            seen: gets every micro-batch and what the model made of it.
         """
         batches = list(batches)
         rate = learning_rate(number, self.config)
@@ -140,6 +147,7 @@ class Engine:
             torch.manual_seed(hash((seed, number, index, dist.get_rank())) & 0x7FFF_FFFF)
             inputs = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.inputs.items()}
             answer = self.deepspeed(**inputs)
+            seen(batch, answer)
             if batch.unkept:
                 keep(batch.unkept, answer.patches)
             self.deepspeed.backward(answer.total * scale)

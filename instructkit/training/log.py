@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,6 +13,9 @@ from typing import Any
 from tqdm import tqdm
 
 from instructkit.examples import write_atomically
+
+LOSS_OF = "mean_loss/"
+_FEW = 3
 
 
 class RunLog:
@@ -70,6 +74,18 @@ class RunLog:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+
+def step_line(step: int, steps: int, values: Mapping[str, float | None]) -> str:
+    """The values of a training step in a line that can be read in passing; `log.jsonl` has all of them."""
+    parts = [f"step {step:,}/{steps:,}", f"loss {values['mean_loss']:.4f}", f"lr {values['learning_rate']:.2e}"]
+    parts.append(f"{values['samples_per_second']:.1f} samples/s")
+    parts.append(f"{values['useful_token_share']:.0%} useful tokens")
+    parts += [f"{value:.2f} GiB" for name, value in values.items() if name.endswith("memory_gib")]
+    datasets = {name.removeprefix(LOSS_OF): value for name, value in values.items() if name.startswith(LOSS_OF)}
+    if 1 < len(datasets) <= _FEW:
+        parts.append(", ".join(f"{name} {value:.4f}" for name, value in datasets.items()))
+    return "  ".join(parts)
 
 
 def _step_of(line: str) -> float:

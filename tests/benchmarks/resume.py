@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import psutil
 
 from tests.training.conftest import HARD
-from tests.training.mini import ROOT, command, environment, log, write_model, write_releases
+from tests.training.mini import ROOT, command, environment, repeatable, write_model, write_releases
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
             f"max_steps={options.steps}",
         ]
         finish(start(options.ranks, [*words, f"output={folder / 'whole'}"]))
-        expected = lines(folder / "whole")
+        expected = repeatable(folder / "whole")
         assert len(expected) == options.steps
         chance = random.Random(options.seed)
         equal = 0
@@ -59,7 +59,7 @@ def main() -> None:
             reached = len((output / "log.jsonl").read_text().splitlines())
             said = finish(start(options.ranks, [*words, f"output={output}", "resume=true"]))
             went_on = next((line for line in said.splitlines() if line.startswith("resume")), "resume: not said")
-            same = lines(output) == expected
+            same = repeatable(output) == expected
             equal += same
             print(
                 f"killed behind step {reached:3} | {went_on.split('/')[-1]} | {'equal' if same else 'DIFFERENT'}",
@@ -100,10 +100,6 @@ def kill_behind(process: subprocess.Popen[str], output: Path, step: int, delay: 
         member.kill()
     process.wait()
     psutil.wait_procs(family)
-
-
-def lines(run: Path) -> list[dict[str, float]]:
-    return [{key: value for key, value in line.items() if key != "samples_per_second"} for line in log(run)]
 
 
 if __name__ == "__main__":

@@ -53,6 +53,8 @@ def plans(ranks: int, words: list[str], hard: list[str]) -> dict[str, list[str]]
     }
     if ranks == 1:
         runs["again"] = words
+        windows = [*hard, "log_every=3"]
+        runs |= {"windows": windows, "windows-resumed": [*windows, "after=windows:2"]}
         runs["other-seed"] = [*words, "seed=1"]
     # ZeRO 3 comes last and every run before what goes on from it: DeepSpeed then replaces torch's linear layer for the
     # whole process, by one that rounds otherwise.

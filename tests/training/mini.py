@@ -94,5 +94,14 @@ def losses(run: Path) -> list[float]:
     return [line["loss"] for line in log(run) if "loss" in line]
 
 
+MEASURED = {"samples_per_second", "flop_utilisation", "peak_memory_gib", "peak_gpu_memory_gib"}
+"""What differs from run to run."""
+
+
+def repeatable(run: Path) -> list[dict[str, float]]:
+    """The log without what was measured."""
+    return [{key: value for key, value in line.items() if key not in MEASURED} for line in log(run)]
+
+
 def log(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]

@@ -1,0 +1,140 @@
+"""What a run tells while it trains: losses by dataset, speed, useful tokens, memory, since it last told.
+
+mean_loss               mean loss of a target token since the line before, over all ranks
+mean_loss/<dataset>     the same over the rows of one dataset
+samples_per_second      examples over the time in training steps (evaluations and checkpoints left out)
+useful_token_share      tokens that rows hold (soft prompts, instructions, targets) over the positions that the LLM
+                        computed; the rest is padding. 1 for a decoder-only LLM with throughput.packing
+peak_gpu_memory_gib     most that tensors held at once on a device, on the worst rank; without a GPU
+peak_memory_gib         the most that a rank's process held resident
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from torch import Tensor
+
+from instructkit.models.instruct_blip import IGNORED, AnswerLoss, InstructBlip
+from instructkit.models.packing import can_pack, similar_rows
+from instructkit.training.data import Batch
+from instructkit.training.engine import share
+
+GIB = 2**30
+
+
+class Meter:
+    """Sums over the steps since the line before.
+
+    Args:
+        model: what is trained.
+        datasets: names in the mixture.
+        device: where it is trained.
+    """
+
+    def __init__(self, model: InstructBlip, datasets: Sequence[str], device: torch.device) -> None:
+        self._model = model
+        self._numbers = {name: number for number, name in enumerate(datasets)}
+        self._nll = torch.zeros(len(datasets), dtype=torch.float64, device=device)
+        self._targets = torch.zeros(len(datasets), dtype=torch.float64)
+        self._clear()
+
+    def _clear(self) -> None:
+        self._nll.zero_()
+        self._targets.zero_()
+        self._settled = [0.0] * (2 * len(self._numbers) + 2)
+        self._samples = self._useful = self._computed = 0
+        self._seconds = 0.0
+
+    def add(self, batch: Batch, answer: AnswerLoss) -> None:
+        """Take in a micro-batch of this rank; nothing waits for the device."""
+        owners = torch.tensor([self._numbers[name] for name in batch.datasets])
+        # As a product, which always adds up in the same order; index_add on a GPU does not.
+        mine = (owners == torch.arange(len(self._numbers))[:, None]).double()
+        self._nll += mine.to(self._nll.device, non_blocking=True) @ answer.rows.double()
+        self._targets += mine @ (batch.inputs["labels"] != IGNORED).sum(1).double()
+        self._samples += len(batch.examples)
+        useful, computed = llm_positions(self._model, batch.inputs)
+        self._useful += useful
+        self._computed += computed
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Around a step; what happens between steps is no training time."""
+        began = time.perf_counter()
+        yield
+        self._seconds += time.perf_counter() - began
+
+    def state(self) -> list[float]:
+        """The sums over all ranks, for a checkpoint: a run that goes on logs what one never stopped does.
+
+        Call on every rank.
+        """
+        new = share([*self._nll.tolist(), *self._targets.tolist(), self._useful, self._computed])
+        self._settled = [old + more for old, more in zip(self._settled, new, strict=True)]
+        self._nll.zero_()
+        self._targets.zero_()
+        self._useful = self._computed = 0
+        return self._settled
+
+    def restore(self, state: Sequence[float]) -> None:
+        """Go on from a checkpoint's sums."""
+        self._settled = list(state)
+
+    def read(self) -> dict[str, float]:
+        """The values for a line of the log, and start anew; call on every rank."""
+        *sums, useful, computed = self.state()
+        nll, targets = sums[: len(self._numbers)], sums[len(self._numbers) :]
+        (samples,), (seconds,) = share([self._samples]), largest([self._seconds])
+        values = {"mean_loss": sum(nll) / sum(targets)}
+        for name, number in self._numbers.items():
+            if targets[number]:
+                values[f"mean_loss/{name}"] = nll[number] / targets[number]
+        values["samples_per_second"] = round(samples / seconds, 2)
+        values["useful_token_share"] = round(useful / computed, 4)
+        values |= peak_memory()
+        self._clear()
+        return values
+
+
+def llm_positions(model: InstructBlip, inputs: dict[str, Tensor]) -> tuple[int, int]:
+    """Tokens that the rows of a batch hold and positions that the LLM computes for them.
+
+    Args:
+        model: whose `answer_loss` reads the batch.
+        inputs: of a micro-batch, on the CPU.
+    """
+    lengths = inputs["attention_mask"].sum(1).tolist()
+    if model.config.use_decoder_only_language_model:
+        packed = model.throughput.packing and can_pack(model.language_model, max(lengths))
+        return sum(lengths), sum(lengths) if packed else inputs["attention_mask"].numel()
+    answers = (inputs["labels"] != IGNORED).sum(1).tolist()
+    rows = list(zip(lengths, answers, strict=True))
+    groups = similar_rows(rows) if model.throughput.packing else [list(range(len(rows)))]
+    computed = sum(
+        len(group) * sum(max(texts[row] for row in group) for texts in (lengths, answers)) for group in groups
+    )
+    return sum(lengths) + sum(answers), computed
+
+
+def peak_memory() -> dict[str, float]:
+    """Most memory that was held at once, on the rank that held most."""
+    if torch.cuda.is_available():
+        return {"peak_gpu_memory_gib": round(largest([torch.cuda.max_memory_allocated()])[0] / GIB, 3)}
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB on Linux
+    return {"peak_memory_gib": round(largest([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss])[0] * unit / GIB, 3)}
+
+
+def largest(values: Sequence[float]) -> list[float]:
+    """The largest of each over the ranks."""
+    found = torch.tensor(list(values), dtype=torch.float64, device=get_accelerator().current_device_name())
+    if dist.get_world_size() > 1:
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return [float(value) for value in found.tolist()]
