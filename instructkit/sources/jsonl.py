@@ -26,7 +26,7 @@ class Record(msgspec.Struct):
 
 SOURCE = Source(
     name="jsonl",
-    title="data of one's own",
+    title="Own data",
     task="llava",
     role="extra",
     split="train",
