@@ -32,13 +32,32 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         name: a preset that starts from random weights (`nano`), the name of a published size (`vicuna-7b`), a folder
             that `save_pretrained` wrote or a name on the Hugging Face hub.
+        vision: image encoder in place of `name`'s: a BLIP-2 or InstructBLIP, a CLIP, SigLIP or DINO; by folder
+            or hub name, like the next two.
+        qformer: Q-Former and query tokens in place of `name`'s: a BLIP-2, an InstructBLIP or a BERT.
+        llm: LLM in place of `name`'s: a causal or T5-like one, a GGUF file, or `package:MODULE` for a Python package
+            that assembles one.
         instruction_aware: whether the Q-Former reads the instruction; false is the paper's ablation.
         vocabulary: at most so many tokens in each tokenizer that a preset trains on its own text.
     """
 
     name: str = "nano"
+    vision: str | None = None
+    qformer: str | None = None
+    llm: str | None = None
     instruction_aware: bool = True
     vocabulary: Positive = 1024
+
+    @property
+    def joined(self) -> bool:
+        """Whether parts come from elsewhere than `name`."""
+        return any((self.vision, self.qformer, self.llm))
+
+    @property
+    def base(self) -> str:
+        """The model in words: `name` and the parts in place of its own."""
+        parts = {"vision": self.vision, "qformer": self.qformer, "llm": self.llm}
+        return " ".join([self.name, *(f"{part}={name}" for part, name in parts.items() if name)])
 
 
 class TowersConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

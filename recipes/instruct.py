@@ -4,7 +4,7 @@
 
 What it does, and the settings that govern it (`instructkit/config.py` explains every one):
     data        converts releases that come as a package, checks that the others are converted     data.*
-    model       a preset from random weights, a folder or a published size                           model.*
+    model       a preset from random weights, a folder, a published size, or parts of several        model.*
     towers      image encoder, Q-Former and LLM, each frozen, trained by LoRA, or in full            towers.*
     training    DeepSpeed with ZeRO 0 to 3, AdamW, warm-up and cosine, bf16 or fp32, gradient
                 accumulation and clipping; checkpoints of what is trained; resume=true goes on      training.*
@@ -92,7 +92,7 @@ def train(config: RunConfig, folder: Path, rank: int, world: int, identity: dict
     """Train to `max_steps` and save the model to `folder/model`."""
     settings = config.training
     parts = parts_of(config)
-    model, texts = prepare_model(config, parts, folder)
+    model, texts = prepare_model(config, parts, folder, log.say)
     prepare_towers(model, config.towers, config.seed)
     model.throughput = config.throughput
     groups = settings.batch_size // (world * settings.accumulation)
@@ -153,16 +153,16 @@ def train(config: RunConfig, folder: Path, rank: int, world: int, identity: dict
 
 
 def _save(config: RunConfig, engine: Engine, texts: Texts, folder: Path, rank: int) -> None:
-    """Write the model; of one that came from a checkpoint only what was trained, beside the checkpoint's name."""
+    """Write the model; of one that came from checkpoints only what was not in them, beside their names."""
     towers = (config.towers.vision, config.towers.qformer, config.towers.llm)
-    if config.model.name == "nano" or set(towers) == {"full"}:
+    if (config.model.name == "nano" and not config.model.joined) or set(towers) == {"full"}:
         state = merge_lora(engine.gathered_state(), config.towers)
         if rank == 0:
             save_model(engine.model, texts, folder, state)
     else:
         state = engine.gathered_state(trained_only=True)
         if rank == 0:
-            save_trained(folder, state, config.model, config.towers)
+            save_trained(folder, state, config.model, config.towers, texts)
 
 
 def _start(

@@ -19,6 +19,7 @@ from transformers.models.instructblip.modeling_instructblip import BaseModelOutp
 from instructkit.config import ThroughputConfig
 from instructkit.models.packing import Rows, can_pack, packed_rows, similar_rows
 from instructkit.models.qformer import read_images
+from instructkit.models.vision import VisionEncoder
 
 IGNORED = -100
 
@@ -60,14 +61,20 @@ class InstructBlip(InstructBlipForConditionalGeneration):
     `config.instruction_aware = False` keeps the instruction from the Q-Former but not from the LLM, the ablation of
     the paper's table 2.
 
+    `config.vision_encoder`, where it is there, describes an image encoder of another family (`VisionEncoder`).
+
     Attributes:
         throughput: what a training step leaves out; the loss is the same with every setting.
+        fresh: names of the parameters that no checkpoint gave, in a model that was joined from parts.
     """
 
     throughput = ThroughputConfig()
+    fresh: frozenset[str] = frozenset()
 
     def __init__(self, config: InstructBlipConfig) -> None:
         super().__init__(config)
+        if (facts := getattr(config, "vision_encoder", None)) is not None:
+            self.vision_model = VisionEncoder.from_config(facts, config.vision_config.hidden_size)
         if (epsilon := getattr(config, "post_layernorm_eps", None)) is not None:
             self.vision_model.post_layernorm.eps = epsilon
 
@@ -84,6 +91,8 @@ class InstructBlip(InstructBlipForConditionalGeneration):
     @torch.no_grad()
     def encode_patches(self, pixel_values: Tensor) -> Tensor:
         """What `encode_images` gives before the last layer norm, which is trained though the encoder is frozen."""
+        if isinstance(self.vision_model, VisionEncoder):
+            return self.vision_model.patches(pixel_values)
         hidden = self.vision_model.embeddings(pixel_values)
         patches: Tensor = self.vision_model.encoder(inputs_embeds=hidden).last_hidden_state
         return patches

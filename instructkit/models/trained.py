@@ -3,6 +3,10 @@
 model/instructkit.json            the base, and what of it was trained
 model/trained.safetensors         weights trained in full, under the model's own names
 model/adapters/<tower>/           LoRA of a tower, as peft writes it: `PeftModel.from_pretrained(tower, folder)`
+model/tokenizers/{llm,qformer}/   of a model joined from parts
+
+Of a model joined from parts the weights that started at random are kept as well, trained or not: no checkpoint has
+them.
 """
 
 from __future__ import annotations
@@ -16,7 +20,9 @@ from peft import LoraConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from instructkit.batches import Texts
 from instructkit.config import ModelConfig, TowersConfig
 from instructkit.errors import UserError
 from instructkit.examples import write_atomically
@@ -26,6 +32,7 @@ from instructkit.models.towers import TOWERS
 FACTS = "instructkit.json"
 TRAINED = "trained.safetensors"
 ADAPTER = "adapter_model.safetensors"
+TOKENIZERS = "tokenizers"
 _PEFT = "base_model.model."
 
 
@@ -43,7 +50,9 @@ class Facts(msgspec.Struct, forbid_unknown_fields=True):
     towers: TowersConfig
 
 
-def save_trained(folder: Path, state: Mapping[str, Tensor], model: ModelConfig, towers: TowersConfig) -> None:
+def save_trained(
+    folder: Path, state: Mapping[str, Tensor], model: ModelConfig, towers: TowersConfig, texts: Texts | None = None
+) -> None:
     """Write the trained part of a model that came from `model.name`.
 
     Args:
@@ -51,9 +60,12 @@ def save_trained(folder: Path, state: Mapping[str, Tensor], model: ModelConfig, 
         state: trained parameters under the names that they have in training, LoRA's among them.
         model: which model.
         towers: what of it was trained.
+        texts: tokenisers, kept where the model was joined from parts.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    plain = {name: tensor.contiguous() for name, tensor in state.items() if ".lora_" not in name}
+    plain = {
+        name.replace(".base_layer.", "."): tensor.contiguous() for name, tensor in state.items() if ".lora_" not in name
+    }
     save_file(plain, folder / TRAINED)
     for tower in TOWERS:
         pairs = {
@@ -62,8 +74,11 @@ def save_trained(folder: Path, state: Mapping[str, Tensor], model: ModelConfig, 
             if ".lora_" in name and name.startswith(f"{tower}.")
         }
         if pairs:
-            _save_adapter(folder / "adapters" / tower, pairs, model.name, towers)
-    facts = Facts(model.name, model, towers)
+            _save_adapter(folder / "adapters" / tower, pairs, model.base, towers)
+    if model.joined and texts is not None:
+        texts.llm.save_pretrained(folder / TOKENIZERS / "llm")
+        texts.qformer.save_pretrained(folder / TOKENIZERS / "qformer")
+    facts = Facts(model.base, model, towers)
     write_atomically(folder / FACTS, msgspec.json.format(msgspec.json.encode(facts)) + b"\n")
 
 
@@ -80,6 +95,19 @@ def facts_of(folder: Path) -> Facts | None:
         return msgspec.json.decode(path.read_bytes(), type=Facts)
     except msgspec.DecodeError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def load_tokenizers(folder: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
+    """The tokenisers of LLM and Q-Former in a folder that a run wrote.
+
+    Raises:
+        UserError: they are not there.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(folder / "llm"), AutoTokenizer.from_pretrained(folder / "qformer")
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{folder}: no tokenisers of LLM and Q-Former can be read there ({reason})") from error
 
 
 def apply_trained(model: InstructBlip, folder: Path, facts: Facts) -> None:

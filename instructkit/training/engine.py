@@ -187,10 +187,15 @@ class Engine:
         )
 
     def gathered_state(self, trained_only: bool = False) -> dict[str, torch.Tensor]:
-        """Parameters on the CPU, whole on the first rank; call on every rank, since ZeRO 3 shards them."""
+        """Parameters on the CPU, whole on the first rank; call on every rank, since ZeRO 3 shards them.
+
+        Args:
+            trained_only: leave out what is frozen and came from a checkpoint.
+        """
         state = {}
         for name, parameter in self.model.named_parameters():
-            if trained_only and not parameter.requires_grad:
+            fresh = name.replace(".base_layer.", ".") in self.model.fresh
+            if trained_only and not parameter.requires_grad and not fresh:
                 continue
             with deepspeed.zero.GatheredParameters([parameter], enabled=self.config.zero_stage == 3):
                 if dist.get_rank() == 0:

@@ -23,6 +23,7 @@ from instructkit.batches import Picture
 from instructkit.config import RunConfig
 from instructkit.errors import UserError
 from instructkit.models.instruct_blip import InstructBlip
+from instructkit.models.vision import VisionEncoder
 
 _FORMAT = "1"
 
@@ -116,7 +117,10 @@ def keep(files: Sequence[Path], patches: Tensor) -> None:
 def encoder_digest(model: InstructBlip, precision: str) -> str:
     """Digest of an image encoder: weights but the last layer norm's, settings and the precision it computes in."""
     config = model.config.vision_config
-    digest = hashlib.blake2b(f"{precision} {config.image_size} {config.hidden_act}".encode(), digest_size=20)
+    facts = f"{precision} {config.image_size} {config.hidden_act}"
+    if isinstance(model.vision_model, VisionEncoder):
+        facts += f" {model.config.vision_encoder}"
+    digest = hashlib.blake2b(facts.encode(), digest_size=20)
     for name, weight in model.vision_model.state_dict().items():
         if not name.startswith("post_layernorm."):
             digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
@@ -139,6 +143,10 @@ def open_cache(config: RunConfig, model: InstructBlip) -> FeatureCache | None:
             "an image's features would not stay the same; set data.augment=false and towers.vision=frozen, or no cache"
         )
     vision = model.config.vision_config
-    shape = ((vision.image_size // vision.patch_size) ** 2 + 1, vision.hidden_size)
+    tokens = (vision.image_size // vision.patch_size) ** 2 + 1
+    if isinstance(model.vision_model, VisionEncoder):  # with or without class token and registers
+        weight = model.vision_model.post_layernorm.weight
+        tokens = model.encode_patches(weight.new_zeros(1, 3, vision.image_size, vision.image_size)).shape[1]
+    shape = (tokens, vision.hidden_size)
     digest = encoder_digest(model, config.training.precision)
     return FeatureCache(Path(config.throughput.feature_cache), digest, shape)

@@ -21,6 +21,7 @@ from instructkit.errors import UserError
 from instructkit.evaluation.wanted import wanted_benchmarks
 from instructkit.examples import MANIFEST, load_examples
 from instructkit.models.instruct_blip import InstructBlip
+from instructkit.models.joining import join
 from instructkit.models.presets import build, preset
 from instructkit.models.saving import load_model
 from instructkit.models.tokenizers import train_llm_tokenizer, train_qformer_tokenizer
@@ -102,18 +103,24 @@ def data_digest(config: RunConfig) -> dict[str, str]:
     }
 
 
-def prepare_model(config: RunConfig, parts: list[Part], folder: Path) -> tuple[InstructBlip, Texts]:
+def prepare_model(config: RunConfig, parts: list[Part], folder: Path, say: Say) -> tuple[InstructBlip, Texts]:
     """The model of a run and its tokenisers; call on every rank.
 
     A preset that starts from random weights gets tokenisers trained on the run's own text; they are kept in the run's
     folder, so that a run that goes on reads with the same ones.
     """
     limits = Limits(instruction=config.data.instruction_tokens, answer=config.data.answer_tokens)
-    if config.model.name != "nano":
-        half = config.training.precision == "bf16"
-        model, texts = load_model(config.model.name, limits, dtype=torch.bfloat16 if half else torch.float32)
+    dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+
+    def tokenizers() -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
+        return _tokenizers(config, parts, folder / "tokenizers")
+
+    if config.model.joined:
+        model, texts = join(config.model, dtype, tokenizers, limits, config.seed, say)
+    elif config.model.name != "nano":
+        model, texts = load_model(config.model.name, limits, dtype=dtype)
     else:
-        llm, qformer = _tokenizers(config, parts, folder / "tokenizers")
+        llm, qformer = tokenizers()
         model = build(preset("nano", len(llm), len(qformer)), config.seed)
         texts = Texts(llm, qformer, model.config, limits)
     model.config.instruction_aware = config.model.instruction_aware

@@ -1,0 +1,138 @@
+"""The LLM of a joined model: a causal or sequence-to-sequence model of transformers, or a GGUF file."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as DECODERS
+
+from instructkit.errors import UserError
+from instructkit.models.parts import Loaded, failing, is_blip, place_of, quiet, read_config, read_part
+
+IMAGE = "<image>"
+PACKAGE = "package:"
+
+
+class Llm(NamedTuple):
+    """An LLM for a joined model.
+
+    Attributes:
+        loaded: the model.
+        tokenizer: of its text.
+        note: what it is, in a few words.
+    """
+
+    loaded: Loaded
+    tokenizer: PreTrainedTokenizerBase
+    note: str
+
+
+def load_llm(name: str, dtype: torch.dtype) -> Llm:
+    """The LLM of a checkpoint.
+
+    Args:
+        name: folder, hub name, GGUF file, `package:MODULE` for a Python package whose `assemble()` gives a GGUF file,
+            or a BLIP-2 or InstructBLIP, whose LLM it then is.
+        dtype: of its weights; GGUF's quantised ones are unpacked.
+
+    Raises:
+        UserError: there is none, or it cannot be joined.
+    """
+    place, options = _locate(name)
+    config = _config(name, place, options)
+    if is_blip(config):
+        options |= {"key_mapping": {r"^language_model\.": ""}}
+        config = config.text_config
+    # InstructBlipConfig takes every type that has a causal class for a decoder, BART's for one.
+    if hasattr(config, "vision_config") or config.is_encoder_decoder == (config.model_type in DECODERS):
+        raise UserError(f"model.llm={name}: a {config.model_type}; name a causal LLM of text alone, or one like T5")
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    if "gguf_file" not in options:
+        options["config"] = config
+    loaded = read_part(auto, place, "llm", dtype=dtype, **options)
+    if loaded.fresh:
+        raise UserError(f"model.llm={name}: lacks {len(loaded.fresh)} tensors, among them {min(loaded.fresh)}")
+    _check(name, loaded.module)
+    size = sum(parameter.numel() for parameter in loaded.module.parameters())
+    return Llm(loaded, _tokenizer(name, place, options), f"{type(loaded.module).__name__}, {size:,} parameters")
+
+
+def image_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Number that stands for an image in the LLM's rows: its `<image>` token, else the first that no token has.
+
+    It need not be in the LLM's vocabulary: soft prompts take its places before anything is looked up.
+    """
+    vocabulary = tokenizer.get_vocab()
+    return int(vocabulary[IMAGE]) if IMAGE in vocabulary else max(vocabulary.values()) + 1
+
+
+def _locate(name: str) -> tuple[str, dict[str, Any]]:
+    """Folder or hub name, and what `from_pretrained` needs beside it."""
+    path = _packaged(name) if name.startswith(PACKAGE) else Path(name)
+    if path.suffix != ".gguf":
+        return place_of(name), {}
+    if not path.is_file():
+        raise UserError(f"model.llm={name}: no such file")
+    return str(path.parent), {"gguf_file": path.name}
+
+
+def _packaged(name: str) -> Path:
+    module = name.removeprefix(PACKAGE)
+    try:
+        return Path(import_module(module).assemble())
+    except ModuleNotFoundError as error:
+        package = (error.name or module).replace("_", "-")
+        raise UserError(f"model.llm={name}: {package} is not installed; run pip install {package}") from error
+    except (AttributeError, OSError, ValueError) as error:
+        raise UserError(f"model.llm={name}: the package gives no GGUF file ({error})") from error
+
+
+def _config(name: str, place: str, options: dict[str, Any]) -> PreTrainedConfig:
+    if not options:
+        return read_config(name, "llm")
+    with failing(f"model.llm={name}", "no GGUF file that can be read; is gguf installed (pip install gguf)?"):
+        return AutoConfig.from_pretrained(place, **options)
+
+
+def _tokenizer(name: str, place: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
+    file = {key: value for key, value in options.items() if key == "gguf_file"}
+    with failing(f"model.llm={name}", "its tokenizer cannot be loaded"), quiet():
+        tokenizer = AutoTokenizer.from_pretrained(place, **file)
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"model.llm={name}: its tokenizer has no end token, so no answer would ever end")
+    return tokenizer
+
+
+def _check(name: str, llm: Any) -> None:
+    """Refuse what soft prompts cannot be put in front of."""
+    config = llm.config
+    width = llm.get_input_embeddings().weight.shape[1]
+    if width != config.hidden_size:
+        raise UserError(
+            f"model.llm={name}: its embeddings are {width} wide, its layers {config.hidden_size}; transformers' "
+            "InstructBLIP projects to the layers' width only"
+        )
+    if getattr(config, "is_decoder", True) is False and not config.is_encoder_decoder and _looks_ahead(llm):
+        raise UserError(
+            f"model.llm={name}: a {config.model_type} reads both ways, so it cannot write; name a causal LLM"
+        )
+    if config.is_encoder_decoder and config.decoder_start_token_id is None:
+        raise UserError(f"model.llm={name}: its config.json has no decoder_start_token_id")
+
+
+@torch.no_grad()
+def _looks_ahead(llm: Any) -> bool:
+    """Whether a token's logits change with the token behind it, as in BERT, which also has a class for text."""
+    first, second = (llm(input_ids=torch.tensor([ids])).logits[0, 0] for ids in ([5, 6], [5, 7]))
+    return not torch.equal(first, second)
