@@ -69,6 +69,8 @@ class TowersConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         llm: language model.
         lora_rank: rank of LoRA towers.
         lora_alpha: scale of LoRA towers, times 1/rank.
+        lora_targets: shell patterns over full paths of linear layers, such as `language_model.*.q_proj`, that LoRA
+            stands beside; none for every linear layer of the LoRA towers. The output head never has LoRA.
     """
 
     vision: Setting = "frozen"
@@ -76,6 +78,7 @@ class TowersConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     llm: Setting = "frozen"
     lora_rank: Positive = 8
     lora_alpha: Positive = 16
+    lora_targets: list[str] = []
 
 
 class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
+import re
+from fnmatch import fnmatchcase
+
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from instructkit.config import TowersConfig
+from instructkit.errors import UserError
 from instructkit.models.instruct_blip import InstructBlip
 
 TOWERS = ("vision_model", "qformer", "language_model")
@@ -18,6 +23,9 @@ def prepare_towers(model: InstructBlip, config: TowersConfig, seed: int = 0) -> 
 
     A frozen tower needs no gradient and runs without dropout. The layer norm over the image features, the query tokens
     and the projection into the LLM are trained with the Q-Former, as the paper does (section 3.4).
+
+    Raises:
+        UserError: `lora_targets` do not fit the model.
     """
     settings = dict(zip(TOWERS, (config.vision, config.qformer, config.llm), strict=True))
     for name, setting in settings.items():
@@ -27,11 +35,11 @@ def prepare_towers(model: InstructBlip, config: TowersConfig, seed: int = 0) -> 
     model.language_projection.requires_grad_(joints)
     if joints and config.vision != "lora":
         model.vision_model.post_layernorm.requires_grad_(True)
+    targets = lora_targets(model, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for name, setting in settings.items():
-            if setting == "lora":
-                _add_lora(getattr(model, name), config)
+        for name, layers in targets.items():
+            _add_lora(getattr(model, name), config, layers)
 
 
 def trained_and_frozen(model: nn.Module) -> dict[str, tuple[int, int]]:
@@ -54,13 +62,48 @@ def set_modes(model: InstructBlip, training: bool) -> None:
             tower.eval()
 
 
-def _add_lora(tower: nn.Module, config: TowersConfig) -> None:
-    """Put LoRA beside every linear layer of a tower but its output head."""
-    lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules="all-linear")
-    targets = [
-        name for name, module in tower.named_modules() if isinstance(module, nn.Linear) and not name.endswith("lm_head")
-    ]
-    lora.target_modules = set(targets)
+def lora_targets(model: InstructBlip, config: TowersConfig) -> dict[str, set[str]]:
+    """Linear layers that LoRA stands beside, by tower, with their names inside it.
+
+    Raises:
+        UserError: a pattern of `lora_targets` matches no layer of a LoRA tower, or a LoRA tower is left without.
+    """
+    settings = dict(zip(TOWERS, (config.vision, config.qformer, config.llm), strict=True))
+    head = model.language_model.get_output_embeddings()
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
+    chosen = [name for name in linear if settings.get(name.partition(".")[0]) == "lora"]
+    if config.lora_targets:
+        for pattern in config.lora_targets:
+            _check_pattern(pattern, linear, chosen)
+        chosen = [name for name in chosen if any(fnmatchcase(name, pattern) for pattern in config.lora_targets)]
+    targets = {
+        tower: {name.removeprefix(f"{tower}.") for name in chosen if name.startswith(f"{tower}.")}
+        for tower, setting in settings.items()
+        if setting == "lora"
+    }
+    for tower, names in targets.items():
+        if not names:
+            raise UserError(
+                f"{tower} is to be trained by LoRA, but no pattern of towers.lora_targets matches a layer of it"
+            )
+    return targets
+
+
+def _check_pattern(pattern: str, linear: list[str], chosen: list[str]) -> None:
+    if any(fnmatchcase(name, pattern) for name in chosen):
+        return
+    elsewhere = next((name for name in linear if fnmatchcase(name, pattern)), None)
+    if elsewhere is not None:
+        raise UserError(f"towers.lora_targets: {pattern} matches {elsewhere}, but that tower is not trained by LoRA")
+    kinds = sorted({re.sub(r"\.\d+\.", ".*.", name) for name in chosen})
+    near = difflib.get_close_matches(pattern, kinds, 3, cutoff=0.4) or kinds[:3]
+    hint = f"near are {', '.join(near)}" if near else "no tower is trained by LoRA"
+    raise UserError(f"towers.lora_targets: {pattern} matches no linear layer; {hint}")
+
+
+def _add_lora(tower: nn.Module, config: TowersConfig, targets: set[str]) -> None:
+    """Put LoRA beside some linear layers of a tower."""
+    lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=sorted(targets))
     inject_adapter_in_model(lora, tower)
 
 

@@ -80,6 +80,54 @@ def test_peft_loads_the_adapter_and_merges_it(llm, tmp_path):
         torch.testing.assert_close(merged(input_ids=ids, **extra).logits, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_lora_stands_beside_the_layers_that_a_pattern_names(tmp_path):
+    base, texts = tiny_model()
+    save_model(base, texts, tmp_path / "base")
+    patterns = ["language_model.*.q_proj", "language_model.model.layers.1.mlp.*", "qformer.*.crossattention.*.value"]
+    settings = TowersConfig(qformer="lora", llm="lora", lora_targets=patterns)
+    model, _ = trained_model(tmp_path / "base", settings)
+    beside = {name.split(".lora_")[0] for name, _ in model.named_parameters() if ".lora_" in name}
+    assert beside == {
+        "language_model.model.layers.0.self_attn.q_proj",
+        "language_model.model.layers.1.self_attn.q_proj",
+        *(f"language_model.model.layers.1.mlp.{name}_proj" for name in ("gate", "up", "down")),
+        "qformer.encoder.layer.0.crossattention.attention.value",
+    }
+    save_trained(tmp_path / "run", trained_state(model), ModelConfig(str(tmp_path / "base")), settings)
+    assert "query_tokens" in load_file(tmp_path / "run" / "trained.safetensors")
+    again, _ = load_model(str(tmp_path / "run"))
+    plain, _ = load_model(str(tmp_path / "base"))
+    plain.load_state_dict(load_file(tmp_path / "run" / "trained.safetensors"), strict=False)
+    for tower in ("qformer", "language_model"):
+        folder = tmp_path / "run" / "adapters" / tower
+        setattr(plain, tower, PeftModel.from_pretrained(getattr(plain, tower).eval(), folder).merge_and_unload())
+    inputs = batch(texts)
+    with torch.no_grad():
+        trained = model(**inputs).rows
+        torch.testing.assert_close(again.eval()(**inputs).rows, trained, atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(plain.eval()(**inputs).rows, trained, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("towers", "pattern", "message"),
+    [
+        ({"llm": "lora"}, "language_model.*.q_prj", r"q_prj matches no linear layer; near are .*\*\.self_attn\.q_proj"),
+        ({"llm": "lora"}, "qformer.*.query", r"matches qformer\..*query, but that tower is not trained by LoRA"),
+        ({"llm": "lora"}, "language_model.lm_head", r"matches no linear layer"),
+        (
+            {"llm": "lora", "qformer": "lora"},
+            "qformer.*.query",
+            r"language_model is to be trained by LoRA, but no pattern",
+        ),
+        ({}, "nothing", r"no tower is trained by LoRA"),
+    ],
+)
+def test_a_pattern_that_matches_no_layer_is_an_error_that_names_near_ones(towers, pattern, message):
+    model, _ = tiny_model()
+    with pytest.raises(UserError, match=message):
+        prepare_towers(model, TowersConfig(lora_targets=[pattern], **towers))
+
+
 def test_a_base_that_does_not_fit_or_a_torn_file_is_said(tmp_path):
     base, texts = tiny_model()
     save_model(base, texts, tmp_path / "base")
