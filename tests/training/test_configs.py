@@ -12,12 +12,17 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from instructkit import sources
 from instructkit.config import RunConfig, load_config
 from instructkit.conversion import convert
+from instructkit.models.saving import load_model
+from instructkit.models.trained import load_tokenizers
 from instructkit.protocols import load_protocol
 from instructkit.training.setup import splits_of
+from tests.models.checkpoints import write_llm
 from tests.training.mini import ROOT, log, losses, run_all, write_model, write_releases
 
 CONFIGS = sorted((ROOT / "recipes" / "configs").glob("*.yaml"))
@@ -41,7 +46,8 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config = load_config(path)
         shrunk = ["max_steps=10", "warmup_steps=5", "log_every=1", "data.workers=0", "benchmarks=[]", "batch_size=8"]
         if config.model.name == "nano":
-            runs[path.stem] = [str(path), *shrunk, *easy, "group_size=1"]
+            parts = [f"model.llm={write_llm(folder / 'gemma3', 'gemma3_text')}"] if config.model.llm else []
+            runs[path.stem] = [str(path), *shrunk, *easy, "group_size=1", *parts]
             continue
         for split in splits_of(config)[: len(config.data.train)]:
             convert_mini(split, folder)
@@ -91,3 +97,20 @@ def test_a_configs_run_starts_and_its_ten_losses_are_those_recorded(started, nam
     assert not list(run.glob("error-*.txt")), (run / "error-0.txt").read_text()
     assert [line["step"] for line in log(run)] == list(range(1, 11))
     assert losses(run) == pytest.approx(GOLDEN[name], abs=0.02)
+
+
+def test_a_run_of_joined_parts_saves_all_but_what_the_parts_checkpoints_hold(started):
+    folder = started / "gemma_270m" / "model"
+    kept = load_file(folder / "trained.safetensors")
+    assert {name.partition(".")[0] for name in kept} == {
+        "vision_model",
+        "qformer",
+        "query_tokens",
+        "language_projection",
+    }
+    model, texts = load_model(str(folder))
+    loaded = model.state_dict()
+    assert all(torch.equal(loaded[name], weight) for name, weight in kept.items())
+    assert kept.keys() == {name for name, _ in model.named_parameters() if not name.startswith("language_model.")}
+    trained_on = load_tokenizers(started / "gemma_270m" / "tokenizers")[1]
+    assert texts.qformer("is there a circle?")["input_ids"] == trained_on("is there a circle?")["input_ids"]
