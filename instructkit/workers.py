@@ -76,7 +76,12 @@ def _fork(work: Callable[[Any], Any], processes: dict[Connection, BaseProcess], 
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(work, there, [*processes, here], life), daemon=True)
-    process.start()
+    # Blocked until it is ignored: an interrupt in between would end the process with a traceback of its own.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     there.close()
     processes[here] = process
 

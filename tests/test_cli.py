@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -261,19 +262,43 @@ def test_the_command_itself(tmp_path: Path) -> None:
     assert failed.stderr == "instructkit: no source is called 'esay_vqa'; did you mean easy_vqa?\n"
 
 
+INTERRUPTED = """
+import dataclasses, sys, time
+from pathlib import Path
+from instructkit import cli, conversion, sources
+
+sources.__path__.append({tiny!r})
+conversion.SHARD_RECORDS = 50
+tiny = sources.module("tiny")
+read = tiny.read
+
+def read_and_wait(raw, split):
+    reading = read(raw, split)
+
+    def records():
+        yield from reading.records
+        Path({here!r}).touch()
+        time.sleep(600)
+
+    return dataclasses.replace(reading, records=records())
+
+tiny.read = read_and_wait
+cli.main()
+"""
+
+
 def test_an_interrupted_conversion_says_how_to_go_on(tmp_path: Path) -> None:
-    records = [record(number, answers=["answer"] * 10) for number in range(60_000)]
-    raw, out = write_release(tmp_path / "raw", records), tmp_path / "out"
-    script = (
-        "from instructkit import cli, conversion, sources;"
-        f"sources.__path__.append({str(TINY)!r}); conversion.SHARD_RECORDS = 50; cli.main()"
+    raw, here = write_release(tmp_path / "raw", [record(number) for number in range(200)]), tmp_path / "here"
+    words = ["convert", "tiny", "--raw", str(raw), "--out", str(tmp_path / "out"), "--jobs", "2"]
+    script = INTERRUPTED.format(tiny=str(TINY), here=str(here))
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *words], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    command = [sys.executable, "-c", script, "convert", "tiny", "--raw", str(raw), "--out", str(out), "--jobs", "2"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
-    while len(list((out / "tiny/train/.partial").glob("shard-*.json"))) < 3:
-        assert process.poll() is None
+    while not here.exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does: to the workers, too
-    told = process.communicate()[1].decode()
+    told = process.communicate()[1]
     assert process.returncode == 130, told
     assert last_line(told) == "instructkit: stopped; the same command goes on from here"
     assert "Traceback" not in told

@@ -68,6 +68,11 @@ def test_a_killed_process_is_an_error() -> None:
         list(in_processes(dies, range(3), 2))
 
 
+def test_an_interrupt_does_not_end_a_process_that_has_only_just_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gc.freeze", lambda: os.kill(os.getpid(), signal.SIGINT))  # the first thing that it does
+    assert sorted(value for value, _ in in_processes(square, range(3), 2)) == [0, 1, 4]
+
+
 def test_processes_end_when_their_parent_is_killed() -> None:
     script = """
         import os, time
