@@ -13,7 +13,7 @@ import msgspec
 
 from instructkit.examples import Example
 from instructkit.fields import Key, Natural, PictureName, Text
-from instructkit.releases import RawRecord, Reject, json_member
+from instructkit.releases import UNDECODABLE, RawRecord, Reject, json_member
 
 KARPATHY_SPLITS = ("train", "restval", "val", "test")
 
@@ -92,7 +92,7 @@ def karpathy_images(path: Path, splits: Sequence[str]) -> Iterator[RawRecord]:
         try:
             if _decode_split(record.data).split in others:
                 continue
-        except msgspec.DecodeError:
+        except UNDECODABLE:
             pass  # decoding it in full will say what is wrong with it
         yield record
 
@@ -137,12 +137,12 @@ def coco_images(path: Path) -> Iterator[RawRecord]:
     for caption in json_member(path, "annotations"):
         try:
             captions.setdefault(_decode_image_id(caption.data).image_id, []).append(caption)
-        except msgspec.DecodeError:
+        except UNDECODABLE:
             lost.append(caption)
     for file, key, data in json_member(path, "images"):
         try:
             own = captions.pop(_decode_id(data).id, [])
-        except msgspec.DecodeError:
+        except UNDECODABLE:
             own = []
         yield RawRecord(file, key, b'{"image":%b,"annotations":[%b]}' % (data, b",".join(each.data for each in own)))
     for file, key, data in [*lost, *(caption for group in captions.values() for caption in group)]:

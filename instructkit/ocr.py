@@ -9,7 +9,7 @@ import msgspec
 
 from instructkit.examples import Example
 from instructkit.layouts import spots
-from instructkit.releases import RawRecord, Reject, json_member
+from instructkit.releases import UNDECODABLE, RawRecord, Reject, json_member
 
 
 class Entry(msgspec.Struct, gc=False):
@@ -57,7 +57,7 @@ def lay_beside(records: Iterable[RawRecord], rosetta: Path | None) -> Iterator[R
     for file, key, data in records:
         try:
             words = tokens.get(_decode_picture(data).image_id, b"null")
-        except msgspec.DecodeError:
+        except UNDECODABLE:
             words = b"null"  # decoding the record in full will say what is wrong with it
         yield RawRecord(file, key, b'{"record":%b,"ocr_tokens":%b}' % (data, words))
 
@@ -79,7 +79,7 @@ def _tokens(rosetta: Path) -> dict[str, bytes]:
     for _, _, data in json_member(rosetta, "data"):
         try:
             entry = _decode_entry(data)
-        except msgspec.DecodeError:
+        except UNDECODABLE:
             continue
         tokens[entry.image_id] = msgspec.json.encode(entry.ocr_tokens)
     return tokens

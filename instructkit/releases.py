@@ -26,6 +26,9 @@ _MARK = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|["{}\[\]]', re.DOTALL)
 _COMMA = re.compile(rb"\s*,\s*(?=[^\s\]])")
 _QUOTE = ord('"')
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that do not decode; `UnicodeDecodeError` where a key or a text is no UTF-8."""
+
 _raw_list = msgspec.json.Decoder(list[msgspec.Raw])
 _raw_dict = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -70,7 +73,7 @@ def read_json(path: Path, kind: type[T]) -> T:
     """
     try:
         return msgspec.json.decode(_content(path), type=kind)
-    except _UNDECODABLE as error:
+    except UNDECODABLE as error:
         raise UserError(f"{path}: {error}; is it the right file, and whole?") from error
 
 
@@ -112,7 +115,7 @@ def json_member(path: Path, key: str) -> Iterator[RawRecord]:
     holder = msgspec.defstruct("Holder", [("items", list[msgspec.Raw], msgspec.field(name=key))])
     try:
         records = msgspec.json.decode(_content(path), type=holder).items  # type: ignore[attr-defined]
-    except _UNDECODABLE as error:
+    except UNDECODABLE as error:
         raise UserError(f'{path}: no list under the key "{key}" ({error}); is it the right file, and whole?') from error
     name = path.name
     for index, record in enumerate(records):
@@ -129,7 +132,7 @@ def json_object(path: Path) -> Iterator[RawRecord]:
     """
     try:
         entries = _raw_dict.decode(_content(path))
-    except _UNDECODABLE as error:
+    except UNDECODABLE as error:
         raise UserError(f"{path}: not one JSON object ({error}); is it the right file, and whole?") from error
     for key, value in entries.items():
         yield RawRecord(path.name, key, bytes(value))
@@ -171,9 +174,6 @@ def csv_rows(path: Path) -> Iterator[RawRecord]:
         raise UserError(f"{path}: no CSV in UTF-8 behind row {number} ({error}); is it the right file?") from error
 
 
-_UNDECODABLE = (msgspec.DecodeError, RecursionError)
-
-
 def _open(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
@@ -200,7 +200,7 @@ def _cut(buffer: bytes, head: bytes, path: Path, index: int) -> tuple[list[msgsp
     if front.endswith((b"},", b"],")):
         try:
             return _raw_list.decode(b"[" + front[:-1] + b"]"), buffer[guess:]
-        except _UNDECODABLE:
+        except UNDECODABLE:
             pass
     last = deque(_boundaries(buffer), maxlen=1)
     end, follows = last[0] if last else (0, 0)
@@ -215,12 +215,12 @@ def _elements(text: bytes, path: Path, index: int) -> list[msgspec.Raw]:
     """
     try:
         return _raw_list.decode(text)
-    except _UNDECODABLE as error:
+    except UNDECODABLE as error:
         begin = 1
         for end, follows in _boundaries(text[1:]):
             try:
                 msgspec.json.decode(text[begin : end + 1])
-            except _UNDECODABLE:
+            except UNDECODABLE:
                 break
             index, begin = index + 1, follows + 1
         reason = str(error).split(" (byte")[0]

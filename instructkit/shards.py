@@ -21,7 +21,7 @@ import numpy as np
 from instructkit.examples import Example, problem, write_atomically, write_shard
 from instructkit.hashes import hash_texts
 from instructkit.media import check_media
-from instructkit.releases import RawRecord, Reject
+from instructkit.releases import UNDECODABLE, RawRecord, Reject
 from instructkit.sources import Reading
 
 FINE, MISSING, BROKEN = range(3)
@@ -120,7 +120,7 @@ def admitted(
             examples = reading.convert(record)
             if guard is not None:
                 guard.admit(examples)
-        except (Reject, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (Reject, *UNDECODABLE) as error:
             rejected.append(Rejected(record.file, record.key, str(error)))
         else:
             yield from examples

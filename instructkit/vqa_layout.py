@@ -9,7 +9,7 @@ import msgspec
 
 from instructkit.examples import Example
 from instructkit.fields import Natural, Text
-from instructkit.releases import RawRecord, Reject, json_member
+from instructkit.releases import UNDECODABLE, RawRecord, Reject, json_member
 
 
 class Question(msgspec.Struct, gc=False):
@@ -127,5 +127,5 @@ def _question_id(data: bytes) -> int | None:
     """The question id of a record; None where it has none, which decoding it in full will explain."""
     try:
         return _decode_key(data).question_id
-    except msgspec.DecodeError:
+    except UNDECODABLE:
         return None

@@ -163,6 +163,16 @@ def test_broken_files_are_errors_that_name_them(
         list(read(path))
 
 
+@pytest.mark.parametrize("content", [b'{"a\xff": {}}', b'{"a": {}, "\xc3": 1}', b'{"\xff": [], "items": [{}]}'])
+def test_a_key_that_is_no_utf8_is_an_error_that_names_the_file(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"broken\.json: .*'utf-8' codec can't decode byte"):
+        list(json_object(path))
+    with pytest.raises(UserError, match=r"broken\.json: .*'utf-8' codec can't decode byte"):
+        read_json(path, dict[str, Any])
+
+
 def test_json_lines_numbers_lines_and_skips_blank_ones(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}\n\n{"a": 2}\r\n  \nnot json\n{"a": 3}')

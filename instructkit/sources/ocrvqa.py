@@ -12,7 +12,7 @@ import msgspec
 from instructkit.examples import Example
 from instructkit.fields import Text
 from instructkit.layouts import media_folder, spots
-from instructkit.releases import RawRecord, Reject, json_object, require
+from instructkit.releases import UNDECODABLE, RawRecord, Reject, json_object, require
 from instructkit.sources import Reading, Source, Split
 
 
@@ -89,6 +89,6 @@ def _books(path: Path, number: int) -> Iterator[RawRecord]:
         try:
             if _decode_split(record.data).split != number:
                 continue
-        except msgspec.DecodeError:
+        except UNDECODABLE:
             pass  # decoding it in full will say what is wrong with it
         yield record

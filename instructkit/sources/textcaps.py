@@ -11,7 +11,7 @@ from instructkit import ocr
 from instructkit.examples import Example
 from instructkit.fields import Key, Natural, Text
 from instructkit.layouts import spots
-from instructkit.releases import RawRecord, Reject, json_member, require
+from instructkit.releases import UNDECODABLE, RawRecord, Reject, json_member, require
 from instructkit.sources import Reading, Source, Split
 
 
@@ -116,7 +116,7 @@ def _first_of_each_image(records: Iterator[RawRecord]) -> Iterator[RawRecord]:
     for record in records:
         try:
             image = _decode_picture(record.data).image_id
-        except msgspec.DecodeError:
+        except UNDECODABLE:
             yield record  # decoding it in full will say what is wrong with it
             continue
         if image not in seen:

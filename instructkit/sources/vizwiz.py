@@ -10,7 +10,7 @@ import msgspec
 from instructkit.examples import Example
 from instructkit.fields import PictureName, Text
 from instructkit.layouts import media_folder
-from instructkit.releases import RawRecord, Reject, json_list, require
+from instructkit.releases import UNDECODABLE, RawRecord, Reject, json_list, require
 from instructkit.sources import Reading, Source, Split
 from instructkit.vqa_layout import Answer
 
@@ -85,6 +85,6 @@ def _layout(path: Path) -> str:
     first = next(json_list(path), None)
     try:
         number = "" if first is None else PurePosixPath(_decode(first.data).image).stem.rsplit("_", 1)[-1]
-    except msgspec.DecodeError:
+    except UNDECODABLE:
         number = ""
     return {8: "release of 2020", 12: "release of 2018"}.get(len(number), "release unknown by its names")

@@ -10,7 +10,7 @@ import msgspec
 from instructkit.examples import Example
 from instructkit.fields import Text
 from instructkit.layouts import media_folder, spots
-from instructkit.releases import RawRecord, Reject, json_list, require
+from instructkit.releases import UNDECODABLE, RawRecord, Reject, json_list, require
 from instructkit.sources import Reading, Source, Split
 
 WebAddress = Annotated[str, msgspec.Meta(pattern=r"\Ahttps?://\S")]
@@ -88,7 +88,7 @@ def _kind(first: RawRecord | None) -> str:
     """What a record points to its picture with: `url`, `image` or `absolute image`."""
     try:
         image = _decode(first.data).image if first is not None else None
-    except msgspec.DecodeError:
+    except UNDECODABLE:
         image = None
     if image is None:
         return "url"

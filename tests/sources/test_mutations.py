@@ -167,6 +167,29 @@ def test_a_mutated_file_is_a_clear_error_or_its_examples_hold_together(name: str
     assert all(reject.reason.strip() for reject in rejected)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_bytes_that_are_no_utf8_are_a_reject_or_a_clear_error(name: str) -> None:
+    split = sources.source(name).split
+    for path in [path for path in reading(name, split)[0].files if path.is_file()]:
+        whole = path.read_bytes()
+        quotes = [place for place, byte in enumerate(whole) if byte == ord('"')]
+        try:
+            for place in quotes[:: max(1, len(quotes) // 60)]:
+                path.write_bytes(whole[: place + 1] + b"\xff" + whole[place + 1 :])
+                told = str(release(name))
+                try:
+                    found = sources.module(name).read(release(name), split)
+                    examples, rejected = convert_records(found, list(found.records), guard_of(name, split))
+                except UserError as error:
+                    told, examples, rejected = str(error), [], []
+                assert str(release(name)) in told
+                assert all(reject.reason.strip() for reject in rejected)
+                for example in examples:
+                    assert_holds_together(example, name, split)
+        finally:
+            path.write_bytes(whole)
+
+
 @st.composite
 def broken_files(draw: st.DrawFn, path: Path, whole: bytes) -> bytes:
     """A file cut off, with a line gone or twice, with bytes that are no UTF-8, or with a JSON value changed."""
