@@ -125,6 +125,10 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         gradient_clipping: largest norm of the gradient; 0 does not clip.
         precision: fp32 or bf16.
         zero_stage: what DeepSpeed shards over the ranks: 0 nothing, 1 optimizer state, 2 and gradients, 3 and weights.
+        offload: what lies in the CPU's memory in place of the GPU's: the optimizer's state and step (ZeRO 1 to 3), or
+            these and the parameters (ZeRO 3).
+        deepspeed: a DeepSpeed configuration file (JSON) of the user's own; its keys go over those that these settings
+            come to, which it may not contradict, and "auto" in it takes them over.
         log_every: steps between log lines.
         checkpoint_every: steps between checkpoints; 0 writes only the last.
         keep_checkpoints: older ones are removed.
@@ -143,6 +147,8 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gradient_clipping: Annotated[float, Meta(ge=0)] = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 0
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    deepspeed: str | None = None
     log_every: Positive = 10
     checkpoint_every: Count = 0
     keep_checkpoints: Positive = 2

@@ -39,6 +39,7 @@ from instructkit.models.trained import save_trained
 from instructkit.reports.report import finished_report, last_lines, write_report
 from instructkit.training.checkpoints import last_checkpoint, load_checkpoint, move_aside, save_checkpoint
 from instructkit.training.data import TrainingData
+from instructkit.training.deepspeed_config import users_settings
 from instructkit.training.engine import Engine, on_first_rank, start_ranks
 from instructkit.training.features import open_cache
 from instructkit.training.log import RunLog, step_line
@@ -200,8 +201,10 @@ def _settings(config: RunConfig) -> dict[str, Any]:
 
 
 def _identity(config: RunConfig) -> dict[str, Any]:
-    """The settings that a result depends on."""
-    return {key: value for key, value in to_dict(config).items() if key not in ("output", "resume", "project")}
+    """The settings that a result depends on; a DeepSpeed file counts by its content."""
+    settings = {key: value for key, value in to_dict(config).items() if key not in ("output", "resume", "project")}
+    settings["training"]["deepspeed"] = users_settings(config.training)
+    return settings
 
 
 def _resolved(config: RunConfig, engine: Engine, data: TrainingData, world: int) -> list[str]:

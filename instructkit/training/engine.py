@@ -19,6 +19,7 @@ from instructkit.config import TrainingConfig
 from instructkit.errors import UserError
 from instructkit.models.instruct_blip import AnswerLoss, InstructBlip
 from instructkit.training.data import Batch
+from instructkit.training.deepspeed_config import deepspeed_settings, offloads_optimizer
 from instructkit.training.features import keep
 from instructkit.training.schedule import learning_rate
 
@@ -105,10 +106,11 @@ class Engine:
         self.config, self.folder = config, folder
         groups = parameter_groups(model, config)
         self._factors = [group["lr"] / config.learning_rate for group in groups]
-        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=1e-8)
-        self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=deepspeed_settings(config)
+        settings = deepspeed_settings(config, model.language_model.config.hidden_size)
+        optimizer = torch.optim.AdamW(
+            groups, lr=config.learning_rate, betas=config.betas, eps=1e-8, fused=offloads_optimizer(settings) or None
         )
+        self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
         self.device = self.deepspeed.device
 
     @property
@@ -226,18 +228,3 @@ def _tower(name: str) -> Literal["vision", "qformer", "llm"]:
     if "vision_model." in name:
         return "vision"
     return "llm" if "language_model." in name else "qformer"
-
-
-def deepspeed_settings(config: TrainingConfig) -> dict[str, Any]:
-    """The DeepSpeed configuration of a run."""
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": config.accumulation,
-        "gradient_clipping": config.gradient_clipping,
-        "bf16": {"enabled": config.precision == "bf16"},
-        "zero_optimization": {"stage": config.zero_stage},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 10**9,
-        "wall_clock_breakdown": False,
-    }
