@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -43,12 +44,39 @@ def hard(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[str
     return [*words, f"model.name={model}", *HARD]
 
 
-def plans(ranks: int, words: list[str], hard: list[str]) -> dict[str, list[str]]:
+@pytest.fixture(scope="session")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's own DeepSpeed file: the optimizer's state on the CPU, buckets far smaller than DeepSpeed's."""
+    path = tmp_path_factory.mktemp("own") / "ds.json"
+    path.write_text(
+        json.dumps(
+            {
+                "bf16": {"enabled": "auto"},
+                "gradient_accumulation_steps": "auto",
+                "train_batch_size": "auto",
+                "train_micro_batch_size_per_gpu": "auto",
+                "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto", "weight_decay": "auto"}},
+                "zero_optimization": {
+                    "stage": 2,
+                    "reduce_bucket_size": "auto",
+                    "offload_optimizer": {"device": "cpu"},
+                },
+            }
+        )
+    )
+    return path
+
+
+def plans(ranks: int, words: list[str], hard: list[str], own: Path) -> dict[str, list[str]]:
     stages = ZERO if ranks == 1 else [(0, "fp32"), (2, "fp32"), (2, "bf16"), (3, "fp32")]
+    frozen = [*words, "towers.vision=frozen", "towers.llm=frozen"]
     runs = {
         "split": [*words, "accumulation=4" if ranks == 1 else "accumulation=2"],
         "hard": hard,
         "hard-resumed": [*hard, "after=hard:2", "workers=0"],
+        **with_resumed("frozen", frozen),
+        **with_resumed("hard-zero2", [*hard, "zero_stage=2"]),
+        **with_resumed("frozen-zero2", [*frozen, "zero_stage=2"]),
         "nan": [*words, "learning_rate=1e30", "warmup_steps=0", "checkpoint_every=0"],
     }
     if ranks == 1:
@@ -56,26 +84,34 @@ def plans(ranks: int, words: list[str], hard: list[str]) -> dict[str, list[str]]
         windows = [*hard, "log_every=3"]
         runs |= {"windows": windows, "windows-resumed": [*windows, "after=windows:2"]}
         runs["other-seed"] = [*words, "seed=1"]
+        runs |= with_resumed("own-file", [*words, "zero_stage=2", f"deepspeed={own}"])
     # ZeRO 3 comes last and every run before what goes on from it: DeepSpeed then replaces torch's linear layer for the
     # whole process, by one that rounds otherwise.
     for stage, precision in stages:
-        name, settings = f"zero{stage}-{precision}", [*words, f"zero_stage={stage}", f"precision={precision}"]
-        runs |= {name: settings, f"{name}-resumed": [*settings, f"after={name}:2"]}
-    runs |= {f"hard-zero{stage}": [*hard, f"zero_stage={stage}"] for stage in ((2, 3) if ranks == 1 else (3,))}
+        settings = [*words, f"zero_stage={stage}", f"precision={precision}"]
+        runs |= with_resumed(f"zero{stage}-{precision}", settings)
+    runs |= with_resumed("frozen-zero3", [*frozen, "zero_stage=3"])
+    runs |= with_resumed("hard-zero3", [*hard, "zero_stage=3"])
+    runs |= with_resumed("hard-offload", [*hard, "zero_stage=3", "offload=parameters"])
     if ranks == 1:
         runs["other-settings"] = [*words, "after=zero0-fp32:2", "learning_rate=0.5", "seed=7"]
     return runs
 
 
+def with_resumed(name: str, settings: list[str]) -> dict[str, list[str]]:
+    """A run, and one that goes on from its second step."""
+    return {name: settings, f"{name}-resumed": [*settings, f"after={name}:2"]}
+
+
 @pytest.fixture(scope="session")
-def one(words: list[str], hard: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one(words: list[str], hard: list[str], own: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("one")
-    run_all(1, folder, plans(1, words, hard))
+    run_all(1, folder, plans(1, words, hard, own))
     return folder
 
 
 @pytest.fixture(scope="session")
-def two(words: list[str], hard: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two(words: list[str], hard: list[str], own: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    run_all(2, folder, plans(2, words, hard))
+    run_all(2, folder, plans(2, words, hard, own))
     return folder

@@ -10,9 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
 from PIL import Image
+from torch import Tensor, nn
 
+from instructkit.batches import Texts
 from instructkit.models.saving import save_model
+from instructkit.prompts import Prompt
 from instructkit.sources.easy_vqa import default_raw
 from tests.tiny import tiny_model
 
@@ -88,6 +92,17 @@ def run_all(ranks: int, folder: Path, runs: dict[str, list[str]]) -> None:
         [*command(ranks), script, str(spec)], env=environment(), capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+
+
+@torch.no_grad()
+def logits(model: nn.Module, texts: Texts) -> Tensor:
+    """What a model says, by transformers' own forward, to one question about a picture of noise."""
+    prompts = [Prompt("a/b/0", "t", "is there a triangle in the picture?", "no", ["0"])]
+    rows = texts.rows(texts.encode(prompts), [1])
+    noise = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    inputs = {key: rows[key] for key in ("qformer_input_ids", "qformer_attention_mask", "input_ids", "attention_mask")}
+    said: Tensor = model.eval()(pixel_values=noise, **inputs).logits
+    return said
 
 
 def losses(run: Path) -> list[float]:

@@ -1,6 +1,7 @@
 """Several runs of the recipe in one process group: starting Python and its libraries is what costs.
 
-A word `after=NAME:STEP` makes the run go on from what the run NAME, in the folder beside, had written by that step.
+What the model in memory says when training has ended goes to `logits.pt`. A word `after=NAME:STEP` makes the run go on
+from what the run NAME, in the folder beside, had written by that step.
 """
 
 from __future__ import annotations
@@ -9,14 +10,19 @@ import importlib.util
 import json
 import shutil
 import sys
+from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from instructkit.config import load_config
 from instructkit.errors import UserError
+from instructkit.reports import averages
 from instructkit.training.engine import start_ranks
+from tests.training.mini import logits
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 MINI = Path(__file__).with_name("mini.yaml")
@@ -31,9 +37,22 @@ def recipe() -> ModuleType:
     return module
 
 
+def remember_logits(instruct: Any) -> None:
+    """Let a run write down what its model says in memory, before anything of it is saved."""
+    save = instruct._save
+
+    def say_and_save(config: Any, engine: Any, texts: Any, folder: Path, rank: int) -> None:
+        said = logits(engine.model, texts)
+        if rank == 0:
+            torch.save(said, folder.with_name("logits.pt"))
+        save(config, engine, texts, folder, rank)
+
+    instruct._save = say_and_save
+
+
 def leave_as_of(source: Path, step: int, folder: Path) -> None:
     """What was on the disk when a run was killed behind a checkpoint: log lines may be ahead of it."""
-    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("report", "evaluation", "model"))
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("report", "evaluation", "model", "logits.pt"))
     for checkpoint in (folder / "checkpoints").glob("step-*"):
         if int(checkpoint.name.removeprefix("step-")) > step:
             shutil.rmtree(checkpoint)
@@ -59,6 +78,8 @@ def run(instruct: ModuleType, words: list[str]) -> None:
 if __name__ == "__main__":
     start_ranks()
     instruct = recipe()
+    remember_logits(instruct)
+    averages.load_protocol = cache(averages.load_protocol)  # every report reads all of them
     spec = json.loads(Path(next(word for word in sys.argv[1:] if word.endswith(".json"))).read_text())
     for words in spec.values():
         run(instruct, words)

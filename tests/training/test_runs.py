@@ -41,6 +41,11 @@ def test_zero_stages_agree_with_plain_training(one, stage):
         torch.testing.assert_close(sharded[name], plain[name], atol=2e-4, rtol=0, msg=name)
 
 
+def test_a_users_own_deepspeed_file_and_offloading_change_no_loss(one):
+    assert losses(one / "own-file") == pytest.approx(losses(one / "zero2-fp32"), abs=1e-5)
+    assert losses(one / "hard-offload") == pytest.approx(losses(one / "hard-zero3"), abs=1e-5)
+
+
 @pytest.mark.parametrize("stage", ["zero0-fp32", "zero2-fp32", "zero3-fp32"])
 def test_two_ranks_train_as_one_does(one, two, stage):
     assert losses(two / stage) == pytest.approx(losses(one / "zero0-fp32"), abs=1e-5)
@@ -69,7 +74,11 @@ def test_training_lowers_the_loss_and_the_model_loads_in_plain_transformers(one)
         torch.testing.assert_close(loaded[name], weight, atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("name", [*STAGES, *HALF, "hard"])
+HARD = ["hard", "hard-zero2", "hard-zero3", "hard-offload"]
+FROZEN = ["frozen", "frozen-zero2", "frozen-zero3"]
+
+
+@pytest.mark.parametrize("name", [*STAGES, *HALF, *HARD, *FROZEN, "own-file"])
 def test_a_resumed_run_repeats_the_log_bit_for_bit(one, name):
     assert [line["step"] for line in log(one / f"{name}-resumed")] == [1, 2, 3, 4]
     assert repeatable(one / f"{name}-resumed") == repeatable(one / name)
@@ -77,7 +86,7 @@ def test_a_resumed_run_repeats_the_log_bit_for_bit(one, name):
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
-@pytest.mark.parametrize("name", ["zero0-fp32", "zero2-fp32", "zero2-bf16", "zero3-fp32", "hard"])
+@pytest.mark.parametrize("name", ["zero0-fp32", "zero2-fp32", "zero2-bf16", "zero3-fp32", *HARD, *FROZEN])
 def test_a_resumed_run_on_two_ranks_repeats_the_log_bit_for_bit(two, name):
     assert repeatable(two / f"{name}-resumed") == repeatable(two / name)
 
@@ -112,7 +121,7 @@ def test_a_checkpoint_holds_no_frozen_weight(one):
     assert not any(name.startswith("vision_model.") and "post_layernorm" not in name for name in names)
 
 
-@pytest.mark.parametrize("run", ["one/hard-zero2", "one/hard-zero3", "two/hard-zero3"])
+@pytest.mark.parametrize("run", [f"{ranks}/{name}" for ranks in ("one", "two") for name in HARD[1:]])
 def test_lora_and_the_trained_part_are_the_same_whatever_is_sharded(run, request):
     ranks, _, name = run.partition("/")
     folder = request.getfixturevalue(ranks)
