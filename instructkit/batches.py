@@ -31,8 +31,8 @@ class Limits:
     """How many tokens of each text are kept (LAVIS: `max_txt_len`, `max_output_txt_len`).
 
     Attributes:
-        qformer: of the instruction, in the Q-Former's tokens; the beginning is kept.
-        instruction: of the instruction, in the LLM's tokens; the end is kept, where the question stands.
+        qformer: of the instruction, in the Q-Former's tokens; the end is kept, where the question stands.
+        instruction: of the instruction, in the LLM's tokens; the end is kept, too.
         answer: of the target; the beginning is kept, and a cut answer has no end token.
     """
 
@@ -69,6 +69,7 @@ class Texts:
         limits = limits or Limits()
         longest = min(limits.qformer, config.qformer_config.max_position_embeddings)
         self.llm, self.qformer, self.limits = llm, qformer, replace(limits, qformer=longest)
+        self.qformer.truncation_side = "left"
         self.decoder_only: bool = config.use_decoder_only_language_model
         self.image_token: int = config.image_token_index
         self.queries: int = config.num_query_tokens

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, InstructBlipConfig, InstructBlipQFormerConfig, InstructBlipVisionConfig
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    AutoConfig,
+    InstructBlipConfig,
+    InstructBlipQFormerConfig,
+    InstructBlipVisionConfig,
+    PreTrainedTokenizerFast,
+)
 
+from instructkit.batches import Limits, Texts
 from instructkit.errors import UserError
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.lavis import load_lavis, load_lavis_state, parameter_name
 from instructkit.models.presets import build
+from instructkit.prompts import Prompt
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden" / "lavis"
 golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="golden numbers of LAVIS are not beside the checkout")
@@ -174,6 +187,86 @@ def test_the_qformer_is_that_of_lavis_layer_by_layer():
     torch.testing.assert_close(both.last_hidden_state, want["out_with_text"], atol=5e-6, rtol=0)
     found = partial.last_hidden_state
     torch.testing.assert_close(found, want["query_out_no_text_partial_image_mask"], atol=5e-6, rtol=0)
+
+
+@golden
+def test_names_are_those_of_the_key_map():
+    rules = json.loads((GOLDEN / "key_map.json").read_text())
+    names = [
+        *read("qformer_weights"),
+        *read("vicuna_weights"),
+        *read("t5_weights"),
+        "Qformer.bert.embeddings.position_ids",
+    ]
+    for lavis in names:
+        expected = None
+        if not any(fnmatchcase(lavis, pattern) for pattern in rules["drop"]):
+            old, new = next((old, new) for old, new in rules["prefix"] if lavis.startswith(old))
+            expected = new + lavis[len(old) :]
+            for part, other in rules["substring_for_qformer"] if new == "qformer." else []:
+                expected = expected.replace(part, other)
+        assert parameter_name(lavis) == expected
+
+
+class Recorded:
+    """A tokenizer that knows the ids which LAVIS's gave for the recorded texts."""
+
+    bos_token_id, eos_token_id, pad_token_id = 2, 2, 96
+
+    def __init__(self, whole: dict[str, list[int]]) -> None:
+        self.whole = whole
+
+    def __call__(self, texts, add_special_tokens=True):
+        if isinstance(texts, str):
+            return {"input_ids": [7] * len(texts.split())}
+        return {"input_ids": [self.whole[text] if add_special_tokens else self.whole[text][1:-1] for text in texts]}
+
+
+def words_with_ids(recorded: dict[str, list[int]]) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words with LAVIS's ids, which cuts by itself as LAVIS's BERT tokenizer does."""
+    ids = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3}
+    for text, row in recorded.items():
+        ids |= dict(zip(text.split(), row[1:-1], strict=True))
+    tokenizer = Tokenizer(WordLevel(ids, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+
+
+@golden
+@pytest.mark.parametrize("cut", [False, True])
+def test_rows_are_laid_out_and_cut_as_those_of_lavis(cut):
+    notes = json.loads((GOLDEN / "vicuna_forward.json").read_text())
+    want = {**notes, "attention_mask": notes["llm_attention_mask"], **(notes["truncated_run"] if cut else {})}
+    asked, answers = notes["text_input"], notes["text_output"]
+    llm = Recorded(
+        dict(zip(asked, notes["prompt_ids_alone"], strict=True))
+        | dict(zip(answers, notes["output_ids_alone_with_eos_text"], strict=True))
+    )
+    read_by_qformer = [[token for token in row if token] for row in notes["qformer_input_ids"]]
+    qformer = words_with_ids(dict(zip(asked, read_by_qformer, strict=True)))
+    model = model_of("vicuna")
+    # LAVIS counts the start token of an answer, which it then takes off.
+    limits = Limits(want["max_txt_len"], want["max_txt_len"], want["max_output_txt_len"] - 1) if cut else Limits()
+    texts = Texts(llm, qformer, model.config, limits)
+    prompts = [
+        Prompt(str(n), "x", ask, answer, ["a"]) for n, (ask, answer) in enumerate(zip(asked, answers, strict=True))
+    ]
+    rows = texts.rows(texts.encode(prompts), [1, 1])
+    assert rows["qformer_input_ids"].tolist() == want["qformer_input_ids"]
+    for name, ours in (
+        ("llm_input_ids", rows["input_ids"][:, 4:]),
+        ("labels", rows["labels"]),
+        ("attention_mask", rows["attention_mask"]),
+    ):
+        theirs = torch.tensor(want[name])
+        # LAVIS pads to the longest prompt and the longest answer, which may be of two rows.
+        width = ours.shape[1]
+        assert torch.equal(ours, theirs[:, :width]), name
+        assert (theirs[:, width:] == {"llm_input_ids": 96, "labels": -100, "attention_mask": 0}[name]).all()
+    pixels = read("vicuna_forward")["image"]
+    answer = model(pixel_values=pixels, image_index=torch.arange(2), image_rows=torch.arange(2), **rows)
+    assert (answer.total / answer.tokens).item() == pytest.approx(want["loss"], abs=1e-5)
 
 
 @golden
