@@ -45,6 +45,7 @@ PROMPTS = {
     "hatefulmemes": 'This is an image with: "It is {green} and 100% tall." written on it. Is it hateful? Answer:',
     "iconqa": f"{OPTIONS} Short answer:",
     "ivqa": ASKED,
+    "jsonl": "What stands there?",
     "msrvtt_qa": ASKED,
     "msvd_qa": ASKED,
     "nocaps": "A short image description.",
@@ -70,6 +71,7 @@ FROZEN = {
     "hatefulmemes": (1, "e238f098b1bc"),
     "iconqa": (1, "e579232d6bf9"),
     "ivqa": (1, "37b7cd00fc0e"),
+    "jsonl": (1, "3ba572e71289"),
     "msrvtt_qa": (1, "48bbc40d6620"),
     "msvd_qa": (1, "dd2c3d4bcc93"),
     "nocaps": (1, "330e23090a75"),
@@ -146,7 +148,9 @@ def test_decoding_is_the_papers(name: str) -> None:
     protocol = load_protocol(name)
     caption = Decoding(num_beams=5, length_penalty=1.0, min_new_tokens=10, max_new_tokens=80)
     short = Decoding(num_beams=5, length_penalty=-1.0, min_new_tokens=1, max_new_tokens=10)
-    if protocol.mode == "generate":
+    if name == "jsonl":  # of which the paper says nothing: answers of any length
+        assert protocol.decoding == Decoding(num_beams=5, length_penalty=1.0, min_new_tokens=1, max_new_tokens=64)
+    elif protocol.mode == "generate":
         assert protocol.decoding == (caption if protocol.metric == "cider" else short)
 
 
