@@ -16,6 +16,7 @@ from instructkit.conversion import convert
 from instructkit.errors import UserError
 from instructkit.evaluation.wanted import wanted_benchmarks
 from instructkit.examples import Example, find_datasets, load_examples, read_manifest
+from instructkit.exports import FORMATS
 from instructkit.prompts import train_templates
 from instructkit.training.setup import prepare_data, splits_of
 from tests.sources import converted
@@ -140,6 +141,17 @@ def test_a_file_is_a_split_by_its_name_and_several_stand_side_by_side(raw: Path,
     sizes, left_out = training_sizes([data])
     assert sizes == {"jsonl": 3, "jsonl/receipts": 1, "jsonl/menus 2": 2}
     assert left_out == ["jsonl/val"]
+
+
+def test_it_is_shown_as_the_model_will_read_it(raw: Path, tmp_path: Path) -> None:
+    folder = convert("jsonl", raw, tmp_path / "data").folder
+    preview = "".join(FORMATS["preview"]([folder], None, 0, 2))
+    assert "instruction What was paid? Give the sum alone.\n  target      12.50\n" in preview
+    assert f"picture     {raw / 'photos/2.png'}" in preview
+    (first, *_) = map(json.loads, FORMATS["messages"]([folder], None, 0, None))
+    assert [part["text"] for message in first["messages"] for part in message["content"] if "text" in part] == [
+        "What was paid? Give the sum alone.", "12.50",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
