@@ -181,6 +181,9 @@ def test_the_qformer_is_that_of_lavis_layer_by_layer():
         partial = model.qformer(
             input_ids=None, query_embeds=queries, encoder_attention_mask=want["image_attention_mask_partial"], **image
         )
+        words = model.qformer(query_embeds=None, input_ids=text["input_ids"], attention_mask=want["attention_mask"])
+    real = want["attention_mask"].bool()
+    torch.testing.assert_close(words.last_hidden_state[real], want["text_only_out"][real], atol=5e-6, rtol=0)
     for number in range(5):
         torch.testing.assert_close(both.hidden_states[number], want[f"hidden_with_text.{number}"], atol=5e-6, rtol=0)
         torch.testing.assert_close(alone.hidden_states[number], want[f"hidden_no_text.{number}"], atol=5e-6, rtol=0)
