@@ -176,17 +176,31 @@ class ThroughputConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EvaluationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is evaluated when training has ended.
+    """What is evaluated when training has ended, and while it goes on.
 
     Attributes:
         benchmarks: names of protocols (`templates/eval`).
         limit: at most so many examples of each; None for all.
         eval_batch_size: questions a forward pass.
+        every: steps between evaluations during training, which the last step ends with too; 0 has none. The best
+            checkpoint is kept and becomes the model.
+        watch: names of protocols that they evaluate.
+        validation: sources, or source/split, that they compute the loss on.
+        watch_limit: so many examples of each, drawn by the seed, the same every time.
+        best: value of the log that says which checkpoint is best (`watch/<protocol>`, `validation_loss`); null for the
+            mean of the protocols, or the loss where there are none.
+        patience: training stops after so many of these evaluations without a gain; null never stops it.
     """
 
     benchmarks: list[str] = []
     limit: Positive | None = None
     eval_batch_size: Positive = 64
+    every: Count = 0
+    watch: list[str] = []
+    validation: list[str] = []
+    watch_limit: Positive = 200
+    best: str | None = None
+    patience: Positive | None = None
 
 
 class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,15 @@ from instructkit.models.saving import save_model
 from instructkit.models.towers import merge_lora, prepare_towers, set_modes, trained_and_frozen
 from instructkit.models.trained import save_trained
 from instructkit.reports.report import finished_report, last_lines, write_report
-from instructkit.training.checkpoints import last_checkpoint, load_checkpoint, move_aside, save_checkpoint
+from instructkit.training.checkpoints import last_checkpoint, load_best, load_checkpoint, move_aside, save_checkpoint
 from instructkit.training.data import TrainingData
 from instructkit.training.deepspeed_config import users_settings
 from instructkit.training.engine import Engine, on_first_rank, start_ranks
 from instructkit.training.features import open_cache
 from instructkit.training.log import RunLog, step_line
 from instructkit.training.meter import Meter
-from instructkit.training.setup import data_digest, parts_of, prepare_data, prepare_model
+from instructkit.training.setup import data_digest, parts_of, prepare_data, prepare_model, splits_of, training_splits
+from instructkit.training.watch import Watch
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "easy_vqa.yaml"
 
@@ -75,7 +76,7 @@ def instruct(config: RunConfig) -> None:
     folder = Path(config.output)
     with RunLog(folder, to_dict(config), config.project, active=first) as log:
         on_first_rank(lambda: prepare_data(config, log.say))
-        identity = {"config": _identity(config), "data": data_digest(config)}
+        identity = {"config": _identity(config), "data": data_digest(config, splits_of(config))}
         if finished_report(folder, identity):
             log.say("nothing has changed since the run that lies here; it is not trained again")
         else:
@@ -92,7 +93,7 @@ def instruct(config: RunConfig) -> None:
 def train(config: RunConfig, folder: Path, rank: int, world: int, identity: dict[str, Any], log: RunLog) -> None:
     """Train to `max_steps` and save the model to `folder/model`."""
     settings = config.training
-    parts = parts_of(config)
+    parts = parts_of(config, config.data.train)
     model, texts = prepare_model(config, parts, folder, log.say)
     prepare_towers(model, config.towers, config.seed)
     model.throughput = config.throughput
@@ -116,11 +117,13 @@ def train(config: RunConfig, folder: Path, rank: int, world: int, identity: dict
         cache=open_cache(config, model),
     )
     engine = Engine(model, settings, folder)
-    facts = {"settings": _settings(config), "data": identity["data"], "ranks": world}
+    facts = {"settings": _settings(config), "data": data_digest(config, training_splits(config)), "ranks": world}
     meter = Meter(engine.model, data.mixture.names, engine.device)
+    watch = Watch(config, engine, texts, log)
     start, progress = _start(config, folder, engine, facts, log)
     if progress:
         meter.restore(progress["meter"])
+        watch.restore(progress["best"])
     for line in _resolved(config, engine, data, world):
         log.say(line)
     if rank == 0:
@@ -134,7 +137,7 @@ def train(config: RunConfig, folder: Path, rank: int, world: int, identity: dict
     with tqdm(
         total=round(per_step * (settings.max_steps - start)), unit=" samples", desc="train", disable=rank > 0
     ) as bar:
-        for number in range(start, settings.max_steps):
+        for number in takewhile(lambda number: not watch.best.exhausted, range(start, settings.max_steps)):
             with meter.timed():
                 step = engine.step(number, islice(batches, settings.accumulation), config.seed, meter.add)
             bar.set_postfix(step=number + 1, loss=f"{step.loss:.4f}", refresh=False)
@@ -144,12 +147,21 @@ def train(config: RunConfig, folder: Path, rank: int, world: int, identity: dict
                 values = {**step._asdict(), **meter.read()}
                 log.metrics(number + 1, **values)
                 log.say(step_line(number + 1, settings.max_steps, values))
+            better = watch.look(number + 1)
             due = settings.checkpoint_every and (number + 1) % settings.checkpoint_every == 0
-            if due or last:
-                progress = {"meter": meter.state()}
+            if better or due or last or watch.best.exhausted:
                 save_checkpoint(
-                    engine.deepspeed, folder / "checkpoints", number + 1, facts, settings.keep_checkpoints, progress
+                    engine.deepspeed,
+                    folder / "checkpoints",
+                    number + 1,
+                    facts,
+                    settings.keep_checkpoints,
+                    {"meter": meter.state(), "best": watch.best.state()},
+                    watch.best.step,
                 )
+    if watch.best.step is not None:
+        load_best(engine.deepspeed, folder / "checkpoints", watch.best.step, facts)
+        log.say(f"model     that of step {watch.best.step:,}, the best by {watch.best.name}")
     _save(config, engine, texts, folder / "model", rank)
 
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from instructkit.errors import UserError
 from instructkit.evaluation.evaluator import Batch, Evaluator
-from instructkit.evaluation.plan import Plan, Question, make_plan
+from instructkit.evaluation.plan import Plan, Question, draw, make_plan
 from instructkit.evaluation.ranks import Ranks
 from instructkit.evaluation.responses import ResponseLog
 from instructkit.examples import MANIFEST, Examples, load_examples
@@ -39,7 +39,14 @@ class Task(NamedTuple):
 
 
 def make_task(
-    question: Question, root: Path, folder: Path, *, limit: int | None, batch_size: int, hidden: bool = False
+    question: Question,
+    root: Path,
+    folder: Path,
+    *,
+    limit: int | None,
+    batch_size: int,
+    hidden: bool = False,
+    seed: int | None = None,
 ) -> Task:
     """Open what a benchmark needs and lay out its batches.
 
@@ -50,6 +57,7 @@ def make_task(
         limit: at most so many examples, the first of the split.
         batch_size: questions a forward pass.
         hidden: the authors keep the split's answers to themselves.
+        seed: draws the examples of a limit, in place of the first.
 
     Raises:
         UserError: a split is not converted, or none of its examples belongs to the benchmark.
@@ -62,7 +70,8 @@ def make_task(
                 f"instructkit convert {protocol.source} --split {split} --raw RELEASE --out {root}"
             )
     examples = load_examples(root / protocol.source / protocol.split)
-    plan = make_plan(question, examples, limit, batch_size)
+    drawn = draw(protocol, examples, limit, seed) if seed is not None and limit is not None else None
+    plan = make_plan(question, examples, limit, batch_size, drawn)
     if not plan.batches:
         needs = f" (it needs {', '.join(protocol.needs)})" if protocol.needs else ""
         raise UserError(f"{protocol.source}/{protocol.split}: none of {len(examples):,} examples belongs to it{needs}")
@@ -76,6 +85,7 @@ def answer_benchmark(
     *,
     ranks: Ranks | None = None,
     replace: bool = False,
+    leave: bool = True,
 ) -> ResponseLog:
     """Have every example answered, or those that an evaluation which was stopped left; all ranks call it.
 
@@ -85,6 +95,7 @@ def answer_benchmark(
         identity: what the responses depend on.
         ranks: the processes that share the batches out.
         replace: throw away responses that depend on something else, in place of an error.
+        leave: whether the progress bar stays when it has ended.
 
     Returns:
         The finished log.
@@ -104,6 +115,7 @@ def answer_benchmark(
         initial=done,
         unit=" questions",
         desc=f"evaluate {protocol.benchmark}",
+        leave=leave,
         disable=None if ranks.first else True,  # None: where nobody is watching
     ) as bar:
         for batch in _prepared(evaluator, task, [plan.batches[number] for number in mine]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from random import Random
 from typing import NamedTuple
 
 import numpy as np
@@ -73,7 +74,19 @@ class Plan(NamedTuple):
     available: int
 
 
-def make_plan(question: Question, examples: Examples, limit: int | None, batch_size: int) -> Plan:
+def draw(protocol: Protocol, examples: Examples, limit: int, seed: int) -> list[int]:
+    """Positions of some examples that belong to a benchmark, drawn at random: the same seed draws the same ones."""
+    order = Random(f"{seed}/{protocol.benchmark}").sample(range(len(examples)), len(examples))
+    drawn: list[int] = []
+    while order and len(drawn) < limit:
+        part, order = order[:limit], order[limit:]
+        drawn += [index for index, each in zip(part, examples.take(part), strict=True) if protocol.keeps(each)]
+    return sorted(drawn[:limit])
+
+
+def make_plan(
+    question: Question, examples: Examples, limit: int | None, batch_size: int, rows: Sequence[int] | None = None
+) -> Plan:
     """Lay out the batches, the longest prompts first.
 
     What needs most memory then comes first, and little of a batch is padding. Questions of one image stay together,
@@ -84,12 +97,13 @@ def make_plan(question: Question, examples: Examples, limit: int | None, batch_s
         examples: the split.
         limit: at most so many examples, the first of the split.
         batch_size: questions a batch.
+        rows: positions of the examples that there are; None for the whole split.
     """
     kept: list[int] = []
     names: list[str] = []
     lengths: list[int] = []
     available = 0
-    for index, example in enumerate(examples):
+    for index, example in enumerate(examples) if rows is None else zip(rows, examples.take(rows), strict=True):
         if question.protocol.keeps(example):
             available += 1
             if limit is None or len(kept) < limit:

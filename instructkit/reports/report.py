@@ -21,6 +21,7 @@ from instructkit.reports.averages import averages
 from instructkit.reports.entries import benchmark_entries, manifests
 from instructkit.reports.html import html
 from instructkit.reports.markdown import markdown
+from instructkit.training.log import MEASURED
 from instructkit.training.setup import splits_of
 
 PACKAGES = ("instructkit", "torch", "transformers", "deepspeed", "peft", "datasets", "evaluate", "pyarrow", "pillow")
@@ -41,7 +42,7 @@ def write_report(config: RunConfig, folder: Path, identity: dict[str, Any]) -> P
     data = {name: msgspec.to_builtins(read_manifest(Path(config.data.root) / name)) for name in splits_of(config)}
     report = {
         **_results(evaluation, folder),
-        "training": _training(folder),
+        "training": _training(config, folder),
         "config": to_dict(config),
         "versions": versions(),
         "data": data,
@@ -143,10 +144,19 @@ def _results(evaluation: Evaluation | None, folder: Path) -> dict[str, Any]:
     }
 
 
-def _training(folder: Path) -> dict[str, Any]:
-    """Last line of the training log."""
-    lines = (folder / "log.jsonl").read_bytes().splitlines()
-    return dict(msgspec.json.decode(lines[-1])) if lines else {}
+def _training(config: RunConfig, folder: Path) -> dict[str, Any]:
+    """The last step's line of the training log without what was measured, and which step the model is of."""
+    lines: list[dict[str, Any]] = [
+        msgspec.json.decode(line) for line in (folder / "log.jsonl").read_bytes().splitlines()
+    ]
+    steps = [line for line in lines if "loss" in line]
+    last = {name: value for name, value in steps[-1].items() if name not in MEASURED} if steps else {}
+    best = next((line["best_step"] for line in reversed(lines) if "best_step" in line), None)
+    if not config.evaluation.every or best is None:
+        return last
+    evaluation = next(line for line in lines if line["step"] == best and "best_step" in line)
+    reached = {name: value for name, value in evaluation.items() if name not in ("step", "best_step")}
+    return {**last, "model_of_step": best, **reached}
 
 
 def _write(folder: Path, report: dict[str, Any]) -> Path:

@@ -42,7 +42,7 @@ def save_checkpoint(
         facts: what a run that goes on must agree with, such as the settings.
         keep: so many checkpoints are left, and the best.
         progress: what a run that goes on must know beside the engine's state.
-        best: step of the checkpoint that is never removed.
+        best: step of the best checkpoint so far, which stays as long as this one does.
     """
     aside = root / f".step-{step:08}.partial"
     folder = checkpoint_folder(root, step)
@@ -55,14 +55,12 @@ def save_checkpoint(
     dist.barrier()
     if first:
         files = {str(p.relative_to(aside)): _settle(p) for p in sorted(aside.rglob("*")) if p.is_file()}
-        content = {"step": step, "facts": facts, "progress": progress or {}, "files": files}
+        content = {"step": step, "facts": facts, "progress": progress or {}, "best": best, "files": files}
         (aside / COMPLETE).write_text(json.dumps(content, indent=1))
         _settle(aside / COMPLETE)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(aside, folder)
-        for old in sorted(root.glob("step-*"))[:-keep]:
-            if best is None or old != checkpoint_folder(root, best):
-                shutil.rmtree(old)
+        _remove_old(root, keep)
     dist.barrier()
     return folder
 
@@ -124,6 +122,39 @@ def load_checkpoint(engine: Any, folder: Path, facts: dict[str, Any]) -> tuple[i
     if loaded is None:
         raise UserError(f"{folder}: DeepSpeed finds no checkpoint in it; remove it to use the one before")
     return int(saved["step"]), saved.get("progress", {})
+
+
+def load_best(engine: Any, root: Path, step: int, facts: dict[str, Any]) -> None:
+    """Load the best checkpoint in place of the last weights; call on every rank.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    folder = checkpoint_folder(root, step)
+    damage = [torn(folder) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(damage, src=0)
+    if damage[0] is not None:
+        raise UserError(
+            f"{folder}, the best checkpoint: {damage[0]}; resume=true evaluation.every=0 takes the last step's model"
+        )
+    load_checkpoint(engine, folder, facts)
+
+
+def _remove_old(root: Path, keep: int) -> None:
+    """Leave the newest checkpoints, and those that one of them holds for the best."""
+    folders = sorted(root.glob("step-*"))
+    best = {_best(folder) for folder in folders[-keep:]}
+    for old in folders[:-keep]:
+        if int(old.name.removeprefix("step-")) not in best:
+            shutil.rmtree(old)
+
+
+def _best(folder: Path) -> int | None:
+    try:
+        step: int | None = json.loads((folder / COMPLETE).read_text())["best"]
+    except (OSError, ValueError, KeyError, TypeError):  # torn: said when it is to be loaded
+        return None
+    return step
 
 
 def _newest_whole(root: Path, say: Callable[[str], None]) -> Path | None:

@@ -14,6 +14,8 @@ from tqdm import tqdm
 
 from instructkit.examples import write_atomically
 
+MEASURED = frozenset({"samples_per_second", "flop_utilisation", "peak_memory_gib", "peak_gpu_memory_gib"})
+"""Values that differ from run to run."""
 LOSS_OF = "mean_loss/"
 _FEW = 3
 

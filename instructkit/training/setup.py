@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -28,14 +29,24 @@ from instructkit.models.tokenizers import train_llm_tokenizer, train_qformer_tok
 from instructkit.prompts import train_templates
 from instructkit.training.data import Part
 
+T = TypeVar("T")
 Say = Callable[[str], None]
 TOKENIZER_EXAMPLES = 20_000
 
 
+def training_splits(config: RunConfig) -> list[str]:
+    """Each `source/split` that a run trains on."""
+    return [_train_split(entry) for entry in config.data.train]
+
+
 def splits_of(config: RunConfig) -> list[str]:
-    """All `source/split` that a run reads: what it trains on, then what its benchmarks need."""
-    wanted = [_train_split(entry) for entry in config.data.train]
-    for each in wanted_benchmarks(config.evaluation.benchmarks) if config.evaluation.benchmarks else []:
+    """All `source/split` that a run reads: what it trains on, then what its evaluations need."""
+    wanted = training_splits(config)
+    benchmarks = [*config.evaluation.benchmarks]
+    if config.evaluation.every:
+        wanted += [_train_split(entry) for entry in config.evaluation.validation]
+        benchmarks += config.evaluation.watch
+    for each in wanted_benchmarks(benchmarks) if benchmarks else []:
         protocol = each.protocol
         wanted.append(f"{protocol.source}/{protocol.split}")
         if protocol.vocabulary is not None:
@@ -69,23 +80,32 @@ def prepare_data(config: RunConfig, say: Say) -> None:
         say(f"data      {name}: {manifest.examples:,} examples, {manifest.rejected:,} rejected ({done})")
 
 
-def parts_of(config: RunConfig) -> list[Part]:
-    """The datasets of the training mixture, opened; call on every rank.
+def first_on_machine(action: Callable[[], T]) -> T:
+    """Let the first rank of each machine open datasets before its others; call on every rank.
 
-    The first rank of each machine opens them before its others: `datasets` writes a cache when it does, and fails where
-    two processes write the same one.
+    `datasets` writes a cache when it opens one, and fails where two processes write the same.
     """
     if int(os.environ.get("LOCAL_RANK", 0)) > 0:
         dist.barrier()
-        return _open_parts(config)
-    parts = _open_parts(config)
+        return action()
+    done = action()
     dist.barrier()
-    return parts
+    return done
 
 
-def _open_parts(config: RunConfig) -> list[Part]:
+def parts_of(config: RunConfig, entries: Sequence[str]) -> list[Part]:
+    """Datasets that training or its validation reads, opened; call on every rank.
+
+    Args:
+        config: of the run.
+        entries: of `data.train` or `evaluation.validation`.
+    """
+    return first_on_machine(lambda: _open_parts(config, entries))
+
+
+def _open_parts(config: RunConfig, entries: Sequence[str]) -> list[Part]:
     parts = []
-    for entry in config.data.train:
+    for entry in entries:
         folder = Path(config.data.root) / _train_split(entry)
         examples = load_examples(folder)
         task = sources.source(entry.split("/")[0]).task
@@ -93,12 +113,12 @@ def _open_parts(config: RunConfig) -> list[Part]:
     return parts
 
 
-def data_digest(config: RunConfig) -> dict[str, str]:
-    """Checksum of the manifest of every split that a run reads."""
+def data_digest(config: RunConfig, splits: Iterable[str]) -> dict[str, str]:
+    """Checksum of the manifest of each of these splits."""
     root = Path(config.data.root)
     return {
         name: hashlib.sha256((root / name / MANIFEST).read_bytes()).hexdigest()
-        for name in splits_of(config)
+        for name in splits
         if (root / name / MANIFEST).is_file()
     }
 

@@ -44,6 +44,26 @@ def hard(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[str
     return [*words, f"model.name={model}", *HARD]
 
 
+WATCHED = [
+    "every=2",
+    "evaluation.watch=[easy_vqa/train, coco_caption/train]",
+    "evaluation.validation=[easy_vqa, coco_caption]",
+    "watch_limit=7",
+    "eval_batch_size=3",
+]
+"""Evaluations after every second step: by ranking, by generating and by the loss."""
+
+WORSE = [
+    "every=1",
+    "evaluation.validation=[easy_vqa]",
+    "watch_limit=7",
+    "warmup_steps=3",
+    "learning_rate=3",
+    "patience=2",
+]
+"""The first step is a small one that helps, those behind it do harm."""
+
+
 @pytest.fixture(scope="session")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A user's own DeepSpeed file: the optimizer's state on the CPU, buckets far smaller than DeepSpeed's."""
@@ -79,7 +99,13 @@ def plans(ranks: int, words: list[str], hard: list[str], own: Path) -> dict[str,
         **with_resumed("frozen-zero2", [*frozen, "zero_stage=2"]),
         "nan": [*words, "learning_rate=1e30", "warmup_steps=0", "checkpoint_every=0"],
     }
+    runs["watched"] = [*hard, *WATCHED, "checkpoint_every=0", "keep_checkpoints=1"]
+    runs["worse"] = [*words, *WORSE]
     if ranks == 1:
+        runs["watched-resumed"] = [*hard, *WATCHED, "after=watched:2"]
+        runs["worse-resumed"] = [*words, *WORSE, "after=worse:3"]
+        runs["worse-zero2"] = [*words, *WORSE, "zero_stage=2"]
+        runs["first-step"] = [*words, *WORSE, "every=0", "max_steps=1"]
         runs["again"] = words
         windows = [*hard, "log_every=3"]
         runs |= {"windows": windows, "windows-resumed": [*windows, "after=windows:2"]}
@@ -93,6 +119,8 @@ def plans(ranks: int, words: list[str], hard: list[str], own: Path) -> dict[str,
     runs |= with_resumed("frozen-zero3", [*frozen, "zero_stage=3"])
     runs |= with_resumed("hard-zero3", [*hard, "zero_stage=3"])
     runs |= with_resumed("hard-offload", [*hard, "zero_stage=3", "offload=parameters"])
+    runs["worse-zero3"] = [*words, *WORSE, "zero_stage=3"]
+    runs["watched-zero3"] = [*hard, *WATCHED, "zero_stage=3"]
     if ranks == 1:
         runs["other-settings"] = [*words, "after=zero0-fp32:2", "learning_rate=0.5", "seed=7"]
     return runs

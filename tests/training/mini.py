@@ -18,6 +18,7 @@ from instructkit.batches import Texts
 from instructkit.models.saving import save_model
 from instructkit.prompts import Prompt
 from instructkit.sources.easy_vqa import default_raw
+from instructkit.training.log import MEASURED
 from tests.tiny import tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,10 +108,6 @@ def logits(model: nn.Module, texts: Texts) -> Tensor:
 
 def losses(run: Path) -> list[float]:
     return [line["loss"] for line in log(run) if "loss" in line]
-
-
-MEASURED = {"samples_per_second", "flop_utilisation", "peak_memory_gib", "peak_gpu_memory_gib"}
-"""What differs from run to run."""
 
 
 def repeatable(run: Path) -> list[dict[str, float]]:
