@@ -76,7 +76,7 @@ def test_nothing_at_all_is_exit_code_1(world: World, tmp_path: Path) -> None:
         ("vqa_v2", [], "did you mean vqav2"),
         ("vqav2", ["--dtype", "int4"], "dtype"),
         ("vqav2", ["--data", "nowhere"], "nowhere: no such folder"),
-        ("vqav2", ["--model", "nowhere/at/all"], "no InstructBLIP model"),
+        ("vqav2", ["--model", "nowhere/at/all"], "nowhere/at/all: no model can be read from there"),
     ],
 )
 def test_mistakes_are_told_in_one_line(
