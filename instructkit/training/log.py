@@ -38,9 +38,8 @@ class RunLog:
         self._path = folder / "log.jsonl"
         self._file = self._path.open("a", encoding="utf-8", buffering=1)
         if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") == "offline":
-            import wandb
-
-            self._wandb = wandb.init(project=project, dir=str(folder), name=folder.name, config=config)
+            self._wandb = _start_wandb(folder, config, project)
+            self.say(f"wandb     {self._wandb.settings.sync_dir if self._wandb.offline else self._wandb.url}")
 
     def metrics(self, step: int, **values: float | None) -> None:
         """Numbers of a step; those that are None are left out."""
@@ -76,6 +75,14 @@ class RunLog:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+
+def _start_wandb(folder: Path, config: dict[str, Any], project: str) -> Any:
+    """A run of Weights & Biases that writes nothing to the console; WANDB_MODE=offline sends nothing anywhere."""
+    import wandb
+
+    quiet = wandb.Settings(silent=True, console="off")
+    return wandb.init(project=project, dir=str(folder), name=folder.name, config=config, settings=quiet)
 
 
 def step_line(step: int, steps: int, values: Mapping[str, float | None]) -> str:
