@@ -90,6 +90,7 @@ def step_line(step: int, steps: int, values: Mapping[str, float | None]) -> str:
     parts = [f"step {step:,}/{steps:,}", f"loss {values['mean_loss']:.4f}", f"lr {values['learning_rate']:.2e}"]
     parts.append(f"{values['samples_per_second']:.1f} samples/s")
     parts.append(f"{values['useful_token_share']:.0%} useful tokens")
+    parts.append(f"{values['flop_utilisation']:.0%} of peak")
     parts += [f"{value:.2f} GiB" for name, value in values.items() if name.endswith("memory_gib")]
     datasets = {name.removeprefix(LOSS_OF): value for name, value in values.items() if name.startswith(LOSS_OF)}
     if 1 < len(datasets) <= _FEW:

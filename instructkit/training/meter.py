@@ -20,12 +20,11 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
-from torch import Tensor
 
 from instructkit.models.instruct_blip import IGNORED, AnswerLoss, InstructBlip
-from instructkit.models.packing import can_pack, similar_rows
 from instructkit.training.data import Batch
 from instructkit.training.engine import share
+from instructkit.training.flops import FlopCount, llm_work, matmul_peak
 
 GIB = 2**30
 
@@ -42,6 +41,8 @@ class Meter:
     def __init__(self, model: InstructBlip, datasets: Sequence[str], device: torch.device) -> None:
         self._model = model
         self._numbers = {name: number for number, name in enumerate(datasets)}
+        self._count = FlopCount(model)
+        (self._peak,) = share([matmul_peak(device, model.query_tokens.dtype)])
         self._nll = torch.zeros(len(datasets), dtype=torch.float64, device=device)
         self._targets = torch.zeros(len(datasets), dtype=torch.float64)
         self._clear()
@@ -51,7 +52,7 @@ class Meter:
         self._targets.zero_()
         self._settled = [0.0] * (2 * len(self._numbers) + 2)
         self._samples = self._useful = self._computed = 0
-        self._seconds = 0.0
+        self._seconds = self._flops = 0.0
 
     def add(self, batch: Batch, answer: AnswerLoss) -> None:
         """Take in a micro-batch of this rank; nothing waits for the device."""
@@ -61,9 +62,10 @@ class Meter:
         self._nll += mine.to(self._nll.device, non_blocking=True) @ answer.rows.double()
         self._targets += mine @ (batch.inputs["labels"] != IGNORED).sum(1).double()
         self._samples += len(batch.examples)
-        useful, computed = llm_positions(self._model, batch.inputs)
-        self._useful += useful
-        self._computed += computed
+        work = llm_work(self._model, batch.inputs)
+        self._useful += work.held
+        self._computed += work.read + work.written
+        self._flops += self._count.count(batch.inputs, work)
 
     @contextmanager
     def timed(self) -> Iterator[None]:
@@ -92,36 +94,17 @@ class Meter:
         """The values for a line of the log, and start anew; call on every rank."""
         *sums, useful, computed = self.state()
         nll, targets = sums[: len(self._numbers)], sums[len(self._numbers) :]
-        (samples,), (seconds,) = share([self._samples]), largest([self._seconds])
+        (samples, flops), (seconds,) = share([self._samples, self._flops]), largest([self._seconds])
         values = {"mean_loss": sum(nll) / sum(targets)}
         for name, number in self._numbers.items():
             if targets[number]:
                 values[f"mean_loss/{name}"] = nll[number] / targets[number]
         values["samples_per_second"] = round(samples / seconds, 2)
         values["useful_token_share"] = round(useful / computed, 4)
+        values["flop_utilisation"] = round(flops / (seconds * self._peak), 4)
         values |= peak_memory()
         self._clear()
         return values
-
-
-def llm_positions(model: InstructBlip, inputs: dict[str, Tensor]) -> tuple[int, int]:
-    """Tokens that the rows of a batch hold and positions that the LLM computes for them.
-
-    Args:
-        model: whose `answer_loss` reads the batch.
-        inputs: of a micro-batch, on the CPU.
-    """
-    lengths = inputs["attention_mask"].sum(1).tolist()
-    if model.config.use_decoder_only_language_model:
-        packed = model.throughput.packing and can_pack(model.language_model, max(lengths))
-        return sum(lengths), sum(lengths) if packed else inputs["attention_mask"].numel()
-    answers = (inputs["labels"] != IGNORED).sum(1).tolist()
-    rows = list(zip(lengths, answers, strict=True))
-    groups = similar_rows(rows) if model.throughput.packing else [list(range(len(rows)))]
-    computed = sum(
-        len(group) * sum(max(texts[row] for row in group) for texts in (lengths, answers)) for group in groups
-    )
-    return sum(lengths) + sum(answers), computed
 
 
 def peak_memory() -> dict[str, float]:

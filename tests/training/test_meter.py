@@ -12,8 +12,9 @@ from instructkit.models.instruct_blip import AnswerLoss
 from instructkit.prompts import Prompt
 from instructkit.training import meter as meters
 from instructkit.training.data import Batch
+from instructkit.training.flops import llm_work
 from instructkit.training.log import step_line
-from instructkit.training.meter import Meter, llm_positions
+from instructkit.training.meter import Meter
 from tests.tiny import tiny_model
 from tests.training.mini import log, repeatable
 
@@ -45,7 +46,8 @@ def test_positions_are_those_that_the_llm_is_given(llm, packing):
     model.language_model.register_forward_pre_hook(look, with_kwargs=True)
     batch = inputs(texts)
     model.answer_loss(**batch)
-    useful, computed = llm_positions(model, batch)
+    work = llm_work(model, batch)
+    useful, computed = work.held, work.read + work.written
     assert computed == sum(given)
     held = int(batch["attention_mask"].sum()) + (0 if llm == "llama" else int((batch["labels"] >= 0).sum()))
     assert useful == held
