@@ -37,6 +37,8 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         qformer: Q-Former and query tokens in place of `name`'s: a BLIP-2, an InstructBLIP or a BERT.
         llm: LLM in place of `name`'s: a causal or T5-like one, a GGUF file, or `package:MODULE` for a Python package
             that assembles one.
+        llm_bits: 4 or 8 keeps the LLM's linear layers in so many bits (bitsandbytes), for an LLM that is frozen or
+            trained by LoRA; null in the run's precision.
         instruction_aware: whether the Q-Former reads the instruction; false is the paper's ablation.
         vocabulary: at most so many tokens in each tokenizer that a preset trains on its own text.
     """
@@ -45,13 +47,14 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vision: str | None = None
     qformer: str | None = None
     llm: str | None = None
+    llm_bits: Literal[4, 8] | None = None
     instruction_aware: bool = True
     vocabulary: Positive = 1024
 
     @property
     def joined(self) -> bool:
-        """Whether parts come from elsewhere than `name`."""
-        return any((self.vision, self.qformer, self.llm))
+        """Whether the parts are loaded one by one: some come from elsewhere than `name`, or the LLM is quantised."""
+        return any((self.vision, self.qformer, self.llm, self.llm_bits))
 
     @property
     def base(self) -> str:

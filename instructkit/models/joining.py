@@ -58,7 +58,7 @@ def join(
     base = _Nano(tokenizers(), dtype) if settings.name == "nano" else _Checkpoint(settings.name, dtype)
     with seeded(seed):
         vision = load_vision(settings.vision, dtype) if settings.vision else base.vision()
-        llm = load_llm(settings.llm, dtype) if settings.llm else base.llm()
+        llm = load_llm(settings.llm, dtype, settings.llm_bits) if settings.llm else base.llm(settings.llm_bits)
         width = vision.config.hidden_size
         if settings.qformer:
             words = len(base.qformer_tokenizer())
@@ -88,7 +88,9 @@ class _Nano:
         config = self.config.vision_config
         return Vision(self._new(InstructBlipVisionModel._from_config(config)), config, None, "from random weights")
 
-    def llm(self) -> Llm:
+    def llm(self, bits: int | None) -> Llm:
+        if bits is not None:
+            raise UserError(f"model.llm_bits={bits}: nano's own LLM has no weights to quantise; name one as model.llm")
         config = self.config.text_config
         return Llm(self._new(AutoModelForCausalLM.from_config(config)), self.tokenizers[0], "from random weights")
 
@@ -128,8 +130,8 @@ class _Checkpoint:
     def vision(self) -> Vision:
         return load_vision(self.name, self.dtype)
 
-    def llm(self) -> Llm:
-        return load_llm(self.name, self.dtype)
+    def llm(self, bits: int | None) -> Llm:
+        return load_llm(self.name, self.dtype, bits)
 
     def qformer(self, encoder_width: int, llm: Any) -> Queries:
         words = len(self.qformer_tokenizer())

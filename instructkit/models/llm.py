@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +14,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
@@ -38,13 +41,14 @@ class Llm(NamedTuple):
     note: str
 
 
-def load_llm(name: str, dtype: torch.dtype) -> Llm:
+def load_llm(name: str, dtype: torch.dtype, bits: int | None = None) -> Llm:
     """The LLM of a checkpoint.
 
     Args:
         name: folder, hub name, GGUF file, `package:MODULE` for a Python package whose `assemble()` gives a GGUF file,
             or a BLIP-2 or InstructBLIP, whose LLM it then is.
         dtype: of its weights; GGUF's quantised ones are unpacked.
+        bits: 4 or 8, quantised by bitsandbytes while it is loaded.
 
     Raises:
         UserError: there is none, or it cannot be joined.
@@ -57,6 +61,8 @@ def load_llm(name: str, dtype: torch.dtype) -> Llm:
     # InstructBlipConfig takes every type that has a causal class for a decoder, BART's for one.
     if hasattr(config, "vision_config") or config.is_encoder_decoder == (config.model_type in DECODERS):
         raise UserError(f"model.llm={name}: a {config.model_type}; name a causal LLM of text alone, or one like T5")
+    if bits is not None:
+        options |= _quantised(bits, dtype)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     if "gguf_file" not in options:
         options["config"] = config
@@ -64,8 +70,8 @@ def load_llm(name: str, dtype: torch.dtype) -> Llm:
     if loaded.fresh:
         raise UserError(f"model.llm={name}: lacks {len(loaded.fresh)} tensors, among them {min(loaded.fresh)}")
     _check(name, loaded.module)
-    size = sum(parameter.numel() for parameter in loaded.module.parameters())
-    return Llm(loaded, _tokenizer(name, place, options), f"{type(loaded.module).__name__}, {size:,} parameters")
+    note = f"{type(loaded.module).__name__}, {loaded.module.num_parameters():,} parameters"
+    return Llm(loaded, _tokenizer(name, place, options), note if bits is None else f"{note} in {bits} bits")
 
 
 def image_token(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -75,6 +81,23 @@ def image_token(tokenizer: PreTrainedTokenizerBase) -> int:
     """
     vocabulary = tokenizer.get_vocab()
     return int(vocabulary[IMAGE]) if IMAGE in vocabulary else max(vocabulary.values()) + 1
+
+
+def _quantised(bits: int, dtype: torch.dtype) -> dict[str, Any]:
+    """What `from_pretrained` needs to quantise: as QLoRA (arXiv 2305.14314) in 4 bits, LLM.int8 (2208.07339) in 8."""
+    if find_spec("bitsandbytes") is None:
+        raise UserError(f"model.llm_bits={bits}: bitsandbytes is not installed; run pip install bitsandbytes")
+    if bits == 8:
+        settings = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        settings = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    device: Any = int(os.environ.get("LOCAL_RANK", 0)) if torch.cuda.is_available() else "cpu"
+    return {"quantization_config": settings, "device_map": {"": device}}
 
 
 def _locate(name: str) -> tuple[str, dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ JOINED = "instructkit"
 """`model_type` on disk of a model whose image encoder is not InstructBLIP's, which plain transformers cannot build."""
 
 M = TypeVar("M", bound=PreTrainedModel)
-_FAILURES = (OSError, ValueError, TypeError, KeyError, ImportError, RuntimeError, AttributeError)
+_FAILURES = (struct.error, OSError, ValueError, TypeError, KeyError, ImportError, RuntimeError, AttributeError)
 
 
 class Loaded(NamedTuple):

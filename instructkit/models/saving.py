@@ -30,7 +30,14 @@ def save_model(model: InstructBlip, texts: Texts, folder: Path, state: dict[str,
         texts: its tokenisers.
         folder: made if missing.
         state: weights to write in place of the model's own, for weights that are sharded over ranks.
+
+    Raises:
+        UserError: the LLM is quantised.
     """
+    if getattr(model.language_model, "is_quantized", False):
+        raise UserError(
+            f"{folder}: a model with a quantised LLM is not written whole; its trained part is (save_trained)"
+        )
     model.save_pretrained(folder, state_dict=state)
     _name_class(folder / "config.json", foreign=isinstance(model.vision_model, VisionEncoder))
     size = model.config.vision_config.image_size

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import msgspec
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from instructkit.batches import Texts
@@ -111,20 +111,30 @@ def load_tokenizers(folder: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedTo
 
 
 def apply_trained(model: InstructBlip, folder: Path, facts: Facts) -> None:
-    """Put what `save_trained` wrote into the base model, LoRA merged, in place.
+    """Put what `save_trained` wrote into the base model, in place.
+
+    LoRA is merged, except into quantised weights: rounded once more they would give other logits than in training, so
+    there it stays beside them.
 
     Raises:
         UserError: a file is missing or torn, or does not fit the model.
     """
     model.config.instruction_aware = facts.model.instruction_aware
-    own = dict(model.named_parameters())
+    own, kept = dict(model.named_parameters()), _read(folder / TRAINED)
+    if lost := model.fresh - kept.keys():
+        raise UserError(
+            f"{folder / TRAINED}: lacks {len(lost)} weights that no part of {facts.base} has, among them {min(lost)}"
+        )
     with torch.no_grad():
-        for name, tensor in _read(folder / TRAINED).items():
+        for name, tensor in kept.items():
             if name not in own or own[name].shape != tensor.shape:
                 raise UserError(f"{folder / TRAINED}: {name} does not fit the base {facts.base}")
             own[name].copy_(tensor)
         for adapter in sorted(folder.glob("adapters/*")):
-            _merge(model, adapter, facts)
+            if getattr(getattr(model, adapter.name), "is_quantized", False):
+                _attach(getattr(model, adapter.name), adapter)
+            else:
+                _merge(model, adapter, facts)
 
 
 def _merge(model: InstructBlip, adapter: Path, facts: Facts) -> None:
@@ -140,6 +150,16 @@ def _merge(model: InstructBlip, adapter: Path, facts: Facts) -> None:
         if weight is None or weight.shape != (up.shape[0], down.shape[1]):
             raise UserError(f"{adapter / ADAPTER}: {name} does not fit the base {facts.base}")
         weight += (up.float() @ down.float() * scale).to(weight.dtype)
+
+
+def _attach(tower: nn.Module, adapter: Path) -> None:
+    inject_adapter_in_model(LoraConfig.from_pretrained(str(adapter)), tower)
+    own = dict(tower.named_parameters())
+    for name, tensor in _read(adapter / ADAPTER).items():
+        place = name.removeprefix(_PEFT).replace(".lora_A.", ".lora_A.default.").replace(".lora_B.", ".lora_B.default.")
+        if place not in own or own[place].shape != tensor.shape:
+            raise UserError(f"{adapter / ADAPTER}: {name} does not fit the quantised LLM")
+        own[place].copy_(tensor)
 
 
 def _save_adapter(folder: Path, pairs: Mapping[str, Tensor], base: str, settings: TowersConfig) -> None:

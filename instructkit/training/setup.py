@@ -128,8 +128,17 @@ def prepare_model(config: RunConfig, parts: list[Part], folder: Path, say: Say) 
 
     A preset that starts from random weights gets tokenisers trained on the run's own text; they are kept in the run's
     folder, so that a run that goes on reads with the same ones.
+
+    Raises:
+        UserError: there is no such model, or it cannot be trained so.
     """
     limits = Limits(instruction=config.data.instruction_tokens, answer=config.data.answer_tokens)
+    if config.model.llm_bits is not None and (config.towers.llm == "full" or config.training.zero_stage == 3):
+        reason = "towers.llm=full" if config.towers.llm == "full" else "training.zero_stage=3"
+        raise UserError(
+            f"model.llm_bits={config.model.llm_bits} cannot be used with {reason}: quantised weights are neither "
+            "trained nor sharded; set towers.llm=lora or frozen, and a zero_stage of at most 2"
+        )
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
 
     def tokenizers() -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:

@@ -277,6 +277,13 @@ def test_a_joined_model_learns_answers_ranks_and_comes_back_from_disk(parts, tmp
     with torch.no_grad():
         torch.testing.assert_close(whole.eval()(**inputs).rows, again(**inputs).rows, atol=1e-5, rtol=1e-4)
     answers(again, read, inputs)
+    other, _ = joined(name=tmp_path / "whole", llm=write_llm(tmp_path / "other"))
+    with torch.no_grad():
+        pixels = inputs["pixel_values"]
+        torch.testing.assert_close(other.encode_images(pixels), again.encode_images(pixels), atol=1e-5, rtol=1e-4)
+    save_trained(tmp_path / "less", {}, settings, towers, texts)
+    with pytest.raises(UserError, match=r"trained\.safetensors: lacks \d+ weights that no part of nano"):
+        load_model(str(tmp_path / "less"))
 
 
 @torch.no_grad()
