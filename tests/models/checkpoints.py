@@ -48,10 +48,11 @@ ALL_LLMS: dict[str, dict[str, Any]] = {
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
 
 
-def write_llm(folder: Path, family: str = "llama", bare: bool = False) -> Path:
+def write_llm(folder: Path, family: str = "llama", bare: bool = False, **changes: int) -> Path:
     """An LLM; a bare one's tokenizer knows neither padding nor start nor `<image>`, as GPT's."""
     tokenizer = bare_tokenizer() if bare else train_llm_tokenizer(SENTENCES, 400)
-    config = AutoConfig.for_model(family, vocab_size=len(tokenizer), initializer_range=0.2, **ALL_LLMS[family], **IDS)
+    shape = {**ALL_LLMS[family], **changes}
+    config = AutoConfig.for_model(family, vocab_size=len(tokenizer), initializer_range=0.2, **shape, **IDS)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     torch.manual_seed(3)
     auto.from_config(config).save_pretrained(folder)

@@ -23,6 +23,10 @@ from tests.models.test_instruct_blip import batch
 from tests.models.test_joining import pixels_for, tokenizers
 
 
+BLOCKS = {"hidden_size": 64, "intermediate_size": 128}
+"""bitsandbytes quantises 64 weights together."""
+
+
 def write_gguf(folder):
     """A Qwen2 of transformers in a GGUF file that is written tensor by tensor; the file and the model."""
     gguf = pytest.importorskip("gguf")
@@ -87,7 +91,7 @@ def test_a_package_that_assembles_nothing_is_said():
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_quantised_llm_trains_lora_and_comes_back_with_its_logits(bits, tmp_path):
     pytest.importorskip("bitsandbytes")
-    settings = ModelConfig(llm=str(write_llm(tmp_path / "llm")), llm_bits=bits)
+    settings = ModelConfig(llm=str(write_llm(tmp_path / "llm", **BLOCKS)), llm_bits=bits)
     model, texts = join(settings, torch.float32, tokenizers)
     layer = model.language_model.model.layers[0].mlp.gate_proj
     assert layer.weight.dtype in (torch.uint8, torch.int8)
@@ -114,8 +118,9 @@ def test_a_quantised_llm_trains_lora_and_comes_back_with_its_logits(bits, tmp_pa
 @torch.no_grad()
 def test_four_bits_compute_what_their_unpacked_weights_do(tmp_path):
     functional = pytest.importorskip("bitsandbytes.functional")
-    folder = write_llm(tmp_path / "llm")
+    folder = write_llm(tmp_path / "llm", **BLOCKS)
     model, _ = joined(llm=str(folder), llm_bits=4)
+    model.language_model.train()  # in evaluation mode bitsandbytes computes in bf16 on some CPUs
     plain = AutoModelForCausalLM.from_pretrained(folder).eval()
     ids = torch.tensor([[5, 9, 60, 7]])
     exact = plain(ids).logits
