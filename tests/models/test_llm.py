@@ -22,7 +22,6 @@ from tests.models.checkpoints import bare_tokenizer, write_llm
 from tests.models.test_instruct_blip import batch
 from tests.models.test_joining import pixels_for, tokenizers
 
-
 BLOCKS = {"hidden_size": 64, "intermediate_size": 128}
 """bitsandbytes quantises 64 weights together."""
 
