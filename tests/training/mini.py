@@ -102,6 +102,8 @@ def logits(model: nn.Module, texts: Texts) -> Tensor:
     rows = texts.rows(texts.encode(prompts), [1])
     noise = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     inputs = {key: rows[key] for key in ("qformer_input_ids", "qformer_attention_mask", "input_ids", "attention_mask")}
+    if not texts.decoder_only:
+        inputs["decoder_input_ids"] = torch.zeros(1, 1, dtype=torch.long)
     said: Tensor = model.eval()(pixel_values=noise, **inputs).logits
     return said
 
