@@ -132,6 +132,10 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             these and the parameters (ZeRO 3).
         deepspeed: a DeepSpeed configuration file (JSON) of the user's own; its keys go over those that these settings
             come to, which it may not contradict, and "auto" in it takes them over.
+        activation_checkpointing: layers keep only their inputs for the backward pass and are computed again in it: less
+            memory for a third more time; loss and gradients stay the same.
+        compile: layers are compiled by torch.compile in the first steps, for ZeRO 0 to 2; needs a C++ compiler on the
+            CPU. Losses move by rounding.
         log_every: steps between log lines.
         checkpoint_every: steps between checkpoints; 0 writes only the last.
         keep_checkpoints: older ones are removed.
@@ -152,6 +156,8 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     zero_stage: Literal[0, 1, 2, 3] = 0
     offload: Literal["none", "optimizer", "parameters"] = "none"
     deepspeed: str | None = None
+    activation_checkpointing: bool = False
+    compile: bool = False
     log_every: Positive = 10
     checkpoint_every: Count = 0
     keep_checkpoints: Positive = 2

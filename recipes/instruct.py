@@ -205,7 +205,10 @@ def _start(
 
 def _settings(config: RunConfig) -> dict[str, Any]:
     """The settings that a run may not change when it goes on: those that a step's loss depends on."""
-    free = {"training": ("log_every", "checkpoint_every", "keep_checkpoints"), "data": ("root", "raw", "workers")}
+    free = {
+        "training": ("log_every", "checkpoint_every", "keep_checkpoints", "activation_checkpointing"),
+        "data": ("root", "raw", "workers"),
+    }
     settings = {name: value for name, value in _identity(config).items() if name != "evaluation"}
     for group, names in free.items():
         settings[group] = {name: value for name, value in settings[group].items() if name not in names}

@@ -7,7 +7,7 @@ a loss that leaves out what a training step does not need (`instructkit.config.T
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from transformers.models.instructblip.modeling_instructblip import BaseModelOutp
 
 from instructkit.config import ThroughputConfig
 from instructkit.models.packing import Rows, can_pack, packed_rows, similar_rows
-from instructkit.models.qformer import read_images
+from instructkit.models.qformer import read_images, read_layer
 from instructkit.models.vision import VisionEncoder
 
 IGNORED = -100
@@ -66,10 +66,12 @@ class InstructBlip(InstructBlipForConditionalGeneration):
     Attributes:
         throughput: what a training step leaves out; the loss is the same with every setting.
         fresh: names of the parameters that no checkpoint gave, in a model that was joined from parts.
+        read_layer: how a layer of the Q-Former is run over shared images.
     """
 
     throughput = ThroughputConfig()
     fresh: frozenset[str] = frozenset()
+    read_layer: Callable[..., Tensor] = staticmethod(read_layer)
 
     def __init__(self, config: InstructBlipConfig) -> None:
         super().__init__(config)
@@ -122,7 +124,9 @@ class InstructBlip(InstructBlipForConditionalGeneration):
         if ids is not None and qformer_attention_mask is not None:
             mask = qformer_attention_mask[image_rows]
         if self.throughput.share_keys:
-            hidden = read_images(self.qformer, self.query_tokens, image_features, image_index, ids, mask)
+            hidden = read_images(
+                self.qformer, self.query_tokens, image_features, image_index, ids, mask, self.read_layer
+            )
         else:
             queries = self.query_tokens.expand(len(image_index), -1, -1)
             if ids is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -213,10 +213,10 @@ def _variable_length() -> Callable[..., Any] | None:
     return kernel
 
 
-_rows: ContextVar[Rows] = ContextVar("rows")
+_packed: ContextVar[tuple[nn.Module, Rows]] = ContextVar("packed")
 
 
-def _attend(
+def attend(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -228,10 +228,10 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """What transformers calls in every layer: query, key and value are `[1, heads, tokens, head width]`."""
     packed = (part[0].transpose(0, 1) for part in (query, key, value))
-    return _rows.get().attention(*packed, causal=True, scale=scaling, dropout=dropout).unsqueeze(0), None
+    return _packed.get()[1].attention(*packed, causal=True, scale=scaling, dropout=dropout).unsqueeze(0), None
 
 
-AttentionInterface.register(ATTENTION, _attend)
+AttentionInterface.register(ATTENTION, attend)
 
 
 def can_pack(llm: nn.Module, longest: int) -> bool:
@@ -258,7 +258,7 @@ def packed_rows(llm: nn.Module, rows: Rows) -> Iterator[None]:
     modules: Any = llm.modules()
     configs = {id(module.config): module.config for module in modules if hasattr(module, "config")}
     before = [(config, config._attn_implementation) for config in configs.values()]
-    token = _rows.set(rows)
+    token = _packed.set((llm, rows))
     try:
         for config, _ in before:
             config._attn_implementation = ATTENTION
@@ -266,4 +266,10 @@ def packed_rows(llm: nn.Module, rows: Rows) -> Iterator[None]:
     finally:
         for config, name in before:
             config._attn_implementation = name
-        _rows.reset(token)
+        _packed.reset(token)
+
+
+def as_now() -> AbstractContextManager[None]:
+    """What `packed_rows` has set up at this moment, to be set up again later, in whatever thread."""
+    packed = _packed.get(None)
+    return nullcontext() if packed is None else packed_rows(*packed)

@@ -7,6 +7,7 @@ so with the same parameter names; what dropout draws is distributed alike but no
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -57,6 +58,7 @@ def read_images(
     image_index: Tensor,
     input_ids: Tensor | None = None,
     attention_mask: Tensor | None = None,
+    layer: Callable[..., Tensor] | None = None,
 ) -> Tensor:
     """What the queries read off the images under each row's instruction.
 
@@ -67,6 +69,7 @@ def read_images(
         image_index: image of each row, `[rows]`.
         input_ids: instruction of each row, `[rows, text]`; None for none.
         attention_mask: 1 for text, 0 for padding behind it, `[rows, text]`; None where nothing is padded.
+        layer: in place of `read_layer`.
 
     Returns:
         `[rows, queries, width]`.
@@ -87,15 +90,21 @@ def read_images(
     sharing = Sharing(image_index)
     hidden = modules.embeddings.layernorm(hidden.to(modules.embeddings.layernorm.weight.dtype))
     hidden = modules.embeddings.dropout(hidden)
-    for layer in modules.encoder.layer:
-        hidden = layer.attention.output(_self_attention(layer.attention.attention, hidden, rows), hidden)
-        seen, words = hidden[:tokens], hidden[tokens:]
-        if layer.has_cross_attention:
-            cross = layer.crossattention
-            seen = cross.output(_cross_attention(cross.attention, seen, image_features, sharing, count), seen)
-        seen = layer.feed_forward_chunk_query(seen)
-        hidden = torch.cat([seen, layer.feed_forward_chunk(words)]) if len(words) else seen
+    for module in modules.encoder.layer:
+        hidden = (layer or read_layer)(module, hidden, rows, image_features, sharing, count)
     return hidden[:tokens].unflatten(0, (-1, count))
+
+
+def read_layer(layer: Any, hidden: Tensor, rows: Rows, image_features: Tensor, sharing: Sharing, count: int) -> Tensor:
+    """One layer of `read_images`: `hidden` holds the queries of all rows, `count` of each, and then their texts."""
+    hidden = layer.attention.output(_self_attention(layer.attention.attention, hidden, rows), hidden)
+    queries = len(sharing.back) * count
+    seen, words = hidden[:queries], hidden[queries:]
+    if layer.has_cross_attention:
+        cross = layer.crossattention
+        seen = cross.output(_cross_attention(cross.attention, seen, image_features, sharing, count), seen)
+    seen = layer.feed_forward_chunk_query(seen)
+    return torch.cat([seen, layer.feed_forward_chunk(words)]) if len(words) else seen
 
 
 def _queries_then_text(lengths: Tensor, count: int) -> Tensor:

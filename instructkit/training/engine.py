@@ -18,6 +18,7 @@ from torch import nn
 from instructkit.config import TrainingConfig
 from instructkit.errors import UserError
 from instructkit.models.instruct_blip import AnswerLoss, InstructBlip
+from instructkit.models.layers import compile_layers, recompute_layers
 from instructkit.training.data import Batch
 from instructkit.training.deepspeed_config import deepspeed_settings, offloads_optimizer
 from instructkit.training.features import keep
@@ -57,7 +58,8 @@ def start_ranks() -> tuple[int, int]:
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29500")
     if get_accelerator().device_name() == "cpu":
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+        # The first is deepspeed's name for it, the second torchrun's.
+        local = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or os.environ["WORLD_SIZE"])
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -104,6 +106,15 @@ class Engine:
 
     def __init__(self, model: InstructBlip, config: TrainingConfig, folder: Path) -> None:
         self.config, self.folder = config, folder
+        if config.compile:
+            if config.zero_stage == 3:
+                raise UserError(
+                    "training.compile=true: ZeRO 3 fetches weights inside layers, where graphs would break; "
+                    "take zero_stage=2 or leave compile out"
+                )
+            compile_layers(model)
+        if config.activation_checkpointing:
+            recompute_layers(model)
         groups = parameter_groups(model, config)
         self._factors = [group["lr"] / config.learning_rate for group in groups]
         settings = deepspeed_settings(config, model.language_model.config.hidden_size)
