@@ -118,8 +118,9 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         max_steps: optimizer steps.
         batch_size: image groups a step over all ranks; with group_size 1, examples.
         accumulation: micro-batches that a rank's share of a step is cut into.
+        optimizer: adamw, or muon for models that start from random weights; under ZeRO 1 to 3 and in bf16 AdamW takes
+            muon's place, and the log says so.
         learning_rate: peak.
-        tower_rates: factors on the learning rate by tower (vision, qformer, llm); those not named have 1.
         warmup_steps: steps of linear warm-up.
         warmup_from: learning rate of the first step.
         min_learning_rate: where the cosine ends.
@@ -144,8 +145,8 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_steps: Positive = 1000
     batch_size: Positive = 32
     accumulation: Positive = 1
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: Annotated[float, Meta(gt=0)] = 1e-5
-    tower_rates: dict[Literal["vision", "qformer", "llm"], Annotated[float, Meta(gt=0)]] = {}
     warmup_steps: Count = 1000
     warmup_from: Annotated[float, Meta(ge=0)] = 1e-8
     min_learning_rate: Annotated[float, Meta(ge=0)] = 0.0

@@ -6,7 +6,7 @@ What it does, and the settings that govern it (`instructkit/config.py` explains 
     data        converts releases that come as a package, checks that the others are converted     data.*
     model       a preset from random weights, a folder, a published size, or parts of several        model.*
     towers      image encoder, Q-Former and LLM, each frozen, trained by LoRA, or in full            towers.*
-    training    DeepSpeed with ZeRO 0 to 3, AdamW, warm-up and cosine, bf16 or fp32, gradient
+    training    DeepSpeed with ZeRO 0 to 3, AdamW or Muon, warm-up and cosine, bf16 or fp32, gradient
                 accumulation and clipping; checkpoints of what is trained; resume=true goes on      training.*
     throughput  what a step leaves out without changing its loss; features of images on disk            throughput.*
     evaluation  benchmarks by protocol, then runs/<name>/report/report.{json,md,html}                    evaluation.*
@@ -44,6 +44,7 @@ from instructkit.training.engine import Engine, on_first_rank, start_ranks
 from instructkit.training.features import open_cache
 from instructkit.training.log import RunLog, step_line
 from instructkit.training.meter import Meter
+from instructkit.training.optimizers import optimizer_name
 from instructkit.training.setup import data_digest, parts_of, prepare_data, prepare_model, splits_of, training_splits
 from instructkit.training.watch import Watch
 
@@ -237,6 +238,10 @@ def _resolved(config: RunConfig, engine: Engine, data: TrainingData, world: int)
         f"({world} rank{'s' if world > 1 else ''}, {settings.accumulation} micro-batch each): "
         f"{samples * settings.max_steps:,.0f} samples in all"
     )
+    optimizer = optimizer_name(settings)
+    if optimizer.lower() != settings.optimizer:
+        optimizer += f" (in place of {settings.optimizer}, which needs whole matrices: ZeRO 0 and fp32)"
+    lines.append(f"optimizer {optimizer}, learning rate up to {settings.learning_rate:g}")
     lines.append(f"device    {engine.device}, {settings.precision}, ZeRO {settings.zero_stage}, seed {config.seed}")
     return lines
 

@@ -13,6 +13,7 @@ from deepspeed.runtime.config_utils import dict_raise_error_on_duplicate_keys
 
 from instructkit.config import TrainingConfig
 from instructkit.errors import UserError
+from instructkit.training.optimizers import optimizer_name
 
 Tree = dict[str, Any]
 AUTO = "auto"
@@ -101,6 +102,7 @@ def offloads_optimizer(settings: Tree) -> bool:
 def _agreed(config: TrainingConfig) -> dict[str, tuple[Any, str]]:
     """Keys of a DeepSpeed file that settings of the run decide: the value, and the setting in words."""
     peak, ranks = config.learning_rate, _ranks()
+    name = optimizer_name(config)
     precision = f"training.precision = {config.precision}"
     schedule = "a warm-up and a cosine, training.warmup_steps, warmup_from and min_learning_rate"
     return {
@@ -117,9 +119,9 @@ def _agreed(config: TrainingConfig) -> dict[str, tuple[Any, str]]:
         "amp.enabled": (False, precision),
         "torch_autocast.enabled": (False, precision),
         "zero_optimization.stage": (config.zero_stage, f"training.zero_stage = {config.zero_stage}"),
-        "zero_allow_untested_optimizer": (True, "the run's optimizer is PyTorch's AdamW"),
-        "zero_force_ds_cpu_optimizer": (False, "the run's optimizer is PyTorch's AdamW"),
-        "optimizer.type": ("AdamW", "the run's optimizer is AdamW"),
+        "zero_allow_untested_optimizer": (True, "the run's optimizer is PyTorch's"),
+        "zero_force_ds_cpu_optimizer": (False, "the run's optimizer is PyTorch's"),
+        "optimizer.type": (name, f"the run's optimizer is {name}"),
         "optimizer.params.lr": (peak, f"training.learning_rate = {peak}"),
         "optimizer.params.betas": (list(config.betas), f"training.betas = {list(config.betas)}"),
         "optimizer.params.eps": (1e-8, "the run's is 1e-08"),

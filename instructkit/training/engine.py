@@ -7,13 +7,12 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
-from torch import nn
 
 from instructkit.config import TrainingConfig
 from instructkit.errors import UserError
@@ -22,6 +21,7 @@ from instructkit.models.layers import compile_layers, recompute_layers
 from instructkit.training.data import Batch
 from instructkit.training.deepspeed_config import deepspeed_settings, offloads_optimizer
 from instructkit.training.features import keep
+from instructkit.training.optimizers import build_optimizer
 from instructkit.training.schedule import learning_rate
 
 T = TypeVar("T")
@@ -115,12 +115,8 @@ class Engine:
             compile_layers(model)
         if config.activation_checkpointing:
             recompute_layers(model)
-        groups = parameter_groups(model, config)
-        self._factors = [group["lr"] / config.learning_rate for group in groups]
         settings = deepspeed_settings(config, model.language_model.config.hidden_size)
-        optimizer = torch.optim.AdamW(
-            groups, lr=config.learning_rate, betas=config.betas, eps=1e-8, fused=offloads_optimizer(settings) or None
-        )
+        optimizer = build_optimizer(model, config, offloads_optimizer(settings))
         self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
         self.device = self.deepspeed.device
 
@@ -149,8 +145,8 @@ class Engine:
         """
         batches = list(batches)
         rate = learning_rate(number, self.config)
-        for group, factor in zip(self.optimizer.param_groups, self._factors, strict=True):
-            group["lr"] = rate * factor
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         local = [sum(batch.targets for batch in batches), sum(len(batch.examples) for batch in batches)]
         tokens, samples = share(local)
         scale = dist.get_world_size() * len(batches) / tokens
@@ -214,28 +210,3 @@ class Engine:
                 if dist.get_rank() == 0:
                     state[name] = parameter.detach().cpu().clone()
         return state
-
-
-def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:
-    """Trained parameters by what the optimizer does to them.
-
-    Matrices decay; vectors (biases, norms), embeddings and query tokens do not. Towers have the learning rate times
-    their factor of `tower_rates`; query tokens and projection go with the Q-Former.
-    """
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            vector = parameter.ndim < 2 or id(parameter) in embeddings or "embedding" in name or "query_tokens" in name
-            factor = config.tower_rates.get(_tower(name), 1.0)
-            groups.setdefault((0.0 if vector else config.weight_decay, factor), []).append(parameter)
-    return [
-        {"params": parameters, "weight_decay": decay, "lr": config.learning_rate * factor}
-        for (decay, factor), parameters in groups.items()
-    ]
-
-
-def _tower(name: str) -> Literal["vision", "qformer", "llm"]:
-    if "vision_model." in name:
-        return "vision"
-    return "llm" if "language_model." in name else "qformer"
