@@ -231,8 +231,9 @@ def _resolved(config: RunConfig, engine: Engine, data: TrainingData, world: int)
     ]
     settings = config.training
     samples = data.mixture.examples_per_group * settings.batch_size
+    widest = max(15, *map(len, data.mixture.names))
     for name, chance in data.mixture.probabilities.items():
-        lines.append(f"mixture   {name:<15} {data.mixture.sizes[name]:>13,} examples   probability {chance:.4f}")
+        lines.append(f"mixture   {name:<{widest}} {data.mixture.sizes[name]:>13,} examples   probability {chance:.4f}")
     lines.append(
         f"training  {settings.max_steps:,} steps of {settings.batch_size} image groups, about {samples:.0f} samples "
         f"({world} rank{'s' if world > 1 else ''}, {settings.accumulation} micro-batch each): "
