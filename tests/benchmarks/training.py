@@ -8,7 +8,8 @@ Both sides start from the same weights, read the same examples in the same batch
 The usual side: an image a row, every text padded to the longest, logits at every position, as
 `InstructBlipForConditionalGeneration.forward(labels=...)` gives its loss. Ours: `InstructBlip.answer_loss`. Each side
 runs in a process of its own, so that its peak memory is its own; drawing the examples is in neither time, collating in
-both. Then every switch is turned off in turn. The last line is JSON.
+both. Then every switch is turned off in turn, and the feature cache on: files of the image encoder's features, read in
+the time of a step. The last line is JSON.
 
 The CPU model has some 90M parameters with the paper's proportions: image encoder and LLM cost 1 : 3 for a short sample
 (60 tokens, gradient with respect to the activations included), 32 queries, vocabulary of 32,000.
@@ -22,11 +23,14 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
+from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     InstructBlipConfig,
@@ -39,9 +43,11 @@ from instructkit.config import ThroughputConfig, TowersConfig
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.presets import preset
 from instructkit.models.towers import prepare_towers
+from instructkit.training.features import keep
 from tests.benchmarks.mixture import Row, draw_batches, shared_batch, usual_batch
 
 SWITCHES = ("share_images", "share_keys", "packing", "answers_only")
+CACHE = "feature_cache"
 USUAL = "transformers"
 OURS = "instructkit"
 
@@ -100,19 +106,28 @@ def make_model(side: str, config: InstructBlipConfig, device: torch.device) -> I
     return model.train()
 
 
-def run_side(side: str, off: str | None, options: argparse.Namespace) -> dict[str, Any]:
+def run_side(side: str, switch: str | None, options: argparse.Namespace) -> dict[str, Any]:
     """Train the steps of one side and say how long they took and what they held."""
     device = torch.device(options.device)
     config = configuration(options.shape)
     batches = draw_batches(options.steps, options.groups, config)
     model: Any = make_model(side, config, device)
     if side == OURS:
-        model.throughput = msgspec.structs.replace(ThroughputConfig(), **({off: False} if off else {}))
+        model.throughput = msgspec.structs.replace(
+            ThroughputConfig(), **({switch: False} if switch in SWITCHES else {})
+        )
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
     train_step(side, model, optimizer, batches[0][:3], config, device)
-    cpu, began = time.process_time(), time.perf_counter()
-    losses = [train_step(side, model, optimizer, rows, config, device) for rows in batches]
+    with tempfile.TemporaryDirectory() as folder:
+        kept: list[list[Path]] = [[] for _ in batches]
+        if switch == CACHE:
+            kept = [keep_features(model, rows, config, Path(folder) / str(at)) for at, rows in enumerate(batches)]
+        cpu, began = time.process_time(), time.perf_counter()
+        losses = [
+            train_step(side, model, optimizer, rows, config, device, files)
+            for rows, files in zip(batches, kept, strict=True)
+        ]
     if device.type == "cuda":
         torch.cuda.synchronize()
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
@@ -135,11 +150,16 @@ def train_step(
     rows: list[Row],
     config: InstructBlipConfig,
     device: torch.device,
+    kept: list[Path] | None = None,
 ) -> float:
     """One optimizer step; returns the loss a target token."""
     collate = usual_batch if side == USUAL else shared_batch
     batch = {name: tensor.to(device) for name, tensor in collate(rows, config).items()}
     batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
+    if kept:
+        batch["pixel_values"] = batch["pixel_values"][:0]
+        batch["image_patches"] = torch.stack([load_file(file)["patches"] for file in kept]).to(device)
+        batch["image_order"] = torch.arange(len(kept), device=device)
     if side == USUAL:
         loss = model(**batch).loss
     else:
@@ -149,6 +169,14 @@ def train_step(
     optimizer.step()
     optimizer.zero_grad()
     return float(loss.detach())
+
+
+def keep_features(model: Any, rows: list[Row], config: InstructBlipConfig, folder: Path) -> list[Path]:
+    """Write the image encoder's features of a batch's images, a file each, as a run with a feature cache does."""
+    pixels = shared_batch(rows, config)["pixel_values"].to(model.device, model.dtype)
+    files = [folder / f"{number}.safetensors" for number in range(len(pixels))]
+    keep(files, model.encode_patches(pixels))
+    return files
 
 
 def needed_work(model: Any, config: InstructBlipConfig, batches: list[list[Row]]) -> float:
@@ -199,10 +227,12 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def measure(side: str, off: str | None, words: list[str]) -> dict[str, Any]:
+def measure(side: str, switch: str | None, words: list[str]) -> dict[str, Any]:
     """Run a side in a process of its own."""
     command = [sys.executable, "-m", "tests.benchmarks.training", *words, "--side", side]
-    done = subprocess.run([*command, *(["--off", off] if off else [])], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, *(["--switch", switch] if switch else [])], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise SystemExit(done.stderr)
     measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -238,6 +268,10 @@ def compare(words: list[str], options: argparse.Namespace) -> dict[str, Any]:
         without = measure(OURS, off, words)
         switches[off] = round(without["seconds"] / full["seconds"], 3)
         print(line(f"ours without {off}", without, full), flush=True)
+    if not options.quick:
+        cached = measure(OURS, CACHE, words)
+        switches[CACHE] = round(cached["seconds"] / full["seconds"], 3)
+        print(line(f"ours with {CACHE}", cached, full), flush=True)
     return {
         "throughput_ratio": round(usual["seconds"] / full["seconds"], 3),
         "memory_ratio": round(full["peak"] / usual["peak"], 3),
@@ -245,7 +279,7 @@ def compare(words: list[str], options: argparse.Namespace) -> dict[str, Any]:
         "cpu_time_ratio": round(usual["cpu_seconds"] / full["cpu_seconds"], 3),
         "samples_per_second": round(full["samples"] / full["seconds"], 2),
         "usual_samples_per_second": round(usual["samples"] / usual["seconds"], 2),
-        "time_without": switches,
+        "time_switched": switches,
         "samples": full["samples"],
         "loss_difference": worst,
     }
@@ -259,10 +293,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="leave out the switches")
     parser.add_argument("--side", choices=[USUAL, OURS], help=argparse.SUPPRESS)
-    parser.add_argument("--off", choices=SWITCHES, help=argparse.SUPPRESS)
+    parser.add_argument("--switch", choices=[*SWITCHES, CACHE], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        print(json.dumps(run_side(options.side, options.off, options)))
+        print(json.dumps(run_side(options.side, options.switch, options)))
     else:
         print(json.dumps(compare(sys.argv[1:], options)))
 
