@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 _ROW = 20
-_LABEL = 168
+_LABEL = 176
 _BARS = 250
 _VALUE = 52
 
@@ -143,7 +143,7 @@ def _top(values: list[float], metric: str) -> float:
 
 
 def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> str:
-    shown = text if len(text) <= 26 else text[:25] + "…"
+    shown = text if len(text) <= 22 else text[:21] + "…"
     name = f' class="{kind}"' if kind else ""
     about = f"<title>{escape(text)}</title>" if shown != text else ""
     return f'<text{name} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(shown)}{about}</text>'
