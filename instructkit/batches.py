@@ -21,32 +21,45 @@ from transformers import InstructBlipConfig, PreTrainedTokenizerBase
 
 from instructkit.media import image_pixels, load_frames, load_image
 from instructkit.models.instruct_blip import IGNORED
+from instructkit.plain_text import PlainText
 from instructkit.prompts import Prompt
 
 T = TypeVar("T")
+TEXTS = ("qformer", "instruction", "answer")
+"""The texts of a row that a limit can cut, as `Encoded` names them."""
 
 
 @dataclass(frozen=True)
 class Limits:
     """How many tokens of each text are kept (LAVIS: `max_txt_len`, `max_output_txt_len`).
 
+    The defaults are those of an evaluation: LAVIS cuts the LLM's instruction in training alone.
+
     Attributes:
         qformer: of the instruction, in the Q-Former's tokens; the end is kept, where the question stands.
-        instruction: of the instruction, in the LLM's tokens; the end is kept, too.
-        answer: of the target; the beginning is kept, and a cut answer has no end token.
+        instruction: of the instruction, in the LLM's tokens; the end is kept, too. None keeps all.
+        answer: of the target; the beginning is kept, and a cut answer has no end token. None keeps all.
     """
 
     qformer: int = 128
-    instruction: int = 128
-    answer: int = 256
+    instruction: int | None = None
+    answer: int | None = None
 
 
 class Encoded(NamedTuple):
-    """One prompt in tokens: instruction for the Q-Former, instruction for the LLM, answer with its end token."""
+    """One prompt in tokens.
+
+    Attributes:
+        qformer: instruction for the Q-Former.
+        instruction: instruction for the LLM.
+        answer: target with its end token.
+        cut: which of the three lost tokens to a limit, by these names.
+    """
 
     qformer: list[int]
     instruction: list[int]
     answer: list[int]
+    cut: tuple[str, ...] = ()
 
 
 class Texts:
@@ -69,43 +82,55 @@ class Texts:
         limits = limits or Limits()
         longest = min(limits.qformer, config.qformer_config.max_position_embeddings)
         self.llm, self.qformer, self.limits = llm, qformer, replace(limits, qformer=longest)
-        self.qformer.truncation_side = "left"
+        self.qformer.truncation_side = "left"  # for those who read the saved tokeniser with plain transformers
+        self._llm, self._qformer = PlainText(llm), PlainText(qformer)
         self.decoder_only: bool = config.use_decoder_only_language_model
+        # The answer of a decoder-only LLM goes on where the instruction ends, so no token closes that.
+        self.before, self.behind = self._llm.before, [] if self.decoder_only else self._llm.behind
         self.image_token: int = config.image_token_index
         self.queries: int = config.num_query_tokens
         self.pad = llm.pad_token_id if llm.pad_token_id is not None else llm.eos_token_id
         self._join = self._space_before_answers()
 
-    def encode(self, prompts: Sequence[Prompt]) -> list[Encoded]:
-        """Tokenise instructions for both readers, and targets where there are any."""
+    def encode(self, prompts: Sequence[Prompt], rooms: Sequence[int | None] | None = None) -> list[Encoded]:
+        """Tokenise instructions for both readers, and targets where there are any.
+
+        Every character of them is text: the names of control tokens are read as their letters.
+
+        Args:
+            prompts: texts.
+            rooms: tokens that the LLM has left for each instruction, below the limit of all; None: no bound.
+        """
         instructions = [prompt.instruction for prompt in prompts]
-        qformer = self.qformer(instructions, truncation=True, max_length=self.limits.qformer)["input_ids"]
-        llm = [self._cut_left(ids) for ids in self.llm(instructions)["input_ids"]]
-        answers = self.encode_answers([prompt.target for prompt in prompts if prompt.target is not None])
-        ended = iter([[*ids, self.llm.eos_token_id][: self.limits.answer] for ids in answers])
-        targets = [next(ended) if prompt.target is not None else [] for prompt in prompts]
-        return [Encoded(*row) for row in zip(qformer, llm, targets, strict=True)]
+        read = self._qformer.ids(instructions)
+        llm = self._llm.ids(instructions)
+        targets = iter(self.encode_answers([prompt.target for prompt in prompts if prompt.target is not None]))
+        encoded = []
+        for prompt, short, long, room in zip(prompts, read, llm, rooms or [None] * len(llm), strict=True):
+            answer = [*next(targets), self.llm.eos_token_id] if prompt.target is not None else []
+            limits = [limit for limit in (self.limits.instruction, room) if limit is not None]
+            kept = Encoded(
+                _framed(self._qformer.before, short, self._qformer.behind, self.limits.qformer),
+                _framed(self.before, long, self.behind, min(limits, default=None)),
+                answer[: self.limits.answer],
+            )
+            whole = (
+                len(self._qformer.before + short + self._qformer.behind),
+                len(self.before + long + self.behind),
+                len(answer),
+            )
+            cut = tuple(name for name, ids, length in zip(TEXTS, kept, whole, strict=False) if len(ids) < length)
+            encoded.append(kept._replace(cut=cut))
+        return encoded
 
     def encode_answers(self, answers: Sequence[str]) -> list[list[int]]:
         """Tokens of texts that follow an instruction, without start and end token."""
-        if not answers:
-            return []
-        texts = [self._join + answer for answer in answers]
-        ids: list[list[int]] = self.llm(texts, add_special_tokens=False)["input_ids"]
-        return ids
-
-    def _cut_left(self, ids: list[int]) -> list[int]:
-        """Keep the start token, if there is one, and the end of the instruction."""
-        if len(ids) <= self.limits.instruction:
-            return ids
-        start = ids[:1] if ids[0] == self.llm.bos_token_id else []
-        return start + ids[len(ids) - self.limits.instruction + len(start) :]
+        return self._llm.ids([self._join + answer for answer in answers])
 
     def _space_before_answers(self) -> str:
         """What an answer must begin with so that instruction and answer give the tokens of the joined text."""
-        joined = self.llm("question answer", add_special_tokens=False)["input_ids"]
-        first = self.llm("question", add_special_tokens=False)["input_ids"]
-        return "" if joined == first + self.llm("answer", add_special_tokens=False)["input_ids"] else " "
+        joined, first, second = self._llm.ids(["question answer", "question", "answer"])
+        return "" if joined == first + second else " "
 
     def rows(self, encoded: Sequence[Encoded], frames: Sequence[int]) -> dict[str, Tensor]:
         """Padded tensors of a training batch: `input_ids`, `attention_mask`, `labels` and the Q-Former's text.
@@ -148,6 +173,12 @@ class Texts:
             "qformer_input_ids": padded(ids, self.qformer.pad_token_id),
             "qformer_attention_mask": padded([[1] * len(row) for row in ids], 0),
         }
+
+
+def _framed(before: list[int], ids: list[int], behind: list[int], limit: int | None) -> list[int]:
+    """A text with the tokens around it, cut to a limit: its end is kept."""
+    over = 0 if limit is None else len(before) + len(ids) + len(behind) - limit
+    return before + ids[max(0, over) :] + behind
 
 
 def padded(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> Tensor:

@@ -13,6 +13,8 @@ on where the one before ended are joined, and earlier turns are turns, not text 
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -23,6 +25,8 @@ import msgspec
 from instructkit.errors import UserError
 from instructkit.examples import TASKS, Example, Examples, Turn, load_examples
 from instructkit.prompts import Prompt, train_templates
+
+_PLACE = re.compile(r"\s*<(?:image|video)>\s*")
 
 
 class Rendered(NamedTuple):
@@ -111,18 +115,36 @@ def messages(folders: Iterable[Path], task: str | None, seed: int, limit: int | 
 
 
 def llava(folders: Iterable[Path], task: str | None, seed: int, limit: int | None) -> Iterator[str]:
-    """The parts of a JSON list in LLaVA's layout; several pictures are a list under `image`."""
+    """The parts of a JSON list in LLaVA's layout; several pictures are a list under `image`.
+
+    LLaVA reads `<image>` and `<video>` as a place for pixels wherever they stand, so a text of the data cannot hold
+    them: they are taken out of it, and a line on standard error says how often.
+    """
     opening = "[\n"
+    marked: list[str] = []
     for prompt, media, turns in islice(conversations(folders, task, seed), limit):
         kind = "image" if prompt.video is None else "video"
         chat = []
         for asked, replied in _exchanges(prompt, turns):
             chat += [{"from": "human", "value": asked}, {"from": "gpt", "value": replied}]
+        if any(_PLACE.search(message["value"]) for message in chat):
+            marked.append(prompt.example)
+            chat = [{**message, "value": _without_places(message["value"])} for message in chat]
         chat[0]["value"] = f"<{kind}>\n" * len(media) + chat[0]["value"]
         record = {"id": prompt.example, kind: media[0] if len(media) == 1 else media, "conversations": chat}
         yield opening + json.dumps(record, ensure_ascii=False)
         opening = ",\n"
+    if marked:
+        print(
+            f"llava: took <image> and <video> out of the texts of {len(marked):,} conversations, the first of them "
+            f"{marked[0]}: LLaVA would read them as pictures",
+            file=sys.stderr,
+        )
     yield "\n]\n" if opening == ",\n" else "[]\n"
+
+
+def _without_places(text: str) -> str:
+    return _PLACE.sub(" ", text).strip() if _PLACE.search(text) else text
 
 
 FORMATS: dict[str, Callable[[Iterable[Path], str | None, int, int | None], Iterator[str]]] = {

@@ -3,6 +3,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from PIL import Image
 
@@ -202,3 +203,21 @@ def test_messages_load_as_a_dataset_with_an_image_column(tmp_path: Path) -> None
     parts = [part["type"] for message in rows[1]["messages"] for part in message["content"]]
     assert parts == ["image", "image", "text", "text"]
     shutil.rmtree(tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    "question", ["<image>\nWhat is it?", "What is it?\n<image>", "What <image> is it?", "What is it?"]
+)
+@pytest.mark.parametrize("example", [QUESTION, PAIR, CLIP])
+def test_llava_has_a_mark_for_each_picture_and_no_other(
+    question: str, example: Example, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Data that was made for LLaVA has its marks in the texts already."""
+    told = [Turn("q <image>", "a </s> <video>")]
+    example = msgspec.structs.replace(example, question=question, answers=["a <image> tag"], history=told)
+    (record,) = json.loads("".join(FORMATS["llava"]([write_dataset(tmp_path / "a", [example])], "llava", 0, None)))
+    kind = "image" if example.video is None else "video"
+    media = record[kind] if isinstance(record[kind], list) else [record[kind]]
+    values = [message["value"] for message in record["conversations"]]
+    assert values == [f"<{kind}>\n" * len(media) + "q", "a </s>", "What is it?", "a tag"]
+    assert "texts of 1 conversations, the first of them a/b/" in capsys.readouterr().err

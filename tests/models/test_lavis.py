@@ -214,15 +214,19 @@ def test_names_are_those_of_the_key_map():
 class Recorded:
     """A tokenizer that knows the ids which LAVIS's gave for the recorded texts."""
 
-    bos_token_id, eos_token_id, pad_token_id = 2, 2, 96
+    bos_token_id, eos_token_id, pad_token_id, unk_token_id = 2, 2, 96, 2
+    all_special_tokens, added_tokens_decoder = ("</s>",), {}
 
-    def __init__(self, whole: dict[str, list[int]]) -> None:
-        self.whole = whole
+    def __init__(self, bare: dict[str, list[int]]) -> None:
+        self.bare = bare
 
-    def __call__(self, texts, add_special_tokens=True):
+    def convert_tokens_to_ids(self, name):
+        return {"</s>": 2}[name]
+
+    def __call__(self, texts, add_special_tokens=True, split_special_tokens=False):
         if isinstance(texts, str):
-            return {"input_ids": [7] * len(texts.split())}
-        return {"input_ids": [self.whole[text] if add_special_tokens else self.whole[text][1:-1] for text in texts]}
+            return {"input_ids": [2] * add_special_tokens + [7] * len(texts.split())}
+        return {"input_ids": [self.bare.get(text, [7] * len(text.split())) for text in texts]}
 
 
 def words_with_ids(recorded: dict[str, list[int]]) -> PreTrainedTokenizerFast:
@@ -243,8 +247,8 @@ def test_rows_are_laid_out_and_cut_as_those_of_lavis(cut):
     want = {**notes, "attention_mask": notes["llm_attention_mask"], **(notes["truncated_run"] if cut else {})}
     asked, answers = notes["text_input"], notes["text_output"]
     llm = Recorded(
-        dict(zip(asked, notes["prompt_ids_alone"], strict=True))
-        | dict(zip(answers, notes["output_ids_alone_with_eos_text"], strict=True))
+        dict(zip(asked, (row[1:] for row in notes["prompt_ids_alone"]), strict=True))
+        | dict(zip(answers, (row[1:-1] for row in notes["output_ids_alone_with_eos_text"]), strict=True))
     )
     read_by_qformer = [[token for token in row if token] for row in notes["qformer_input_ids"]]
     qformer = words_with_ids(dict(zip(asked, read_by_qformer, strict=True)))
