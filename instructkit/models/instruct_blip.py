@@ -67,11 +67,14 @@ class InstructBlip(InstructBlipForConditionalGeneration):
         throughput: what a training step leaves out; the loss is the same with every setting.
         fresh: names of the parameters that no checkpoint gave, in a model that was joined from parts.
         read_layer: how a layer of the Q-Former is run over shared images.
+        most_calls: gets how often this rank has to call a module and gives how often it must. ZeRO 3 fetches weights
+            at every call with all ranks together, so there it gives the largest number of any rank.
     """
 
     throughput = ThroughputConfig()
     fresh: frozenset[str] = frozenset()
     read_layer: Callable[..., Tensor] = staticmethod(read_layer)
+    most_calls: Callable[[int], int] = staticmethod(int)
 
     def __init__(self, config: InstructBlipConfig) -> None:
         super().__init__(config)
@@ -193,7 +196,7 @@ class InstructBlip(InstructBlipForConditionalGeneration):
         """
         patches = None
         if image_patches is not None:
-            patches = self.encode_patches(pixel_values) if len(pixel_values) else image_patches[:0]
+            patches = self._encode_missing(pixel_values, image_patches)
             together = torch.cat([patches, image_patches.to(patches.dtype)])[image_order]
             features = self.vision_model.post_layernorm(together.to(self.vision_model.post_layernorm.weight.dtype))
         elif self.throughput.share_images:
@@ -206,14 +209,35 @@ class InstructBlip(InstructBlipForConditionalGeneration):
         rows = torch.zeros(len(labels), device=soft.device)
         tokens = 0
         for answers in self.predict(input_ids, attention_mask, labels, soft):
+            if not len(answers.rows):  # a call for other ranks' sake: its gradient is zero, but ZeRO 3 waits for it
+                total = total + 0 * answers.logits.float().sum()
+                continue
             nll = nn.functional.cross_entropy(answers.logits.float(), answers.targets, reduction="none")
             total = total + nll.sum()
             rows = rows.index_add(0, answers.rows, nll.detach())
             tokens += len(answers.targets)
         return AnswerLoss(total, tokens, rows, patches)
 
+    def _encode_missing(self, pixel_values: Tensor, kept: Tensor) -> Tensor:
+        """Features of the pictures that a cache lacks; on a rank that lacks none, one is encoded for the others' sake.
+
+        Args:
+            pixel_values: pictures that the cache lacks, `[images, 3, height, width]`.
+            kept: features of the others, `[images, patches + 1, vision width]`.
+        """
+        if len(pixel_values):
+            self.most_calls(1)
+            return self.encode_patches(pixel_values)
+        if self.most_calls(0):
+            size = self.config.vision_config.image_size
+            self.encode_patches(pixel_values.new_zeros(1, 3, size, size))
+        return kept[:0]
+
     def predict(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, soft: Tensor) -> Iterator[Answers]:
-        """The LLM's predictions of all target tokens, in one forward pass or several."""
+        """The LLM's predictions of all target tokens, in one forward pass or several.
+
+        A pass that only keeps this rank in step with others (`most_calls`) gives `Answers` with logits but no rows.
+        """
         lengths = attention_mask.sum(1).tolist()
         if not self.config.use_decoder_only_language_model:
             yield from self._predict_grouped(self.embed(input_ids, soft), attention_mask, labels, lengths)
@@ -249,7 +273,8 @@ class InstructBlip(InstructBlipForConditionalGeneration):
         groups = [list(range(len(lengths)))]
         if self.throughput.packing:
             groups = similar_rows(list(zip(lengths, answers, strict=True)))
-        for group in groups:
+
+        def call(group: list[int]) -> Answers:
             rows = torch.tensor(group, device=labels.device)
             length, answer = (max(texts[row] for row in group) for texts in (lengths, answers))
             targets = labels[rows, :answer]
@@ -260,7 +285,13 @@ class InstructBlip(InstructBlipForConditionalGeneration):
                 attention_mask=attention_mask[rows, :length],
                 decoder_input_ids=self.shift_right(targets),
             )
-            yield Answers(logits, targets[wanted], rows[wanted.nonzero()[:, 0]])
+            return Answers(logits, targets[wanted], rows[wanted.nonzero()[:, 0]])
+
+        spare = self.most_calls(len(groups)) - len(groups)
+        yield from map(call, groups)
+        for _ in range(spare):  # the shortest row once more
+            logits, targets, rows = call(groups[0][:1])
+            yield Answers(logits, targets[:0], rows[:0])
 
     def _project(self, wanted: Tensor, **inputs: Tensor) -> Tensor:
         """The LLM's logits at the wanted positions, `[positions, vocabulary]`."""

@@ -95,6 +95,19 @@ def share(value: Sequence[float]) -> list[float]:
     return [float(number) for number in total.tolist()]
 
 
+def largest(values: Sequence[float]) -> list[float]:
+    """The largest of each over the ranks."""
+    found = torch.tensor(list(values), dtype=torch.float64, device=get_accelerator().current_device_name())
+    if dist.get_world_size() > 1:
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return [float(value) for value in found.tolist()]
+
+
+def most_calls(mine: int) -> int:
+    """How often the rank that calls a module most often calls it; call on every rank."""
+    return int(largest([mine])[0])
+
+
 class Engine:
     """A model in training.
 
@@ -115,6 +128,8 @@ class Engine:
             compile_layers(model)
         if config.activation_checkpointing:
             recompute_layers(model)
+        if config.zero_stage == 3:
+            model.most_calls = most_calls
         settings = deepspeed_settings(config, model.language_model.config.hidden_size)
         optimizer = build_optimizer(model, config, offloads_optimizer(settings))
         self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)

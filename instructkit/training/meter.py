@@ -18,12 +18,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-import torch.distributed as dist
-from deepspeed.accelerator import get_accelerator
 
 from instructkit.models.instruct_blip import IGNORED, AnswerLoss, InstructBlip
 from instructkit.training.data import Batch
-from instructkit.training.engine import share
+from instructkit.training.engine import largest, share
 from instructkit.training.flops import FlopCount, llm_work, matmul_peak
 
 GIB = 2**30
@@ -113,11 +111,3 @@ def peak_memory() -> dict[str, float]:
         return {"peak_gpu_memory_gib": round(largest([torch.cuda.max_memory_allocated()])[0] / GIB, 3)}
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB on Linux
     return {"peak_memory_gib": round(largest([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss])[0] * unit / GIB, 3)}
-
-
-def largest(values: Sequence[float]) -> list[float]:
-    """The largest of each over the ranks."""
-    found = torch.tensor(list(values), dtype=torch.float64, device=get_accelerator().current_device_name())
-    if dist.get_world_size() > 1:
-        dist.all_reduce(found, op=dist.ReduceOp.MAX)
-    return [float(value) for value in found.tolist()]

@@ -179,14 +179,19 @@ class HeldIn:
 
 @contextmanager
 def at_rest(engine: Engine) -> Iterator[InstructBlip]:
-    """The model in evaluation mode, its weights whole on every rank; afterwards it trains on as it was."""
+    """The model in evaluation mode, its weights whole on every rank; afterwards it trains on as it was.
+
+    Each rank goes its own pace inside, so none may wait for the others to call as often as it does.
+    """
     model, sharded = engine.model, engine.config.zero_stage == 3
+    in_step, model.most_calls = model.most_calls, int
     with deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=sharded), _no_hooks(model, sharded):
         model.eval()
         try:
             yield model
         finally:
             set_modes(model, training=True)
+            model.most_calls = in_step
 
 
 @contextmanager

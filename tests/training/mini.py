@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -83,16 +87,34 @@ def command(ranks: int) -> list[str]:
     return [str(launcher), "--num_accelerators", str(ranks), "--master_port", str(free_port())]
 
 
-def run_all(ranks: int, folder: Path, runs: dict[str, list[str]]) -> None:
-    """Start the recipe once for several runs, one behind the other; each writes to `folder/<name>`."""
+def run_all(ranks: int, folder: Path, runs: dict[str, list[str]], timeout: float = 600) -> None:
+    """Start the recipe once for several runs, one behind the other; each writes to `folder/<name>`.
+
+    Ranks that have not ended after `timeout` seconds are killed, and the test fails with what they wrote.
+    """
     spec = folder / f"runs-{ranks}-{free_port()}.json"
     spec.parent.mkdir(parents=True, exist_ok=True)
     spec.write_text(json.dumps({name: [f"output={folder / name}", *words] for name, words in runs.items()}))
     script = str(Path(__file__).with_name("runs.py"))
-    done = subprocess.run(
-        [*command(ranks), script, str(spec)], env=environment(), capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(
+            [*command(ranks), script, str(spec)], env=environment(), stdout=said, stderr=said, start_new_session=True
+        )
+        try:
+            code: int | str = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            code = f"none after {timeout} seconds"
+        finally:
+            end_all(process)
+        said.seek(0)
+        assert code == 0, f"exit code {code}\n{said.read()[-8000:]}"
+
+
+def end_all(process: subprocess.Popen[Any]) -> None:
+    """Kill a process and all that it started, the launcher's ranks too."""
+    with suppress(ProcessLookupError):  # all of them have ended
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 @torch.no_grad()
