@@ -32,8 +32,12 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         name: a preset that starts from random weights (`nano`), the name of a published size (`vicuna-7b`), a folder
             that `save_pretrained` wrote or a name on the Hugging Face hub.
-        vision: image encoder in place of `name`'s: a BLIP-2 or InstructBLIP, a CLIP, SigLIP or DINO; by folder
-            or hub name, like the next two.
+        vision: image encoder in place of `name`'s: a BLIP-2 or InstructBLIP, a CLIP, SigLIP or DINO, or another that
+            gives features of patches or a map of them, such as an EfficientNet; by folder or hub name, like qformer
+            and llm.
+        vision_layer: layer of the image encoder that is read: n for what leaves the n-th, negative numbers from the
+            end (-1 the last); stages count as layers where transformers' hidden_states has one of each. null for its
+            final features, of CLIP those one layer before.
         qformer: Q-Former and query tokens in place of `name`'s: a BLIP-2, an InstructBLIP or a BERT.
         llm: LLM in place of `name`'s: a causal or T5-like one, a GGUF file, or `package:MODULE` for a Python package
             that assembles one.
@@ -45,6 +49,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str = "nano"
     vision: str | None = None
+    vision_layer: int | None = None
     qformer: str | None = None
     llm: str | None = None
     llm_bits: Literal[4, 8] | None = None
@@ -53,8 +58,8 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def joined(self) -> bool:
-        """Whether the parts are loaded one by one: some come from elsewhere than `name`, or the LLM is quantised."""
-        return any((self.vision, self.qformer, self.llm, self.llm_bits))
+        """Whether the parts are loaded one by one: some come from elsewhere than `name`, or are loaded otherwise."""
+        return any((self.vision, self.qformer, self.llm, self.llm_bits)) or self.vision_layer is not None
 
     @property
     def base(self) -> str:

@@ -34,7 +34,7 @@ from instructkit.config import RunConfig, load_config, to_dict
 from instructkit.errors import UserError
 from instructkit.evaluation.run import evaluate_run
 from instructkit.models.saving import save_model
-from instructkit.models.towers import merge_lora, prepare_towers, set_modes, trained_and_frozen
+from instructkit.models.towers import merge_lora, prepare_towers, set_modes, trained_and_frozen, transposed_towers
 from instructkit.models.trained import save_trained
 from instructkit.reports.report import finished_report, last_lines, write_report
 from instructkit.training.checkpoints import last_checkpoint, load_best, load_checkpoint, move_aside, save_checkpoint
@@ -170,13 +170,13 @@ def _save(config: RunConfig, engine: Engine, texts: Texts, folder: Path, rank: i
     """Write the model; of one that came from checkpoints only what was not in them, beside their names."""
     towers = (config.towers.vision, config.towers.qformer, config.towers.llm)
     if (config.model.name == "nano" and not config.model.joined) or set(towers) == {"full"}:
-        state = merge_lora(engine.gathered_state(), config.towers)
+        state = merge_lora(engine.model, engine.gathered_state(), config.towers)
         if rank == 0:
             save_model(engine.model, texts, folder, state)
     else:
         state = engine.gathered_state(trained_only=True)
         if rank == 0:
-            save_trained(folder, state, config.model, config.towers, texts)
+            save_trained(folder, state, config.model, config.towers, texts, transposed_towers(engine.model))
 
 
 def _start(

@@ -56,8 +56,9 @@ def join(
         UserError: a part cannot be loaded, or does not fit.
     """
     base = _Nano(tokenizers(), dtype) if settings.name == "nano" else _Checkpoint(settings.name, dtype)
+    layer = settings.vision_layer
     with seeded(seed):
-        vision = load_vision(settings.vision, dtype) if settings.vision else base.vision()
+        vision = load_vision(settings.vision, dtype, layer) if settings.vision else base.vision(layer)
         llm = load_llm(settings.llm, dtype, settings.llm_bits) if settings.llm else base.llm(settings.llm_bits)
         width = vision.config.hidden_size
         if settings.qformer:
@@ -84,7 +85,9 @@ class _Nano:
         self.config = preset("nano", *map(len, tokenizers))
         self.queries: int = self.config.num_query_tokens
 
-    def vision(self) -> Vision:
+    def vision(self, layer: int | None) -> Vision:
+        if layer is not None:
+            raise UserError(f"model.vision_layer={layer}: nano's own encoder is trained for its last layer")
         config = self.config.vision_config
         return Vision(self._new(InstructBlipVisionModel._from_config(config)), config, None, "from random weights")
 
@@ -127,8 +130,8 @@ class _Checkpoint:
             )
         self.queries: int = config.num_query_tokens
 
-    def vision(self) -> Vision:
-        return load_vision(self.name, self.dtype)
+    def vision(self, layer: int | None) -> Vision:
+        return load_vision(self.name, self.dtype, layer)
 
     def llm(self, bits: int | None) -> Llm:
         return load_llm(self.name, self.dtype, bits)

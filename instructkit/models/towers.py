@@ -9,10 +9,15 @@ from fnmatch import fnmatchcase
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from transformers.pytorch_utils import Conv1D
 
 from instructkit.config import TowersConfig
 from instructkit.errors import UserError
 from instructkit.models.instruct_blip import InstructBlip
+
+LINEAR = (nn.Linear, Conv1D)
+"""Layers that multiply by a matrix; GPT-2's kind keeps it transposed."""
 
 TOWERS = ("vision_model", "qformer", "language_model")
 """The towers' names as parameters carry them; query tokens and projection belong to the Q-Former's training."""
@@ -22,7 +27,8 @@ def prepare_towers(model: InstructBlip, config: TowersConfig, seed: int = 0) -> 
     """Set what is trained, in place; the same seed gives the same LoRA weights.
 
     A frozen tower needs no gradient and runs without dropout. The layer norm over the image features, the query tokens
-    and the projection into the LLM are trained with the Q-Former, as the paper does (section 3.4).
+    and the projection into the LLM are trained with the Q-Former, as the paper does (section 3.4), whatever is trained
+    of the image encoder.
 
     Raises:
         UserError: `lora_targets` do not fit the model.
@@ -33,13 +39,13 @@ def prepare_towers(model: InstructBlip, config: TowersConfig, seed: int = 0) -> 
     joints = config.qformer != "frozen"
     model.query_tokens.requires_grad_(joints)
     model.language_projection.requires_grad_(joints)
-    if joints and config.vision != "lora":
-        model.vision_model.post_layernorm.requires_grad_(True)
     targets = lora_targets(model, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for name, layers in targets.items():
             _add_lora(getattr(model, name), config, layers)
+    if joints:  # behind LoRA, which freezes all else in its tower
+        model.vision_model.post_layernorm.requires_grad_(True)
 
 
 def trained_and_frozen(model: nn.Module) -> dict[str, tuple[int, int]]:
@@ -54,23 +60,34 @@ def trained_and_frozen(model: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def set_modes(model: InstructBlip, training: bool) -> None:
-    """Training mode for towers in which something is trained, evaluation mode for the others."""
+    """Training mode for what is trained, evaluation mode for what is frozen, whatever stands beside it.
+
+    A frozen module has no dropout, drop path or drawn noise. The layer norm over the image features is trained with the
+    Q-Former, so it makes no trained tower of a frozen image encoder. Normalisation by running statistics (BatchNorm)
+    keeps those of the checkpoint even where its weights are trained: each rank would gather others.
+    """
     model.train(training)
     for name in TOWERS:
         tower = getattr(model, name)
-        if not any(parameter.requires_grad for parameter in tower.parameters()):
+        trained = {part for part, weight in tower.named_parameters() if weight.requires_grad}
+        if all(part.startswith("post_layernorm.") for part in trained):
             tower.eval()
+    for module in model.modules():
+        weights = list(module.parameters())
+        frozen = bool(weights) and not any(weight.requires_grad for weight in weights)
+        if frozen or (isinstance(module, _NormBase) and module.track_running_stats):
+            module.eval()
 
 
 def lora_targets(model: InstructBlip, config: TowersConfig) -> dict[str, set[str]]:
-    """Linear layers that LoRA stands beside, by tower, with their names inside it.
+    """Linear layers that LoRA stands beside, by tower, with their names inside it; GPT-2's Conv1D is one, too.
 
     Raises:
         UserError: a pattern of `lora_targets` matches no layer of a LoRA tower, or a LoRA tower is left without.
     """
     settings = dict(zip(TOWERS, (config.vision, config.qformer, config.llm), strict=True))
     head = model.language_model.get_output_embeddings()
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
+    linear = [name for name, module in model.named_modules() if isinstance(module, LINEAR) and module is not head]
     chosen = [name for name in linear if settings.get(name.partition(".")[0]) == "lora"]
     if config.lora_targets:
         for pattern in config.lora_targets:
@@ -83,9 +100,13 @@ def lora_targets(model: InstructBlip, config: TowersConfig) -> dict[str, set[str
     }
     for tower, names in targets.items():
         if not names:
-            raise UserError(
-                f"{tower} is to be trained by LoRA, but no pattern of towers.lora_targets matches a layer of it"
+            setting = {"vision_model": "vision", "qformer": "qformer", "language_model": "llm"}[tower]
+            reason = (
+                "no pattern of towers.lora_targets matches a layer of it"
+                if config.lora_targets
+                else f"it has no linear layer; set towers.{setting}=frozen or full"
             )
+            raise UserError(f"{tower} is to be trained by LoRA, but {reason}")
     return targets
 
 
@@ -103,15 +124,21 @@ def _check_pattern(pattern: str, linear: list[str], chosen: list[str]) -> None:
 
 def _add_lora(tower: nn.Module, config: TowersConfig, targets: set[str]) -> None:
     """Put LoRA beside some linear layers of a tower."""
-    lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=sorted(targets))
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        target_modules=sorted(targets),
+        fan_in_fan_out=any(isinstance(tower.get_submodule(name), Conv1D) for name in targets),
+    )
     inject_adapter_in_model(lora, tower)
 
 
-def merge_lora(state: dict[str, Tensor], config: TowersConfig) -> dict[str, Tensor]:
+def merge_lora(model: nn.Module, state: dict[str, Tensor], config: TowersConfig) -> dict[str, Tensor]:
     """Weights with every LoRA pair added to the matrix it stands beside, under the model's own names.
 
     Args:
-        state: all weights of a model, with or without LoRA.
+        model: says which layers keep their matrix transposed.
+        state: all weights of it, with or without LoRA.
         config: holds the scale, lora_alpha / lora_rank.
     """
     merged = {}
@@ -121,6 +148,26 @@ def merge_lora(state: dict[str, Tensor], config: TowersConfig) -> dict[str, Tens
         if name.endswith(".base_layer.weight"):
             stem = name.removesuffix(".base_layer.weight")
             up, down = state[f"{stem}.lora_B.default.weight"], state[f"{stem}.lora_A.default.weight"]
-            weight = weight + (up.float() @ down.float() * (config.lora_alpha / config.lora_rank)).to(weight.dtype)
+            step = lora_step(model.get_submodule(f"{stem}.base_layer"), up, down, config)
+            weight = weight + step.to(weight.dtype)
         merged[name.replace(".base_layer.", ".")] = weight
     return merged
+
+
+def lora_step(layer: nn.Module, up: Tensor, down: Tensor, config: TowersConfig) -> Tensor:
+    """What a LoRA pair adds to a layer's matrix, float32, as the layer keeps it.
+
+    Args:
+        layer: one of `LINEAR`.
+        up: `[outputs, rank]`.
+        down: `[rank, inputs]`.
+        config: holds the scale, lora_alpha / lora_rank.
+    """
+    step = up.float() @ down.float() * (config.lora_alpha / config.lora_rank)
+    return step.T if isinstance(layer, Conv1D) else step
+
+
+def transposed_towers(model: nn.Module) -> set[str]:
+    """Towers of a model with LoRA in which it stands beside matrices that are kept transposed."""
+    layers = {name.removesuffix(".base_layer") for name, module in model.named_modules() if isinstance(module, Conv1D)}
+    return {name.partition(".")[0] for name in layers if hasattr(model.get_submodule(name), "lora_A")}

@@ -11,7 +11,7 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import msgspec
@@ -27,7 +27,7 @@ from instructkit.config import ModelConfig, TowersConfig
 from instructkit.errors import UserError
 from instructkit.examples import write_atomically
 from instructkit.models.instruct_blip import InstructBlip
-from instructkit.models.towers import TOWERS
+from instructkit.models.towers import TOWERS, lora_step
 
 FACTS = "instructkit.json"
 TRAINED = "trained.safetensors"
@@ -51,7 +51,12 @@ class Facts(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def save_trained(
-    folder: Path, state: Mapping[str, Tensor], model: ModelConfig, towers: TowersConfig, texts: Texts | None = None
+    folder: Path,
+    state: Mapping[str, Tensor],
+    model: ModelConfig,
+    towers: TowersConfig,
+    texts: Texts | None = None,
+    transposed: Collection[str] = (),
 ) -> None:
     """Write the trained part of a model that came from `model.name`.
 
@@ -61,6 +66,7 @@ def save_trained(
         model: which model.
         towers: what of it was trained.
         texts: tokenisers, kept where the model was joined from parts.
+        transposed: towers whose LoRA stands beside transposed matrices (`transposed_towers`).
     """
     folder.mkdir(parents=True, exist_ok=True)
     plain = {
@@ -74,7 +80,7 @@ def save_trained(
             if ".lora_" in name and name.startswith(f"{tower}.")
         }
         if pairs:
-            _save_adapter(folder / "adapters" / tower, pairs, model.base, towers)
+            _save_adapter(folder / "adapters" / tower, pairs, model.base, towers, tower in transposed)
     if model.joined and texts is not None:
         texts.llm.save_pretrained(folder / TOKENIZERS / "llm")
         texts.qformer.save_pretrained(folder / TOKENIZERS / "qformer")
@@ -139,17 +145,16 @@ def apply_trained(model: InstructBlip, folder: Path, facts: Facts) -> None:
 
 def _merge(model: InstructBlip, adapter: Path, facts: Facts) -> None:
     pairs = _read(adapter / ADAPTER)
-    scale = facts.towers.lora_alpha / facts.towers.lora_rank
-    own = dict(model.named_parameters())
+    own = dict(model.named_modules())
     for name, down in pairs.items():
         stem, found, _ = name.partition(".lora_A.weight")
         if not found:
             continue
-        weight = own.get(f"{adapter.name}.{stem.removeprefix(_PEFT)}.weight")
-        up = pairs[f"{stem}.lora_B.weight"]
-        if weight is None or weight.shape != (up.shape[0], down.shape[1]):
+        layer = own.get(f"{adapter.name}.{stem.removeprefix(_PEFT)}")
+        step = lora_step(layer, pairs[f"{stem}.lora_B.weight"], down, facts.towers) if layer is not None else None
+        if layer is None or step is None or getattr(layer, "weight", step[:0]).shape != step.shape:
             raise UserError(f"{adapter / ADAPTER}: {name} does not fit the base {facts.base}")
-        weight += (up.float() @ down.float() * scale).to(weight.dtype)
+        layer.weight += step.to(layer.weight.dtype)
 
 
 def _attach(tower: nn.Module, adapter: Path) -> None:
@@ -162,12 +167,15 @@ def _attach(tower: nn.Module, adapter: Path) -> None:
         own[place].copy_(tensor)
 
 
-def _save_adapter(folder: Path, pairs: Mapping[str, Tensor], base: str, settings: TowersConfig) -> None:
+def _save_adapter(
+    folder: Path, pairs: Mapping[str, Tensor], base: str, settings: TowersConfig, transposed: bool
+) -> None:
     targets = sorted({name.split(".lora_")[0] for name in pairs})
     lora = LoraConfig(
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
         target_modules=targets,
+        fan_in_fan_out=transposed,
         base_model_name_or_path=base,
         inference_mode=True,
     )

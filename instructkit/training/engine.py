@@ -213,10 +213,15 @@ class Engine:
     def gathered_state(self, trained_only: bool = False) -> dict[str, torch.Tensor]:
         """Parameters on the CPU, whole on the first rank; call on every rank, since ZeRO 3 shards them.
 
+        Buffers that belong to a model's weights, such as running statistics, come with them; no training changes them.
+
         Args:
             trained_only: leave out what is frozen and came from a checkpoint.
         """
         state = {}
+        if not trained_only:
+            kept = self.model.state_dict().keys()
+            state = {name: buffer.detach().cpu() for name, buffer in self.model.named_buffers() if name in kept}
         for name, parameter in self.model.named_parameters():
             fresh = name.replace(".base_layer.", ".") in self.model.fresh
             if trained_only and not parameter.requires_grad and not fresh:

@@ -124,7 +124,8 @@ def encoder_digest(model: InstructBlip, precision: str) -> str:
     for name, weight in model.vision_model.state_dict().items():
         if not name.startswith("post_layernorm."):
             digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            # Flat, as a single number has no bytes to view.
+            digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

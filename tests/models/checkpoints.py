@@ -43,6 +43,8 @@ ALL_LLMS: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention"],
     },
     "qwen3": {**LLMS["qwen2"], "head_dim": 8},
+    # Square layers: only their kind says that GPT-2 keeps matrices transposed.
+    "gpt2": {"n_embd": 32, "n_inner": 32, "n_layer": 2, "n_head": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0},
     "gpt_neox": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4},
 }
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
@@ -93,6 +95,89 @@ def write_vision(folder: Path, family: str) -> Path:
     facts = {"image_mean": MEAN, "image_std": STD, "do_normalize": True, "do_center_crop": True}
     facts |= {"size": {"shortest_edge": 20}, "crop_size": {"height": 16, "width": 16}}
     (folder / "preprocessor_config.json").write_text(json.dumps(facts))
+    return folder
+
+
+SMALL = {"image_size": 32, "num_channels": 3}
+STAGES = {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2}
+SWIN = {"patch_size": 4, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 2}
+ENCODERS: dict[str, dict[str, Any]] = {
+    "clip": {},
+    "siglip": {},
+    "vit": {},
+    "dinov2": {},
+    "beit": {"drop_path_rate": 0.0, "use_relative_position_bias": True},
+    "swin": {**SMALL, **SWIN, "drop_path_rate": 0.0},
+    "swinv2": {**SMALL, **SWIN, "drop_path_rate": 0.0},
+    "resnet": {**STAGES, "embedding_size": 8, "layer_type": "basic"},
+    "regnet": {**STAGES, "embedding_size": 8, "groups_width": 4},
+    "convnext": {**SMALL, **STAGES, "patch_size": 4},
+    "convnextv2": {**SMALL, **STAGES, "patch_size": 4},
+    "efficientnet": {
+        **SMALL,
+        "in_channels": [32, 16],
+        "out_channels": [16, 24],
+        "kernel_sizes": [3, 3],
+        "strides": [1, 2],
+        "num_block_repeats": [1, 1],
+        "expand_ratios": [1, 2],
+        "depthwise_padding": [],
+        "hidden_dim": 1280,
+        "width_coefficient": 1.0,
+        "depth_coefficient": 1.0,
+    },
+    "mobilenet_v2": {**SMALL, "depth_multiplier": 0.25, "finegrained_output": False},
+    "mobilevit": {
+        **SMALL,
+        "hidden_sizes": [12, 16, 20],
+        "neck_hidden_sizes": [8, 8, 8, 12, 16, 20, 24],
+        "intermediate_size": 16,
+        "num_attention_heads": 2,
+    },
+}
+"""Encoders by their type in transformers, each as small as it goes."""
+
+MAPS = ("resnet", "regnet", "convnext", "convnextv2", "efficientnet", "mobilenet_v2", "mobilevit")
+"""Those that give a map of features."""
+
+_RANDOM = ("dropout", "drop_rate", "drop_path_rate", "drop_connect_rate", "hidden_dropout_prob")
+
+
+def write_encoder(folder: Path, family: str, dropout: float = 0.0) -> Path:
+    """An image encoder of any family for pictures of 32 pixels or less, with statistics of its own and random noise."""
+    if family in ("clip", "siglip"):
+        return write_vision(folder, family)
+    torch.manual_seed(4)
+    if family.startswith("timm:"):
+        facts = {"input_size": [3, 64, 64], "mean": MEAN, "std": STD}
+        args = {"img_size": 64, "window_size": 2, "embed_dim": 24, "depths": (1, 1), "num_heads": (2, 2)}
+        config = AutoConfig.for_model(
+            "timm_wrapper",
+            architecture=family.removeprefix("timm:"),
+            pretrained_cfg=facts,
+            do_pooling=False,
+            model_args=args if "swin" in family else {"channels": (8, 8, 8, 8), "layers": (1, 1, 1, 1)},
+        )
+    else:
+        options = ENCODERS.get(family) or {**SIZES, "image_size": 32, "patch_size": 8}
+        if family in ("vit", "dinov2", "beit", "vit_mae"):
+            options = {**SIZES, "image_size": 32, "patch_size": 8, **options}
+        config = AutoConfig.for_model(family, **options)
+        for key in _RANDOM:
+            if dropout and hasattr(config, key):
+                setattr(config, key, dropout)
+    model: Any = AutoModel.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+        for name, buffer in model.named_buffers():
+            if "running_var" in name:
+                buffer.uniform_(0.5, 1.5)
+            if "running_mean" in name:
+                buffer.uniform_(-0.5, 0.0)
+    model.save_pretrained(folder)
+    facts = {"image_mean": MEAN, "image_std": STD, "do_normalize": True, "do_center_crop": False}
+    (folder / "preprocessor_config.json").write_text(json.dumps({**facts, "size": {"height": 32, "width": 32}}))
     return folder
 
 

@@ -6,12 +6,15 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import GPT2LMHeadModel
 
 from instructkit.config import ModelConfig, TowersConfig
 from instructkit.errors import UserError
+from instructkit.models.joining import join
 from instructkit.models.saving import load_model, save_model
-from instructkit.models.towers import prepare_towers
+from instructkit.models.towers import merge_lora, prepare_towers, transposed_towers
 from instructkit.models.trained import save_trained
+from tests.models.checkpoints import write_instructblip, write_llm
 from tests.models.test_instruct_blip import batch
 from tests.tiny import tiny_model
 
@@ -78,6 +81,39 @@ def test_peft_loads_the_adapter_and_merges_it(llm, tmp_path):
         torch.testing.assert_close(wrapped(input_ids=ids, **extra).logits, expected, atol=1e-5, rtol=1e-5)
         merged = wrapped.merge_and_unload()
         torch.testing.assert_close(merged(input_ids=ids, **extra).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_lora_on_gpt2_whose_layers_keep_their_matrices_transposed(tmp_path):
+    source, llm = write_instructblip(tmp_path / "blip"), write_llm(tmp_path / "gpt2", "gpt2")
+    names = ModelConfig(str(source), llm=str(llm))
+    model, texts = join(names, torch.float32, lambda: pytest.fail("no tokenizer of nano's is needed"))
+    settings = TowersConfig(llm="lora", lora_rank=3, lora_alpha=12)
+    prepare_towers(model, settings)
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn_like(parameter)
+    beside = {name.split(".lora_")[0].split(".", 4)[-1] for name, _ in model.named_parameters() if ".lora_" in name}
+    assert beside == {"attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"}
+    inputs, ids = batch(texts), torch.tensor([[1, 7, 9, 11]])
+    with torch.no_grad():
+        expected, rows = model.eval().language_model(input_ids=ids).logits, model(**inputs).rows
+    assert transposed_towers(model) == {"language_model"}
+    save_trained(tmp_path / "run", trained_state(model), names, settings, texts, transposed_towers(model))
+    again, _ = load_model(str(tmp_path / "run"))
+    plain = GPT2LMHeadModel.from_pretrained(llm)
+    wrapped = PeftModel.from_pretrained(plain, tmp_path / "run" / "adapters" / "language_model").eval()
+    merged = GPT2LMHeadModel.from_pretrained(llm).eval()
+    state = merge_lora(model, dict(model.state_dict()), settings)
+    merged.load_state_dict(
+        {name.removeprefix("language_model."): value for name, value in state.items() if name.startswith("language_m")}
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(again.eval()(**inputs).rows, rows, atol=2e-5, rtol=1e-5)
+        for llm_alone in (again.language_model, wrapped, merged):
+            torch.testing.assert_close(llm_alone(input_ids=ids).logits, expected, atol=1e-5, rtol=1e-5)
+        assert (GPT2LMHeadModel.from_pretrained(llm).eval()(input_ids=ids).logits - expected).abs().max() > 1e-3
 
 
 def test_lora_stands_beside_the_layers_that_a_pattern_names(tmp_path):
