@@ -25,6 +25,8 @@ from instructkit.plain_text import PlainText
 from instructkit.prompts import Prompt
 
 T = TypeVar("T")
+FRAMES = 4
+"""Frames taken of a video (paper, section 3.4: 4, uniformly)."""
 TEXTS = ("qformer", "instruction", "answer")
 """The texts of a row that a limit can cut, as `Encoded` names them."""
 
@@ -224,13 +226,13 @@ class Picture(NamedTuple):
     clip: tuple[float | None, float | None] = (None, None)
 
 
-def pictures(prompt: Prompt, root: Path, frames: int = 4) -> list[Picture]:
+def pictures(prompt: Prompt, root: Path, frames: int = FRAMES) -> list[Picture]:
     """The pictures that a prompt is about, in order; a video counts as `frames` of them.
 
     Args:
         prompt: names them relative to `root`.
         root: media root of its dataset.
-        frames: frames taken of a video (paper, section 3.4: 4, uniformly).
+        frames: frames taken of a video.
     """
     if prompt.video is not None:
         return [Picture(root / prompt.video, index, frames, prompt.clip) for index in range(frames)]

@@ -190,6 +190,19 @@ def image_numbers(rows: Any) -> Integers:
     return numbers
 
 
+def picture_counts(rows: Any, frames: int) -> Integers:
+    """How many pictures each example shows; a video counts as its frames.
+
+    Args:
+        rows: the `datasets.Dataset` of `instructkit.examples.Examples`.
+        frames: taken of a video.
+    """
+    table: pa.Table = rows.select_columns(["images", "video"]).with_format("arrow")[:]
+    images = pc.list_value_length(table["images"])
+    counts: Integers = pc.if_else(pc.is_valid(table["video"]), frames, images).fill_null(0).to_numpy().astype(np.int64)
+    return counts
+
+
 def _key(seed: int, name: str) -> int:
     return (seed << 32) ^ zlib.crc32(name.encode())
 

@@ -33,6 +33,7 @@ from instructkit.batches import Texts
 from instructkit.config import RunConfig, load_config, to_dict
 from instructkit.errors import UserError
 from instructkit.evaluation.run import evaluate_run
+from instructkit.models.positions import positions_of
 from instructkit.models.saving import save_model
 from instructkit.models.towers import merge_lora, prepare_towers, set_modes, trained_and_frozen, transposed_towers
 from instructkit.models.trained import save_trained
@@ -116,7 +117,10 @@ def train(config: RunConfig, folder: Path, rank: int, world: int, identity: dict
         rank=rank,
         world=world,
         cache=open_cache(config, model),
+        llm_positions=positions_of(model.language_model),
     )
+    for line in data.check_pictures():
+        log.say(line)
     engine = Engine(model, settings, folder)
     facts = {"settings": _settings(config), "data": data_digest(config, training_splits(config)), "ranks": world}
     meter = Meter(engine.model, data.mixture.names, engine.device)

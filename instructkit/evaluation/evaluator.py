@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from instructkit.batches import Picture, Texts, decode, pictures, share_images
+from instructkit.batches import Encoded, Picture, Texts, decode, pictures, share_images
 from instructkit.errors import UserError
 from instructkit.evaluation.generate import generate_texts
 from instructkit.evaluation.plan import Question
@@ -19,6 +19,7 @@ from instructkit.evaluation.responses import Response
 from instructkit.evaluation.trie import CandidateTrie
 from instructkit.examples import Example
 from instructkit.models.instruct_blip import InstructBlip
+from instructkit.models.positions import positions_of
 from instructkit.prompts import Prompt
 from instructkit.protocols import VOCABULARY, Protocol, merge_scores
 from instructkit.protocols import Texts as Candidate
@@ -28,13 +29,23 @@ RANKED = 100
 
 
 class Row(NamedTuple):
-    """One example, ready for the model."""
+    """One example, ready for the model.
+
+    Attributes:
+        example: what is asked about.
+        prompt: the question.
+        looks: its pictures.
+        reference: what the metric compares with.
+        candidates: answers to rank.
+        room: positions that the LLM has left for the prompt; None for as many as it takes.
+    """
 
     example: Example
     prompt: Prompt
     looks: list[Picture]
     reference: Any
     candidates: list[Candidate]
+    room: int | None
 
 
 class Batch(NamedTuple):
@@ -65,6 +76,8 @@ class Evaluator:
         self.model = model.eval()
         self.texts = texts
         self.image_size: int = model.config.vision_config.image_size
+        self.positions = positions_of(model.language_model)
+        self._tokenised: tuple[tuple[Candidate, ...], list[list[int]]] = ((), [])
 
     def prepare(
         self,
@@ -86,11 +99,41 @@ class Evaluator:
         rows, failed = [], []
         for example in examples:
             try:
-                rows.append(_row(question, example, root, vocabulary, hidden))
+                row = _row(question, example, root, vocabulary, hidden)
+                rows.append(row._replace(room=self._room(question.protocol, row)))
             except UserError as error:
                 failed.append(Response(example=example.id, images=_media(example), error=str(error)))
         rows, pixels, broken = self._decode(rows)
         return Batch(rows, pixels, failed + broken, [example.id for example in examples])
+
+    def _room(self, protocol: Protocol, row: Row) -> int | None:
+        """Positions that pictures and the longest answer leave for a prompt; None where nothing bounds it.
+
+        Raises:
+            UserError: none are left.
+        """
+        if self.positions.read is None:
+            return None
+        soft, answer = self.texts.queries * len(row.looks), 0
+        if self.texts.decoder_only:
+            answer = protocol.decoding.max_new_tokens
+            if protocol.mode == "rank":
+                answer = 1 + max(map(len, self._candidate_ids(tuple(row.candidates))))
+        room = self.positions.read - soft - answer
+        if room <= len(self.texts.before) + len(self.texts.behind):
+            raise UserError(
+                f"{protocol.benchmark}: example {row.example.id}: {soft} soft prompts of {len(row.looks)} pictures and "
+                f"{answer} tokens of an answer leave no room for a prompt in the LLM's {self.positions.read} positions"
+            )
+        return room
+
+    def _candidate_ids(self, candidates: tuple[Candidate, ...]) -> list[list[int]]:
+        """Tokens of candidates; the last ones are kept, since a benchmark often has the same for all examples."""
+        known, ids = self._tokenised
+        if known != candidates:
+            ids = self.texts.encode_answers([text for candidate in candidates for text in candidate])
+            self._tokenised = candidates, ids
+        return ids
 
     def _decode(self, rows: list[Row]) -> tuple[list[Row], Tensor | None, list[Response]]:
         """Decode the distinct pictures; if one is broken, find out whose it is and leave them out."""
@@ -111,11 +154,11 @@ class Evaluator:
             return (*self._decode(whole)[:2], broken)
 
     def prefixes(
-        self, prompts: Sequence[Prompt], looks: Sequence[list[Picture]], pixels: Tensor
+        self, encoded: Sequence[Encoded], looks: Sequence[list[Picture]], pixels: Tensor
     ) -> tuple[Tensor, Tensor]:
         """What the LLM reads before it answers: embeddings `[rows, length, width]` and mask `[rows, length]`."""
         _, sharing = share_images(looks)
-        rows = self.texts.prefixes(self.texts.encode(prompts), [len(look) for look in looks])
+        rows = self.texts.prefixes(encoded, [len(look) for look in looks])
         device = self.model.query_tokens.device
         mask = rows.pop("attention_mask").to(device)
         inputs = {"pixel_values": pixels.to(self.model.query_tokens.dtype), **sharing, **rows}
@@ -134,17 +177,20 @@ class Evaluator:
         responses = {failure.example: failure for failure in batch.failed}
         if batch.pixels is not None:
             rows = batch.rows
-            embeds, mask = self.prefixes([row.prompt for row in rows], [row.looks for row in rows], batch.pixels)
+            encoded = self.texts.encode([row.prompt for row in rows], [row.room for row in rows])
+            embeds, mask = self.prefixes(encoded, [row.looks for row in rows], batch.pixels)
             reply = self._generate if question.protocol.mode == "generate" else self._rank
-            responses |= {made.example: made for made in reply(question.protocol, rows, embeds, mask, shared)}
+            made = reply(question.protocol, rows, embeds, mask, shared)
+            for response, texts in zip(made, encoded, strict=True):
+                response.cut = list(texts.cut)
+                responses[response.example] = response
         return [responses[name] for name in batch.order]
 
     def trie(self, candidates: Sequence[Candidate], protocol: Protocol) -> CandidateTrie:
         """The candidates of a question or a benchmark, tokenised, with an end token where the protocol scores one."""
         scored = protocol.end_token if protocol.end_token is not None else not self.texts.decoder_only
         end = self.texts.llm.eos_token_id if scored else None
-        texts = [text for candidate in candidates for text in candidate]
-        return CandidateTrie.build(self.texts.encode_answers(texts), end_token=end)
+        return CandidateTrie.build(self._candidate_ids(tuple(candidates)), end_token=end)
 
     def shared_trie(self, protocol: Protocol, vocabulary: Sequence[str] | None) -> CandidateTrie | None:
         """The trie of candidates that all examples share, built once; None where each has its own or none."""
@@ -174,7 +220,7 @@ def _row(question: Question, example: Example, root: Path, vocabulary: Sequence[
     if any(not text.strip() for candidate in candidates for text in candidate):
         raise UserError(f"{protocol.benchmark}: example {example.id} has a blank candidate")
     looks = pictures(prompt, root, protocol.frames)
-    return Row(example, prompt, looks, None if hidden else protocol.reference(example), candidates)
+    return Row(example, prompt, looks, None if hidden else protocol.reference(example), candidates, None)
 
 
 def _media(example: Example) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from instructkit.batches import Limits
 from instructkit.errors import UserError
 from instructkit.evaluation.plan import Question
 from instructkit.examples import MANIFEST
@@ -38,7 +39,7 @@ def protocol_digest(protocol: Protocol) -> str:
 
 
 def responses_identity(
-    question: Question, root: Path, model: str, *, limit: int | None, batch_size: int, dtype: str
+    question: Question, root: Path, model: str, *, limit: int | None, batch_size: int, dtype: str, limits: Limits
 ) -> dict[str, Any]:
     """All that the responses to a benchmark depend on.
 
@@ -49,6 +50,7 @@ def responses_identity(
         limit: at most so many examples.
         batch_size: rounding errors differ with it, so bytes could.
         dtype: that the model computes in.
+        limits: what prompts are cut to.
 
     Raises:
         UserError: a split is not converted.
@@ -65,6 +67,8 @@ def responses_identity(
         "limit": limit,
         "batch_size": batch_size,
         "dtype": dtype,
+        "qformer_tokens": limits.qformer,
+        "instruction_tokens": limits.instruction,
     }
 
 

@@ -20,7 +20,8 @@ class Answer(msgspec.Struct, kw_only=True):
     Attributes:
         example: its id.
         images: pictures or video, relative to the media root.
-        prompt: the text that the Q-Former and the LLM read, byte for byte.
+        prompt: the text that the Q-Former and the LLM are given, byte for byte.
+        cut: which of them read its end alone, as the whole was longer than its limit: `qformer`, `instruction` (LLM).
         prediction: what the metric gets: a text, the log-odds of the positive candidate, or a score a candidate.
         reference: what the metric compares it with.
         text: the generated text or the best candidate.
@@ -32,6 +33,7 @@ class Answer(msgspec.Struct, kw_only=True):
     example: str
     images: list[str] = []
     prompt: str = ""
+    cut: list[str] = []
     prediction: Any = None
     reference: Any = None
     text: str = ""

@@ -17,7 +17,7 @@ from instructkit.evaluation.identity import model_identity, responses_identity
 from instructkit.evaluation.plan import Question
 from instructkit.evaluation.ranks import Ranks, current_ranks
 from instructkit.evaluation.responses import Answer
-from instructkit.evaluation.score import NotEvaluated, Result, Spread, errors_of, score
+from instructkit.evaluation.score import NotEvaluated, Result, Spread, cut_of, cut_phrase, errors_of, score
 from instructkit.evaluation.settings import DTYPES, EvaluationSettings
 from instructkit.evaluation.spread import wordings
 from instructkit.evaluation.submissions import write_submissions
@@ -149,7 +149,8 @@ class _Runner:
         elif wanted.hidden:
             self.hidden[protocol.benchmark] = answers
             outcome = self._without(wanted, "its authors keep the answers to themselves and score them on a server")
-            outcome.hidden, outcome.errors = True, errors_of(answers)
+            outcome.hidden, outcome.errors, outcome.cut = True, errors_of(answers), cut_of(answers)
+            self._say_cut(protocol.benchmark, outcome.cut)
         else:
             outcome = score(protocol, answers, task.plan.available)
             self._say(protocol.benchmark, outcome, time.monotonic() - began)
@@ -175,6 +176,7 @@ class _Runner:
             limit=settings.limit,
             batch_size=settings.batch_size,
             dtype=settings.dtype,
+            limits=self.evaluator.texts.limits,
         )
         log = answer_benchmark(self.evaluator, task, identity, ranks=self.ranks, replace=self.replace)
         return log.answers() if self.ranks.first else []
@@ -194,8 +196,10 @@ class _Runner:
                         value=outcome.value,
                         n=outcome.n,
                         errors=len(outcome.errors),
+                        cut=outcome.cut,
                     )
                 )
+                self._say_cut(f"{protocol.benchmark} {wording.name}", outcome.cut)
                 self.say(f"wording   {protocol.benchmark} {wording.name}: {protocol.metric} {outcome.value:.2f}")
         return found
 
@@ -205,9 +209,14 @@ class _Runner:
             self.say(f"evaluate  {protocol.benchmark}: no score: {reason}")
         return NotEvaluated(benchmark=protocol.benchmark, title=protocol.title, role=protocol.role, reason=reason)
 
+    def _say_cut(self, name: str, cut: dict[str, int]) -> None:
+        if self.ranks.first and cut:
+            self.say(f"cut       {name}: prompts longer than the limit, their end kept: {cut_phrase(cut)}")
+
     def _say(self, name: str, outcome: Result | NotEvaluated, seconds: float) -> None:
         for example, error in outcome.errors.items():
             self.say(f"error     {name} {example}: {error}")
+        self._say_cut(name, outcome.cut)
         if isinstance(outcome, NotEvaluated):
             self.say(f"evaluate  {name}: no score: {outcome.reason}")
         else:

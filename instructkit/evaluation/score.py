@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import msgspec
@@ -11,6 +12,9 @@ from instructkit import metrics
 from instructkit.evaluation.bootstrap import interval
 from instructkit.evaluation.responses import Answer
 from instructkit.protocols import Protocol
+
+READERS = {"qformer": "the Q-Former", "instruction": "the LLM"}
+"""Who reads a prompt, by the names that say which of them was cut."""
 
 
 class Spread(msgspec.Struct, kw_only=True):
@@ -22,6 +26,7 @@ class Spread(msgspec.Struct, kw_only=True):
         value: as the benchmark's.
         n: examples that were scored.
         errors: examples that have an error in place of an answer.
+        cut: as the benchmark's.
     """
 
     wording: str
@@ -29,6 +34,7 @@ class Spread(msgspec.Struct, kw_only=True):
     value: float
     n: int
     errors: int = 0
+    cut: dict[str, int] = {}
 
 
 class Result(msgspec.Struct, kw_only=True):
@@ -48,6 +54,7 @@ class Result(msgspec.Struct, kw_only=True):
         groups: value and number of examples by group, where the protocol names one.
         errors: examples that have an error in place of an answer, and the error; they are not scored.
         prompt: the first example's prompt, byte for byte.
+        cut: prompts of which a limit left the end alone, by who reads it: `qformer`, `instruction` (LLM).
         spread: scores under training wordings.
     """
 
@@ -64,6 +71,7 @@ class Result(msgspec.Struct, kw_only=True):
     groups: dict[str, tuple[float, int]] = {}
     errors: dict[str, str] = {}
     prompt: str = ""
+    cut: dict[str, int] = {}
     spread: list[Spread] = []
 
 
@@ -77,6 +85,7 @@ class NotEvaluated(msgspec.Struct, kw_only=True):
         reason: why.
         hidden: it was answered, but the split's answers are not public.
         errors: examples that have an error in place of an answer, and the error.
+        cut: prompts of which a limit left the end alone, by who reads it: `qformer`, `instruction` (LLM).
     """
 
     benchmark: str
@@ -85,6 +94,7 @@ class NotEvaluated(msgspec.Struct, kw_only=True):
     reason: str
     hidden: bool = False
     errors: dict[str, str] = {}
+    cut: dict[str, int] = {}
 
 
 def score(protocol: Protocol, answers: Sequence[Answer], available: int) -> Result | NotEvaluated:
@@ -98,7 +108,12 @@ def score(protocol: Protocol, answers: Sequence[Answer], available: int) -> Resu
     errors = errors_of(answers)
     scored = [answer for answer in answers if answer.error is None]
     missing = partial(
-        NotEvaluated, benchmark=protocol.benchmark, title=protocol.title, role=protocol.role, errors=errors
+        NotEvaluated,
+        benchmark=protocol.benchmark,
+        title=protocol.title,
+        role=protocol.role,
+        errors=errors,
+        cut=cut_of(answers),
     )
     if not scored:
         first = next(iter(errors.values()))
@@ -127,12 +142,23 @@ def score(protocol: Protocol, answers: Sequence[Answer], available: int) -> Resu
         groups={name: (aggregate(protocol, part)[key], len(part)) for name, part in sorted(groups.items())},
         errors=errors,
         prompt=scored[0].prompt,
+        cut=cut_of(answers),
     )
 
 
 def errors_of(answers: Sequence[Answer]) -> dict[str, str]:
     """Examples that have an error in place of an answer, and the error."""
     return {answer.example: answer.error for answer in answers if answer.error is not None}
+
+
+def cut_of(answers: Sequence[Answer]) -> dict[str, int]:
+    """How many prompts were cut for each reader; readers of whole prompts are left out."""
+    return dict(Counter(sorted(reader for answer in answers for reader in answer.cut)))
+
+
+def cut_phrase(cut: Mapping[str, int]) -> str:
+    """The same in words; empty where nothing was cut."""
+    return ", ".join(f"{number:,} for {READERS[name]}" for name, number in cut.items())
 
 
 def aggregate(protocol: Protocol, answers: Sequence[Answer]) -> dict[str, float]:

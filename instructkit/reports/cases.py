@@ -47,6 +47,7 @@ def case(response: Response, right: bool, score: float) -> dict[str, Any]:
         "images": response.images,
         "clip": list(response.clip),
         "prompt": response.prompt,
+        "cut": response.cut,
         "text": response.text,
         "expected": list(dict.fromkeys(response.expected)),
         "right": right,

@@ -96,7 +96,7 @@ def _not_evaluated(report: dict[str, Any]) -> str:
         "<h2>Without a score</h2>",
         table(["benchmark", "reason"], [[each["title"], each["reason"]] for each in found]),
     ]
-    parts += [_errors(each) for each in found]
+    parts += [_errors(each) + _cut(each) for each in found]
     if report["submissions"]:
         parts.append(f"<p>Submission files: {escape(', '.join(report['submissions']))}</p>")
     return "\n".join(parts)
@@ -111,6 +111,7 @@ def _benchmark(entry: dict[str, Any], data: dict[str, Any]) -> str:
         f'on {words.size(entry)} examples <span class="soft">of {escape(split)}, {entry["role"]}, '
         f"protocol v{entry['protocol_version']}</span></p>",
         _errors(entry),
+        _cut(entry),
         f'<div class="figures">{_figures(entry)}</div>',
         _numbers(entry),
         "<h3>Prompt</h3>",
@@ -157,6 +158,11 @@ def _errors(entry: dict[str, Any]) -> str:
     )
 
 
+def _cut(entry: dict[str, Any]) -> str:
+    told = words.cut(entry)
+    return f'<p class="warn">{escape(told)}</p>' if told else ""
+
+
 def _wordings(entry: dict[str, Any]) -> str:
     if not entry["spread"]:
         return ""
@@ -195,7 +201,8 @@ def _case(case: dict[str, Any], protocol: dict[str, Any], data: dict[str, Any]) 
         picture = f'<img alt="{escape(case["example"])}" src="{uri}">'
     except UserError as error:
         picture = f'<div class="warn">{escape(str(error))}</div>'
-    lines = [f"<p>{escape(case['prompt'])}</p>", f"<p><b>{escape(case['text']) or '(nothing)'}</b></p>"]
+    cut = f' <span class="warn">(cut for {escape(words.readers(case["cut"]))})</span>' if case.get("cut") else ""
+    lines = [f"<p>{escape(case['prompt'])}{cut}</p>", f"<p><b>{escape(case['text']) or '(nothing)'}</b></p>"]
     if case["candidates"]:
         ranked = "; ".join(f"{each['text']} {100 * each['probability']:.0f}%" for each in case["candidates"])
         lines.append(f'<p class="soft">ranked: {escape(ranked)}</p>')

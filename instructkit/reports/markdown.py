@@ -71,7 +71,7 @@ def _not_evaluated(report: dict[str, Any]) -> list[str]:
     rows = [[each["title"], each["reason"]] for each in report["not_evaluated"]]
     lines = ["", "## Without a score", "", *table(["benchmark", "reason"], rows)]
     for each in report["not_evaluated"]:
-        lines += _errors(each)
+        lines += _errors(each) + _cut(each)
     if report["submissions"]:
         lines += ["", f"Submission files: {', '.join(report['submissions'])}."]
     return lines
@@ -88,7 +88,7 @@ def _benchmark(entry: dict[str, Any]) -> list[str]:
     if entry["groups"]:
         rows = [[name, f"{value:.2f}", f"{n:,}"] for name, (value, n) in entry["groups"].items()]
         lines += ["", *table([protocol["group_by"], words.measure(entry), "examples"], rows)]
-    lines += _errors(entry)
+    lines += _errors(entry) + _cut(entry)
     lines += ["", "Prompt, as Jinja and for the first example, byte for byte (JSON):", ""]
     lines += fenced(f"{words.literal(protocol['instruction'])}\n{words.literal(entry['prompt'])}")
     lines += ["", words.answering(protocol), "", protocol["notes"]]
@@ -108,6 +108,11 @@ def _errors(entry: dict[str, Any]) -> list[str]:
         return []
     rows = [[name, error] for name, error in entry["errors"].items()]
     return ["", f"**{len(rows):,} examples failed and are not scored:**", "", *table(["example", "error"], rows)]
+
+
+def _cut(entry: dict[str, Any]) -> list[str]:
+    told = words.cut(entry)
+    return ["", f"**{told}**"] if told else []
 
 
 def _calibration(entry: dict[str, Any]) -> list[str]:
@@ -132,7 +137,7 @@ def _cases(entry: dict[str, Any]) -> list[str]:
         [
             "right" if case["right"] else "wrong",
             case["example"],
-            words.literal(case["prompt"]),
+            words.literal(case["prompt"]) + (f" (cut for {words.readers(case['cut'])})" if case.get("cut") else ""),
             words.literal(case["text"]),
             "; ".join(case["expected"]),
         ]

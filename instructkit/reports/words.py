@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from instructkit.evaluation.score import READERS, cut_phrase
+
 _MEASURES = {
     "cider": "CIDEr",
     "vqa_accuracy": "VQA accuracy",
@@ -72,6 +74,18 @@ def answering(protocol: dict[str, Any]) -> str:
         f"Generation with {decoding['num_beams']} beams, length penalty {decoding['length_penalty']:g}, "
         f"{decoding['min_new_tokens']} to {decoding['max_new_tokens']} new tokens.{accepted}"
     )
+
+
+def cut(found: dict[str, Any]) -> str:
+    """How many prompts were cut, in one sentence; empty where none was."""
+    if not found.get("cut"):
+        return ""
+    return f"Prompts longer than a limit, of which only the end was read: {cut_phrase(found['cut'])}."
+
+
+def readers(cut: list[str]) -> str:
+    """Who read the end of a prompt alone."""
+    return " and ".join(READERS[name] for name in cut)
 
 
 def average(found: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from instructkit.batches import Picture, Texts, decode, pictures, share_images
+from instructkit.batches import FRAMES, Encoded, Picture, Texts, decode, pictures, share_images
+from instructkit.errors import UserError
 from instructkit.examples import Examples
-from instructkit.mixture import Mixture, image_numbers
+from instructkit.mixture import Mixture, image_numbers, picture_counts
+from instructkit.models.positions import Positions
 from instructkit.prompts import Prompt, train_templates
 from instructkit.training.features import FeatureCache
 
@@ -25,12 +27,14 @@ class Batch(NamedTuple):
         inputs: keyword arguments of `InstructBlip.answer_loss`.
         examples: id of each row's example.
         datasets: name of each row's dataset.
+        cut: which of each row's texts lost tokens to a limit (`instructkit.batches.Encoded`).
         unkept: files that the features of `pixel_values` are to be kept in, where there is a cache.
     """
 
     inputs: dict[str, Tensor]
     examples: list[str]
     datasets: list[str]
+    cut: Sequence[Sequence[str]] = ()
     unkept: Sequence[Path] = ()
 
     @property
@@ -74,6 +78,7 @@ class TrainingData(Dataset[Batch]):
         rank: of this process.
         world: number of processes.
         cache: kept features of images.
+        llm_positions: a row beyond the end of their table is refused.
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class TrainingData(Dataset[Batch]):
         rank: int = 0,
         world: int = 1,
         cache: FeatureCache | None = None,
+        llm_positions: Positions | None = None,
     ) -> None:
         self.parts = list(parts)
         self.texts = texts
@@ -97,6 +103,7 @@ class TrainingData(Dataset[Batch]):
         self.groups, self.rank, self.world = groups, rank, world
         self.seed, self.augment = seed, augment
         self.cache = cache
+        self.llm_positions = llm_positions or Positions()
         images = {part.name: image_numbers(part.examples.rows) for part in parts}
         self.mixture = Mixture(images, overrides, group_size, seed)
         self._templates = [train_templates(part.task) for part in parts]
@@ -137,20 +144,82 @@ class TrainingData(Dataset[Batch]):
             found = self.cache.find([picture for picture, _ in distinct])
             distinct, unkept = [distinct[number] for number in found.missing], found.files
             sharing |= {"image_patches": found.patches, "image_order": found.order}
+        encoded = self.texts.encode(prompts)
+        frames = [len(look) for look in looks]
+        self._check_lengths(prompts, encoded, frames)
         chances = [Random(f"{self.seed}/{epoch}/{picture.path.name}") for picture, epoch in distinct]
         inputs = {
             "pixel_values": decode(
                 [picture for picture, _ in distinct], self.image_size, chances if self.augment else None
             ),
             **sharing,
-            **self.texts.rows(self.texts.encode(prompts), [len(look) for look in looks]),
+            **self.texts.rows(encoded, frames),
         }
-        return Batch(inputs, [prompt.example for prompt in prompts], datasets, unkept)
+        return Batch(inputs, [prompt.example for prompt in prompts], datasets, [row.cut for row in encoded], unkept)
 
-    def loader(self, start: int, stop: int, workers: int = 0) -> DataLoader[Any]:
-        """Micro-batches `start` to `stop` of this rank in order, made by `workers` processes ahead of time."""
-        return DataLoader(
-            self,
+    def _check_lengths(self, prompts: Sequence[Prompt], encoded: Sequence[Encoded], frames: Sequence[int]) -> None:
+        """Refuse a row that is longer than the LLM's table of positions."""
+        if not self.llm_positions.table:
+            return
+        for prompt, row, pictures_of_row in zip(prompts, encoded, frames, strict=True):
+            soft = self.texts.queries * pictures_of_row
+            read = soft + len(row.instruction) + (len(row.answer) if self.texts.decoder_only else 0)
+            for length, most in ((read, self.llm_positions.read), (len(row.answer), self.llm_positions.written)):
+                if most is not None and length > most:
+                    raise UserError(
+                        f"{prompt.example}: the LLM has {most:,} positions, the row {length:,} tokens ({soft:,} soft "
+                        f"prompts of {pictures_of_row} pictures, {len(row.instruction):,} of the instruction, "
+                        f"{len(row.answer):,} of the answer); lower data.instruction_tokens or data.answer_tokens, "
+                        "leave the example out, or take an LLM with more positions"
+                    )
+
+    def check_pictures(self) -> list[str]:
+        """Look for rows that no LLM of these positions can take, before the first step.
+
+        Returns:
+            Lines for the log.
+
+        Raises:
+            UserError: the soft prompts of an example's pictures alone fill the LLM's positions.
+        """
+        positions, queries, limits = self.llm_positions, self.texts.queries, self.texts.limits
+        if positions.read is None:
+            return []
+        most = 0
+        for part in self.parts:
+            counts = picture_counts(part.examples.rows, FRAMES)
+            most = max(most, int(counts.max(initial=0)))
+            # The shortest text has one token beside those around it, the shortest answer one and its end.
+            text = len(self.texts.before) + len(self.texts.behind) + (3 if self.texts.decoder_only else 1)
+            room = positions.read - queries * counts - text
+            if positions.table and (room < 0).any():
+                index = int((room < 0).argmax())
+                (example,) = part.examples.take([index])
+                raise UserError(
+                    f"{example.id}: its {counts[index]} pictures are {queries * counts[index]:,} soft prompts, which "
+                    f"leave no room for a text in the LLM's {positions.read:,} positions; leave the example out, or "
+                    f"take an LLM with more ({int((room < 0).sum()):,} examples of {part.name} are like it)"
+                )
+        texts = [limit for limit in (limits.instruction, self.texts.decoder_only and limits.answer) if limit]
+        longest = queries * most + sum(texts)
+        if longest <= positions.read:
+            return []
+        how = (
+            "a row beyond them ends the run" if positions.table else "it was made for no more; rows beyond are computed"
+        )
+        return [
+            f"positions {positions.read:,} of the LLM; rows may have {longest:,} tokens ({queries * most:,} soft "
+            f"prompts, {sum(texts):,} of text by data.instruction_tokens and data.answer_tokens): {how}"
+        ]
+
+    def loader(self, start: int, stop: int, workers: int = 0) -> Iterator[Batch]:
+        """Micro-batches `start` to `stop` of this rank in order, made by `workers` processes ahead of time.
+
+        Raises:
+            UserError: a batch cannot be made.
+        """
+        loader: DataLoader[Any] = DataLoader(
+            _Told(self),
             sampler=range(start, stop),
             batch_size=None,
             num_workers=workers,
@@ -158,3 +227,20 @@ class TrainingData(Dataset[Batch]):
             multiprocessing_context="fork" if workers else None,
             pin_memory=torch.cuda.is_available(),
         )
+        for made in loader:
+            if isinstance(made, UserError):
+                raise made
+            yield made
+
+
+class _Told(Dataset[Batch | UserError]):
+    """Batches, or what is wrong with one: raised in a worker process it would come with that one's traceback."""
+
+    def __init__(self, data: TrainingData) -> None:
+        self._data = data
+
+    def __getitem__(self, index: int) -> Batch | UserError:
+        try:
+            return self._data[index]
+        except UserError as error:
+            return error

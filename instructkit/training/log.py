@@ -17,6 +17,8 @@ from instructkit.examples import write_atomically
 MEASURED = frozenset({"samples_per_second", "flop_utilisation", "peak_memory_gib", "peak_gpu_memory_gib"})
 """Values that differ from run to run."""
 LOSS_OF = "mean_loss/"
+CUT = "cut/"
+_READ = {"qformer": "the Q-Former's text", "instruction": "the instruction", "answer": "the answer"}
 _FEW = 3
 
 
@@ -95,6 +97,10 @@ def step_line(step: int, steps: int, values: Mapping[str, float | None]) -> str:
     datasets = {name.removeprefix(LOSS_OF): value for name, value in values.items() if name.startswith(LOSS_OF)}
     if 1 < len(datasets) <= _FEW:
         parts.append(", ".join(f"{name} {value:.4f}" for name, value in datasets.items()))
+    for text, what in _READ.items():
+        rows = sum(value or 0 for name, value in values.items() if name.startswith(f"{CUT}{text}/"))
+        if rows:
+            parts.append(f"{what} cut in {rows:,.0f} rows so far")
     return "  ".join(parts)
 
 

@@ -3,6 +3,8 @@
 mean_loss               mean loss of a target token since the line before, over all ranks
 mean_loss/<dataset>     the same over the rows of one dataset
 samples_per_second      examples over the time in training steps (evaluations and checkpoints left out)
+cut/<text>/<dataset>    rows of a dataset of which a limit cut the Q-Former's text, the instruction or the answer, since
+                        the run's first step
 useful_token_share      tokens that rows hold (soft prompts, instructions, targets) over the positions that the LLM
                         computed; the rest is padding. 1 for a decoder-only LLM with throughput.packing
 peak_gpu_memory_gib     most that tensors held at once on a device, on the worst rank; without a GPU
@@ -14,15 +16,18 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 
+from instructkit.batches import TEXTS
 from instructkit.models.instruct_blip import IGNORED, AnswerLoss, InstructBlip
 from instructkit.training.data import Batch
 from instructkit.training.engine import largest, share
 from instructkit.training.flops import FlopCount, llm_work, matmul_peak
+from instructkit.training.log import CUT
 
 GIB = 2**30
 
@@ -43,12 +48,14 @@ class Meter:
         (self._peak,) = share([matmul_peak(device, model.query_tokens.dtype)])
         self._nll = torch.zeros(len(datasets), dtype=torch.float64, device=device)
         self._targets = torch.zeros(len(datasets), dtype=torch.float64)
-        self._clear()
+        self._kinds = [(text, name) for text in TEXTS for name in datasets]
+        self._cut: Counter[tuple[str, str]] = Counter()
+        self._clear([0.0] * len(self._kinds))
 
-    def _clear(self) -> None:
+    def _clear(self, cut: list[float]) -> None:
         self._nll.zero_()
         self._targets.zero_()
-        self._settled = [0.0] * (2 * len(self._numbers) + 2)
+        self._settled = [0.0] * (2 * len(self._numbers) + 2) + cut
         self._samples = self._useful = self._computed = 0
         self._seconds = self._flops = 0.0
 
@@ -59,6 +66,7 @@ class Meter:
         mine = (owners == torch.arange(len(self._numbers))[:, None]).double()
         self._nll += mine.to(self._nll.device, non_blocking=True) @ answer.rows.double()
         self._targets += mine @ (batch.inputs["labels"] != IGNORED).sum(1).double()
+        self._cut.update((text, name) for texts, name in zip(batch.cut, batch.datasets, strict=False) for text in texts)
         self._samples += len(batch.examples)
         work = llm_work(self._model, batch.inputs)
         self._useful += work.held
@@ -77,10 +85,19 @@ class Meter:
 
         Call on every rank.
         """
-        new = share([*self._nll.tolist(), *self._targets.tolist(), self._useful, self._computed])
+        new = share(
+            [
+                *self._nll.tolist(),
+                *self._targets.tolist(),
+                self._useful,
+                self._computed,
+                *(self._cut[kind] for kind in self._kinds),
+            ]
+        )
         self._settled = [old + more for old, more in zip(self._settled, new, strict=True)]
         self._nll.zero_()
         self._targets.zero_()
+        self._cut.clear()
         self._useful = self._computed = 0
         return self._settled
 
@@ -90,7 +107,9 @@ class Meter:
 
     def read(self) -> dict[str, float]:
         """The values for a line of the log, and start anew; call on every rank."""
-        *sums, useful, computed = self.state()
+        state = self.state()
+        cut = state[len(state) - len(self._kinds) :]
+        *sums, useful, computed = state[: len(state) - len(self._kinds)]
         nll, targets = sums[: len(self._numbers)], sums[len(self._numbers) :]
         (samples, flops), (seconds,) = share([self._samples, self._flops]), largest([self._seconds])
         values = {"mean_loss": sum(nll) / sum(targets)}
@@ -100,8 +119,9 @@ class Meter:
         values["samples_per_second"] = round(samples / seconds, 2)
         values["useful_token_share"] = round(useful / computed, 4)
         values["flop_utilisation"] = round(flops / (seconds * self._peak), 4)
+        values |= {f"{CUT}{text}/{name}": int(n) for (text, name), n in zip(self._kinds, cut, strict=True) if n}
         values |= peak_memory()
-        self._clear()
+        self._clear(cut)
         return values
 
 

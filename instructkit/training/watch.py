@@ -31,7 +31,7 @@ from instructkit.evaluation.benchmark import Task, answer_benchmark, make_task
 from instructkit.evaluation.evaluator import Evaluator
 from instructkit.evaluation.plan import Question
 from instructkit.evaluation.ranks import Ranks, current_ranks
-from instructkit.evaluation.score import NotEvaluated, score
+from instructkit.evaluation.score import NotEvaluated, cut_phrase, score
 from instructkit.evaluation.wanted import Wanted, wanted_benchmarks
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.towers import set_modes
@@ -121,6 +121,11 @@ class Watch:
             outcome = score(protocol, log.answers(), task.plan.available)
             for example, error in outcome.errors.items():
                 self._log.say(f"error     {protocol.benchmark} {example}: {error}")
+            if outcome.cut:
+                name = protocol.benchmark
+                self._log.say(
+                    f"cut       {name}: prompts longer than the limit, their end kept: {cut_phrase(outcome.cut)}"
+                )
             if isinstance(outcome, NotEvaluated):
                 self._log.say(f"evaluate  {protocol.benchmark}: no score: {outcome.reason}")
                 return None

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from instructkit.batches import Limits
 from instructkit.errors import UserError
 from instructkit.evaluation.identity import model_identity, responses_identity
 from instructkit.evaluation.plan import Question, make_plan
@@ -158,7 +159,7 @@ def test_responses_depend_on_model_protocol_data_and_settings(world: World, tmp_
 
     def identity(changed: dict[str, Any], **options: Any) -> dict[str, Any]:
         question = Question(msgspec.structs.replace(protocol, **changed))
-        return responses_identity(question, world.data, "m", **(settings | options))
+        return responses_identity(question, world.data, "m", **({"limits": Limits()} | settings | options))
 
     plain = identity({})
     assert set(plain["data"]) == {"msvd_qa/test", "msvd_qa/train", "msvd_qa/val"}

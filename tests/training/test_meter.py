@@ -82,6 +82,33 @@ def test_losses_are_means_over_the_target_tokens_of_each_dataset(monkeypatch):
     assert meter.read()["mean_loss"] == pytest.approx(3 / sum(targets))
 
 
+def test_cut_texts_are_counted_by_dataset_from_the_first_step_on(monkeypatch):
+    monkeypatch.setattr(meters, "share", lambda values: [2 * value for value in values])  # two ranks alike
+    monkeypatch.setattr(meters, "largest", list)
+    model, texts = tiny_model()
+    batch, answer = inputs(texts), AnswerLoss(None, 0, torch.ones(3))
+    cut = [("qformer", "instruction"), (), ("qformer", "answer")]
+    meter = Meter(model, ["vqa", "captions"], torch.device("cpu"))
+    expected = {"cut/qformer/vqa": 4, "cut/instruction/vqa": 2, "cut/answer/vqa": 2}
+    for lines in (1, 2, 3):
+        with meter.timed():
+            meter.add(Batch(batch, list("abc"), ["vqa", "captions", "vqa"], cut), answer)
+        again = Meter(model, ["vqa", "captions"], torch.device("cpu"))
+        again.restore(list(meter.state()))
+        with again.timed():
+            pass
+        again._seconds = 1.0
+        for each in (meter, again):
+            values = each.read()
+            found = {name: value for name, value in values.items() if name.startswith("cut/")}
+            assert found == {name: lines * value for name, value in expected.items()}
+        meter.restore(list(again.state()))
+    line = step_line(3, 3, {"learning_rate": 1e-5, **values})
+    *_, read, asked, answered = line.split("  ")
+    assert (read, asked) == ("the Q-Former's text cut in 12 rows so far", "the instruction cut in 6 rows so far")
+    assert answered == "the answer cut in 6 rows so far"
+
+
 def test_a_line_tells_of_the_steps_since_the_line_before(one):
     steps, lines = log(one / "hard"), log(one / "windows")
     assert [line["step"] for line in lines] == [3, 4]
