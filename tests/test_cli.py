@@ -298,7 +298,7 @@ def test_an_interrupted_conversion_says_how_to_go_on(tmp_path: Path) -> None:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does: to the workers, too
-    told = process.communicate()[1]
+    told = process.communicate(timeout=120)[1]
     assert process.returncode == 130, told
     assert last_line(told) == "instructkit: stopped; the same command goes on from here"
     assert "Traceback" not in told

@@ -9,7 +9,7 @@ import pytest
 
 from tests.training.mini import log, losses, run_all, write_model, write_releases
 
-TIMEOUT = 240
+TIMEOUT = 600
 """Seconds; a rank that waits for another for ever fails here."""
 
 
