@@ -29,19 +29,30 @@ Texts = tuple[str, ...]
 
 
 class Decoding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How text is generated (paper, appendix).
+    """How text is generated (paper, appendix; repetition penalty and what lengths count: LAVIS's `generate`).
 
     Attributes:
         num_beams: width of the beam search.
         length_penalty: exponent of the length that a beam's log-likelihood is divided by; -1 favours short answers.
-        min_new_tokens: the end token is forbidden before so many tokens.
+        min_new_tokens: the end token is forbidden before so many tokens; 0 allows an empty answer.
         max_new_tokens: generation stops after so many tokens.
+        decoder_only_max_new_tokens: the same of a decoder-only LLM, where it differs; None where it does not.
+        repetition_penalty: the score of a token that was generated already is multiplied by it where it is negative and
+            divided where it is positive (arXiv 1909.05858). Tokens of the prompt have none. 1 changes nothing.
     """
 
     num_beams: int = 5
     length_penalty: float = 1.0
-    min_new_tokens: int = 1
+    min_new_tokens: int = 0
     max_new_tokens: int = 10
+    decoder_only_max_new_tokens: int | None = None
+    repetition_penalty: float = 1.0
+
+    def most_new_tokens(self, decoder_only: bool) -> int:
+        """After how many tokens the generation of an LLM stops."""
+        if decoder_only and self.decoder_only_max_new_tokens is not None:
+            return self.decoder_only_max_new_tokens
+        return self.max_new_tokens
 
 
 class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -238,6 +249,10 @@ def _problems(protocol: Protocol, path: Path) -> Iterable[str]:
         yield f"calls itself {protocol.benchmark!r}; name and file must agree"
     if protocol.version < 1:
         yield f"version {protocol.version}; the first is 1"
+    decoding = protocol.decoding
+    fewest = max(1, decoding.min_new_tokens)
+    if min(map(decoding.most_new_tokens, (True, False))) < fewest or decoding.repetition_penalty <= 0:
+        yield "decoding needs max_new_tokens of 1 and of min_new_tokens at least, and a repetition_penalty above 0"
     yield from _candidate_problems(protocol)
     yield from _field_problems(protocol)
     # Compiling says by itself what is wrong with the instruction.

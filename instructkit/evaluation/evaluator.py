@@ -116,7 +116,7 @@ class Evaluator:
             return None
         soft, answer = self.texts.queries * len(row.looks), 0
         if self.texts.decoder_only:
-            answer = protocol.decoding.max_new_tokens
+            answer = protocol.decoding.most_new_tokens(decoder_only=True)
             if protocol.mode == "rank":
                 answer = 1 + max(map(len, self._candidate_ids(tuple(row.candidates))))
         room = self.positions.read - soft - answer

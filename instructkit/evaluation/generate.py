@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,7 +28,7 @@ def generate_texts(
         tokenizer: of its LLM.
         prefix_embeds: what the LLM reads, padded on the left, `[rows, length, LLM width]`.
         prefix_mask: 1 for tokens, 0 for padding, `[rows, length]`.
-        decoding: beams, length penalty and limits in new tokens.
+        decoding: beams, penalties and limits in new tokens.
     """
     end = tokenizer.eos_token_id
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
@@ -54,7 +55,7 @@ def generate_ids(
         language_model: causal or sequence-to-sequence.
         prefix_embeds: what it reads, `[rows, length, width]`.
         prefix_mask: 1 for tokens, 0 for padding, `[rows, length]`.
-        decoding: beams, length penalty and limits in new tokens.
+        decoding: beams, penalties and limits in new tokens.
         end: id of the end token.
         pad: id that rows are filled up with.
     """
@@ -64,13 +65,16 @@ def generate_ids(
         # Beams of length 1 cannot be penalised; transformers warns about a penalty that has no effect.
         length_penalty=decoding.length_penalty if decoding.num_beams > 1 else None,
         min_new_tokens=decoding.min_new_tokens,
-        max_new_tokens=decoding.max_new_tokens,
+        max_new_tokens=decoding.most_new_tokens(not language_model.config.is_encoder_decoder),
+        repetition_penalty=decoding.repetition_penalty,
         eos_token_id=end,
         pad_token_id=pad,
         bos_token_id=getattr(language_model.config, "bos_token_id", None),
         decoder_start_token_id=getattr(language_model.config, "decoder_start_token_id", None),
     )
-    with _without_own_defaults(language_model):
+    with _without_own_defaults(language_model), warnings.catch_warnings():
+        # That the penalty leaves the prompt out is what is meant: LAVIS's prompt is embeddings, too.
+        warnings.filterwarnings("ignore", message="Passing `repetition_penalty` with `inputs_embeds`")
         ids: Tensor = language_model.generate(
             inputs_embeds=prefix_embeds, attention_mask=prefix_mask, generation_config=settings
         )

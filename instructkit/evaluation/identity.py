@@ -34,7 +34,8 @@ def model_identity(name: str, model: InstructBlip) -> str:
 
 def protocol_digest(protocol: Protocol) -> str:
     """Short SHA-256 over all of a protocol that its responses depend on."""
-    settings = {key: value for key, value in msgspec.to_builtins(protocol).items() if key not in _UNSCORED}
+    unused = (*_UNSCORED, *(["decoding"] if protocol.mode == "rank" else []))
+    settings = {key: value for key, value in msgspec.to_builtins(protocol).items() if key not in unused}
     return hashlib.sha256(msgspec.json.encode(settings, order="sorted")).hexdigest()[:16]
 
 

@@ -70,9 +70,13 @@ def answering(protocol: dict[str, Any]) -> str:
         )
     decoding = protocol["decoding"]
     accepted = f" Accepted: {candidates(protocol)}." if protocol["candidates"] else ""
+    most = f"{decoding['max_new_tokens']}"
+    if (other := decoding.get("decoder_only_max_new_tokens")) is not None:
+        most = f"{other} ({most} of encoder-decoders)"
     return (
-        f"Generation with {decoding['num_beams']} beams, length penalty {decoding['length_penalty']:g}, "
-        f"{decoding['min_new_tokens']} to {decoding['max_new_tokens']} new tokens.{accepted}"
+        f"Generation with {decoding['num_beams']} beams, length penalty {decoding['length_penalty']:g}, repetition "
+        f"penalty {decoding.get('repetition_penalty', 1.0):g}, {decoding['min_new_tokens']} to {most} new tokens."
+        f"{accepted}"
     )
 
 

@@ -15,7 +15,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, T5Conf
 from instructkit.batches import Texts
 from instructkit.evaluation.generate import generate_ids, generate_texts
 from instructkit.models.instruct_blip import InstructBlip
-from instructkit.protocols import Decoding
+from instructkit.protocols import Decoding, load_protocol
 from tests.tiny import LLMS, tiny_model
 
 GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden" / "lavis"
@@ -176,9 +176,66 @@ def lavis_t5() -> T5ForConditionalGeneration:
     return model
 
 
+@pytest.mark.parametrize("llm", ["llama", "t5"])
+def test_a_protocols_answer_may_end_at_once_as_the_predecessors(llm: str) -> None:
+    """LAVIS's min_length=1 is reached by the start token, so the end token may come first."""
+    model, texts = lively(llm)
+    end = texts.llm.eos_token_id
+    with torch.no_grad():
+        model.language_model.get_output_embeddings().weight.zero_()
+    model.language_model.get_output_embeddings().register_forward_hook(
+        lambda module, args, logits: logits.index_fill(-1, torch.tensor([end]), 5.0)
+    )
+    inputs = padded_left(prefixes(model, 3))
+    decoding = load_protocol("vqav2").decoding
+    assert generate_texts(model, texts.llm, *inputs, decoding) == ["", "", ""]
+    caption = load_protocol("nocaps").decoding
+    ids = generate_ids(model.language_model, *inputs, caption, end=end, pad=0)
+    written = ids[:, 1:] if llm == "t5" else ids
+    assert [until_end(row, end) for row in written.tolist()] == [row[:9] for row in written.tolist()]
+    assert (written[:, 9] == end).all()
+
+
+@pytest.mark.parametrize(("llm", "most"), [("llama", 9), ("t5", 10)])
+def test_a_protocols_longest_answer_is_the_predecessors(llm: str, most: int) -> None:
+    model, texts = lively(llm)
+    end = texts.llm.eos_token_id
+    model.language_model.get_output_embeddings().register_forward_hook(
+        lambda module, args, logits: logits.index_fill(-1, torch.tensor([end]), -1e4)
+    )
+    inputs = padded_left(prefixes(model, 3))
+    ids = generate_ids(model.language_model, *inputs, load_protocol("vqav2").decoding, end=end, pad=0)
+    assert ids.shape[1] - (llm == "t5") == most
+
+
+def test_repeated_tokens_are_penalised_as_the_formula_says() -> None:
+    """Greedy against a loop: scores of tokens that were generated already, divided where positive, else multiplied."""
+    model, texts = lively("llama")
+    end = texts.llm.eos_token_id
+    differs = False
+    for row in prefixes(model, 6):
+        rows: dict[float, list[int]] = {}
+        for penalty in (1.0, 1.5):
+            ids: list[int] = []
+            while len(ids) < 8 and end not in ids:
+                given = model.get_input_embeddings()(torch.tensor(ids, dtype=torch.long))
+                with torch.no_grad():
+                    logits = model.language_model(inputs_embeds=torch.cat([row, given])[None]).logits[0, -1]
+                for token in set(ids):
+                    logits[token] = logits[token] / penalty if logits[token] > 0 else logits[token] * penalty
+                ids.append(int(logits.argmax()))
+            rows[penalty] = ids
+        decoding = Decoding(num_beams=1, max_new_tokens=8, repetition_penalty=1.5)
+        made = generate_ids(model.language_model, *padded_left([row]), decoding, end=end, pad=0)
+        assert made[0].tolist() == rows[1.5]
+        differs |= rows[1.0] != rows[1.5]
+    assert differs
+
+
 GREEDY = ("greedy", Decoding(num_beams=1), [0, 1])
 BEAMS = Decoding(num_beams=3)
 SHORT = Decoding(num_beams=3, length_penalty=-1.0)
+PENALISED = Decoding(num_beams=3, repetition_penalty=1.5)
 
 
 @pytest.mark.parametrize(
@@ -191,13 +248,15 @@ SHORT = Decoding(num_beams=3, length_penalty=-1.0)
         # Of T5's first row LAVIS's transformers (4.33) ends another beam than later versions do.
         ("t5", "beam3", BEAMS, [1]),
         ("t5", "beam3_lpm1", SHORT, [0, 1]),
+        ("vicuna", "beam3_rep", PENALISED, [0, 1]),
+        ("t5", "beam3_rep", PENALISED, [0, 1]),
     ],
 )
 def test_generated_tokens_are_those_of_lavis(llm: str, recording: str, decoding: Decoding, rows: list[int]) -> None:
     golden = recorded(llm)
     # LAVIS's ten tokens of Vicuna count the start token.
-    model, end, pad, new = (lavis_vicuna(), 2, 96, 9) if llm == "vicuna" else (lavis_t5(), 1, 0, 10)
-    decoding = msgspec.structs.replace(decoding, max_new_tokens=new)
+    model, end, pad = (lavis_vicuna(), 2, 96) if llm == "vicuna" else (lavis_t5(), 1, 0)
+    decoding = msgspec.structs.replace(decoding, max_new_tokens=10, decoder_only_max_new_tokens=9)
     ids = generate_ids(model, golden["inputs_embeds"], golden["attention_mask"], decoding, end=end, pad=pad).tolist()
     # Rows of LAVIS begin with a start token, and so do those of T5 here.
     found = [until_end(row[1:] if llm == "t5" else row, end) for row in ids]
