@@ -22,6 +22,7 @@ from instructkit.errors import UserError
 
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
+Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Setting = Literal["frozen", "lora", "full"]
 
@@ -123,8 +124,8 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         max_steps: optimizer steps.
         batch_size: image groups a step over all ranks; with group_size 1, examples.
         accumulation: micro-batches that a rank's share of a step is cut into.
-        optimizer: adamw, or muon for models that start from random weights; under ZeRO 1 to 3 and in bf16 AdamW takes
-            muon's place, and the log says so.
+        optimizer: adamw, or muon for models that start from random weights, which needs zero_stage=0 and
+            precision=fp32.
         learning_rate: peak.
         warmup_steps: steps of linear warm-up.
         warmup_from: learning rate of the first step.
@@ -229,7 +230,7 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     output: str = "runs/easy_vqa"
-    seed: Count = 0
+    seed: Seed = 0
     resume: bool = False
     project: str = "instructkit"
     model: ModelConfig = ModelConfig()

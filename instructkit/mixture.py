@@ -10,6 +10,7 @@ needs no saved state but s, and the number of ranks or workers changes nothing.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import zlib
 from collections.abc import Mapping, Sequence
@@ -94,7 +95,7 @@ class ImageGroups:
     def group(self, epoch: int, index: int) -> Integers:
         """The examples of one group."""
         if epoch != self._epoch:
-            random = np.random.Generator(np.random.Philox(key=[self._seed, epoch]))
+            random = np.random.Generator(np.random.Philox(key=np.array([self._seed, epoch], np.uint64)))
             self._rows = np.lexsort((random.random(len(self._images)), self._images))
             self._order = random.permutation(len(self))
             self._epoch = epoch
@@ -173,7 +174,7 @@ class Mixture:
         return self._blocks[block]
 
     def _choices(self, block: int) -> Integers:
-        random = np.random.Generator(np.random.Philox(key=[_key(self._seed, "mixture"), block]))
+        random = np.random.Generator(np.random.Philox(key=np.array([_key(self._seed, "mixture"), block], np.uint64)))
         return random.choice(len(self.names), size=_BLOCK, p=self._group_probabilities)
 
 
@@ -204,7 +205,10 @@ def picture_counts(rows: Any, frames: int) -> Integers:
 
 
 def _key(seed: int, name: str) -> int:
-    return (seed << 32) ^ zlib.crc32(name.encode())
+    """64 bits of a generator's key that follow from a run's seed and a name."""
+    if seed < 2**31:
+        return (seed << 32) ^ zlib.crc32(name.encode())
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest(), "big")
 
 
 def describe(sizes: Mapping[str, int], chances: Mapping[str, float]) -> Sequence[str]:

@@ -243,10 +243,7 @@ def _resolved(config: RunConfig, engine: Engine, data: TrainingData, world: int)
         f"({world} rank{'s' if world > 1 else ''}, {settings.accumulation} micro-batch each): "
         f"{samples * settings.max_steps:,.0f} samples in all"
     )
-    optimizer = optimizer_name(settings)
-    if optimizer.lower() != settings.optimizer:
-        optimizer += f" (in place of {settings.optimizer}, which needs whole matrices: ZeRO 0 and fp32)"
-    lines.append(f"optimizer {optimizer}, learning rate up to {settings.learning_rate:g}")
+    lines.append(f"optimizer {optimizer_name(settings)}, learning rate up to {settings.learning_rate:g}")
     lines.append(f"device    {engine.device}, {settings.precision}, ZeRO {settings.zero_stage}, seed {config.seed}")
     return lines
 

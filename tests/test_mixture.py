@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections import Counter
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from instructkit.config import load_config
 from instructkit.errors import UserError
 from instructkit.mixture import Mixture, probabilities
 
@@ -126,3 +128,31 @@ def test_shares_of_examples_are_the_probabilities_also_where_datasets_have_group
         # 40,000 draws of at most 4 examples: a standard deviation of some 0.003
         assert count[name] / total == pytest.approx(chance, abs=0.012)
     assert mixture.examples_per_group == pytest.approx(total / 40_000, rel=0.02)
+
+
+def test_every_seed_that_a_config_takes_gives_an_order_of_its_own(tmp_path):
+    sizes = images({"a": 50, "b": 50})
+    seeds = [0, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40 + 1, 2**63 - 1]
+    path = tmp_path / "run.yaml"
+    path.write_text("{}")
+    orders = set()
+    for seed in seeds:
+        mixture = Mixture(sizes, seed=load_config(path, [f"seed={seed}"]).seed)
+        drawn = [mixture[position] for position in range(100)]
+        orders.add(tuple((draw.dataset, *draw.rows.tolist()) for draw in drawn))
+        first, second = ([draw.rows[0] for draw in drawn if draw.dataset == number][:20] for number in (0, 1))
+        assert first != second, seed  # datasets of one size have orders of their own
+    assert len(orders) == len(seeds)
+    for seed in (-1, 2**63, 2**80, 1.5):
+        with pytest.raises(UserError, match="seed") as caught:
+            load_config(path, [f"seed={seed}"])
+        assert "\n" not in str(caught.value)
+
+
+def test_small_seeds_keep_the_order_that_they_had():
+    """Numbers of NumPy's generator by hand: a run that was recorded repeats."""
+    mixture = Mixture(images({"a": 5}), seed=3)
+    key = (3 << 32) ^ zlib.crc32(b"a")
+    draws = np.random.Generator(np.random.Philox(key=key + (0 << 64)))
+    rows = np.lexsort((draws.random(5), np.arange(5)))
+    assert [mixture[position].rows.tolist() for position in range(5)] == [[rows[i]] for i in draws.permutation(5)]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from random import Random
 from typing import Any, NamedTuple
 
@@ -126,17 +127,21 @@ class TrainingData(Dataset[Batch]):
     def batch(self, positions: Sequence[int]) -> Batch:
         """The batch of some positions of the mixture."""
         prompts: list[Prompt] = []
-        looks: list[list[tuple[Picture, int]]] = []
+        looks: list[list[tuple[Picture, str]]] = []
         datasets: list[str] = []
         for position in positions:
             draw = self.mixture[position]
             part = self.parts[draw.dataset]
             for example in part.examples.take(draw.rows.tolist()):
                 prompt = self._templates[draw.dataset].render(example, self.seed, draw.epoch)
-                # A picture that comes twice is one picture only where it is cropped alike, as it is within an epoch.
-                epoch = draw.epoch if self.augment else 0
                 prompts.append(prompt)
-                looks.append([(picture, epoch) for picture in pictures(prompt, part.root)])
+                # A picture that comes twice is one picture only where it is cropped alike, as it is within an epoch.
+                looks.append(
+                    [
+                        (picture, self._chance(picture, part.root, draw.epoch) if self.augment else "")
+                        for picture in pictures(prompt, part.root)
+                    ]
+                )
                 datasets.append(part.name)
         distinct, sharing = share_images(looks)
         unkept: Sequence[Path] = ()
@@ -147,7 +152,7 @@ class TrainingData(Dataset[Batch]):
         encoded = self.texts.encode(prompts)
         frames = [len(look) for look in looks]
         self._check_lengths(prompts, encoded, frames)
-        chances = [Random(f"{self.seed}/{epoch}/{picture.path.name}") for picture, epoch in distinct]
+        chances = [Random(chance) for _, chance in distinct]
         inputs = {
             "pixel_values": decode(
                 [picture for picture, _ in distinct], self.image_size, chances if self.augment else None
@@ -211,6 +216,10 @@ class TrainingData(Dataset[Batch]):
             f"positions {positions.read:,} of the LLM; rows may have {longest:,} tokens ({queries * most:,} soft "
             f"prompts, {sum(texts):,} of text by data.instruction_tokens and data.answer_tokens): {how}"
         ]
+
+    def _chance(self, picture: Picture, root: Path, epoch: int) -> str:
+        """What a picture's crop and flip follow from; frames of a video are cropped alike."""
+        return f"{self.seed}/{epoch}/{PurePath(os.path.relpath(picture.path, root)).as_posix()}"
 
     def loader(self, start: int, stop: int, workers: int = 0) -> Iterator[Batch]:
         """Micro-batches `start` to `stop` of this rank in order, made by `workers` processes ahead of time.

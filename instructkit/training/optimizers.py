@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from instructkit.config import TrainingConfig
+from instructkit.errors import UserError
 
 MOMENTUM = 0.95
 _QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -33,12 +34,22 @@ def build_optimizer(model: nn.Module, config: TrainingConfig, offloaded: bool = 
 
 
 def optimizer_name(config: TrainingConfig) -> Literal["AdamW", "Muon"]:
-    """The optimizer that a run uses: AdamW, too, where Muon is asked for but DeepSpeed flattens what it trains.
+    """The optimizer that a run uses, by PyTorch's name.
 
-    Muon needs whole matrices. Under ZeRO 1 to 3 and in bf16 the optimizer gets them end to end as one vector.
+    Raises:
+        UserError: Muon, which needs whole matrices, under ZeRO 1 to 3 or in bf16: DeepSpeed then hands them over end to
+            end as one vector.
     """
-    whole = config.zero_stage == 0 and config.precision == "fp32"
-    return "Muon" if config.optimizer == "muon" and whole else "AdamW"
+    if config.optimizer == "adamw":
+        return "AdamW"
+    if config.zero_stage or config.precision != "fp32":
+        setting = f"zero_stage={config.zero_stage}" if config.zero_stage else f"precision={config.precision}"
+        raise UserError(
+            f"training.optimizer=muon cannot be used with training.{setting}: Muon needs whole matrices, which "
+            "DeepSpeed keeps in ZeRO 0 and fp32 alone; set zero_stage=0 and precision=fp32, or optimizer=adamw with a "
+            "learning_rate for it"
+        )
+    return "Muon"
 
 
 def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:

@@ -1,9 +1,11 @@
-"""Muon against PyTorch's own, against the decomposition that it stands for, and where AdamW takes its place."""
+"""Muon against PyTorch's own, against the decomposition that it stands for, and where it is refused."""
 
 import pytest
 import torch
 
 from instructkit.config import TrainingConfig
+from instructkit.errors import UserError
+from instructkit.training.deepspeed_config import users_settings
 from instructkit.training.optimizers import Muon, build_optimizer, optimizer_name, orthogonalize, parameter_groups
 from tests.tiny import tiny_model
 
@@ -68,11 +70,18 @@ def test_what_is_no_matrix_steps_as_under_adamw_and_a_loaded_state_goes_on_alike
     assert torch.equal(again.state[parameter]["exp_avg"], saved["state"][_index(muon, parameter)]["exp_avg"])
 
 
-@pytest.mark.parametrize("settings", [{"zero_stage": 2}, {"precision": "bf16"}])
-def test_adamw_takes_muons_place_where_matrices_are_cut_up(settings):
+@pytest.mark.parametrize("settings", [{"zero_stage": stage} for stage in (1, 2, 3)] + [{"precision": "bf16"}])
+def test_muon_is_refused_where_matrices_are_cut_up(settings):
     config = TrainingConfig(optimizer="muon", **settings)
-    assert optimizer_name(config) == "AdamW"
-    assert type(build_optimizer(torch.nn.Linear(2, 2), config)) is torch.optim.AdamW
+    (name, value), *_ = settings.items()
+    for ask in (
+        lambda: optimizer_name(config),
+        lambda: build_optimizer(torch.nn.Linear(2, 2), config),
+        lambda: users_settings(config),  # before any model is loaded
+    ):
+        with pytest.raises(UserError, match=rf"optimizer=muon cannot be used with training\.{name}={value}"):
+            ask()
+    assert type(build_optimizer(torch.nn.Linear(2, 2), TrainingConfig(**settings))) is torch.optim.AdamW
     assert type(build_optimizer(torch.nn.Linear(2, 2), TrainingConfig(optimizer="muon"))) is Muon
 
 
