@@ -11,6 +11,7 @@ import pytest
 from instructkit.errors import UserError
 from instructkit.examples import Example, Turn
 from instructkit.protocols import Decoding, Protocol, Row, benchmarks, load_protocol, merge_scores
+from instructkit.sources import source
 
 TOKENS = [f"w{number}" for number in range(31)]
 FIRST_30 = (
@@ -73,7 +74,7 @@ FROZEN = {
     "ivqa": (2, "30c271613818"),
     "jsonl": (1, "b673d126ef09"),
     "msrvtt_qa": (1, "111af47c93b2"),
-    "msvd_qa": (1, "c2f5eb4b8ae1"),
+    "msvd_qa": (2, "ecabdd2df596"),
     "nocaps": (2, "bf04765cb6c5"),
     "ocrvqa": (2, "974f01c6cf18"),
     "okvqa": (2, "fb6ee9365712"),
@@ -203,6 +204,15 @@ def test_a_vocabulary_is_the_most_frequent_answers_first() -> None:
     examples.append(Example(id="8", answers=[" "] * 9))
     assert msgspec.structs.replace(vocabulary, top=3).texts(examples) == ["a", "b", "c"]
     assert msgspec.structs.replace(vocabulary, top=None).texts(iter(examples)) == ["a", "b", "c", "d"]
+
+
+def test_msvds_candidates_are_all_answers_of_the_release() -> None:
+    vocabulary = load_protocol("msvd_qa").vocabulary
+    assert vocabulary is not None
+    assert set(vocabulary.splits) == set(source("msvd_qa").splits)
+    examples = {split: [Example(id=split, answers=["dog", split])] for split in vocabulary.splits}
+    texts = vocabulary.texts(example for split in vocabulary.splits for example in examples[split])
+    assert texts == ["dog", "train", "val", "test"]
 
 
 def test_references_are_what_the_metrics_expect() -> None:
