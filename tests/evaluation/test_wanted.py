@@ -167,7 +167,7 @@ def test_responses_depend_on_model_protocol_data_and_settings(world: World, tmp_
     changes: list[dict[str, Any]] = [
         {"instruction": "{{ question }}"},
         {"score": "mean"},
-        {"version": 2},
+        {"version": protocol.version + 1},
         {"end_token": True},
     ]
     for changed in changes:
