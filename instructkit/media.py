@@ -9,12 +9,16 @@ import math
 import random
 from bisect import bisect_left
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from instructkit.containers import damage
 from instructkit.errors import UserError
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
 
 CLIP_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Final = (0.26862954, 0.26130258, 0.27577711)
@@ -22,6 +26,12 @@ VIDEO_SUFFIXES: Final = frozenset({".avi", ".mp4", ".webm", ".mkv", ".mov", ".m4
 MIN_SIDE: Final = 8
 """Pixels; smaller pictures are placeholders, such as the 1 x 1 that shops serve for a cover that is gone."""
 
+PICTURES: Final = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "TIFF", "PPM", "JPEG2000")
+"""Formats that are opened, whatever a file is named: others, such as PostScript, start programs or are never photos."""
+VIDEOS: Final = ("avi", "mov", "matroska", "flv", "asf", "mpegts", "mpeg", "ogg", "gif")
+"""FFmpeg's names of the containers that are opened: no playlists, which read other files or the network."""
+
+_HEIC = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 _CROP_SCALE = (0.5, 1.0)
 _CROP_RATIO = (3 / 4, 4 / 3)
 _CROP_TRIES = 10
@@ -30,43 +40,70 @@ _CROP_TRIES = 10
 def load_image(path: Path) -> Image.Image:
     """Decode a picture: RGB, upright by its EXIF orientation, transparent parts white, the first frame of several.
 
+    Grey pictures of more than 8 bits are brought to 0 .. 255 by one rule. 16-bit ones (also PGM and PNG, which have no
+    wider ones) are divided by 257. Of 32-bit and float ones (Pillow's modes I and F) the values decide: floats in
+    0 .. 1 are multiplied by 255, values in 0 .. 255 stay, values in 0 .. 65535 are divided by 257, and others are
+    stretched from the picture's own lowest to its highest value.
+
     Raises:
-        UserError: the file is missing, truncated or no picture; the message names it.
+        UserError: the file is missing, truncated, no picture of the formats `PICTURES`, has more pixels than Pillow
+            decodes (179 million), or float values that are not finite; the message names it and says which.
     """
-    if not path.is_file():
+    if not there(path):
         raise UserError(f"{path}: no such picture")
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_formats()) as image:
             image.load()
-            return _rgb(ImageOps.exif_transpose(image))
+            return _rgb(ImageOps.exif_transpose(image), image.format)
     except MemoryError:
         raise
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except Image.DecompressionBombError as error:
+        raise UserError(
+            f"{path}: too large a picture ({error}); save it with fewer pixels, the model reads far fewer"
+        ) from error
+    except Image.UnidentifiedImageError as error:
+        raise UserError(f"{path}: not a picture{_advice(path)}") from error
     except Exception as error:  # Pillow's plugins raise nearly every type on broken bytes
-        reason = "not a picture" if isinstance(error, Image.UnidentifiedImageError) else f"broken picture ({error})"
-        raise UserError(f"{path}: {reason}; fetch it again") from error
+        raise UserError(f"{path}: broken picture ({error}); fetch it again") from error
+
+
+def there(path: Path) -> bool:
+    """Whether a file lies there.
+
+    Raises:
+        UserError: the system cannot tell, such as of a name that is too long.
+    """
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be opened ({error.strerror})") from error
 
 
 def load_frames(path: Path, count: int, start: float | None = None, end: float | None = None) -> list[Image.Image]:
-    """Decode `count` frames of a video or of a clip of it, spread evenly.
+    """Decode `count` frames of a video or of a clip of it, spread evenly and turned as the video is to be shown.
 
     Rule: the clip's n frames in order of presentation are cut into `count` equal segments, and the middle frame of each
     is taken: frames floor((2i + 1) n / (2 count)), i = 0 .. count - 1. A clip of fewer frames repeats some. Frames are
     counted by their timestamps, never by the duration in the header, which is often wrong.
 
     Args:
-        path: the video, in any container that FFmpeg reads.
+        path: the video, in one of the containers `VIDEOS`.
         count: number of frames.
         start: seconds behind the first frame where the clip begins; None for the video's beginning.
         end: seconds where it ends (exclusive); None for the video's end.
 
     Raises:
-        UserError: the file is missing, broken, has no picture stream, or no frame lies in the clip.
+        UserError: the file is missing, cut off, broken, has no picture stream, or no frame lies in the clip.
     """
     import av  # here, as pictures need none of it
 
-    if not path.is_file():
+    if not there(path):
         raise UserError(f"{path}: no such video")
     try:
+        if (torn := damage(path)) is not None:
+            raise UserError(f"{path}: broken video ({torn}); fetch it again")
         times = _frame_times(path)
         first = 0 if start is None else bisect_left(times, times[0] + start)
         behind = len(times) if end is None else bisect_left(times, times[0] + end)
@@ -105,7 +142,8 @@ def image_pixels(image: Image.Image, size: int, augment: random.Random | None = 
 def check_media(path: Path) -> str | None:
     """Why a picture or video (by its suffix) cannot be used, or None if it can.
 
-    It is missing, does not decode, or has a side below `MIN_SIDE`. Of a video the first frame is decoded.
+    It is missing, cut off, does not decode, or has a side below `MIN_SIDE`. Of a video the first frame is decoded, and
+    every packet is looked at.
     """
     try:
         image = load_frames(path, 1, 0, 1)[0] if path.suffix.lower() in VIDEO_SUFFIXES else load_image(path)
@@ -121,13 +159,53 @@ _SCALE = np.float32(1 / 255) / _STD
 _SHIFT = -np.asarray(CLIP_MEAN, np.float32)[:, None, None] / _STD
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        return image.point(lambda value: value / 256).convert("L").convert("RGB")
+def _formats() -> list[str]:
+    """`PICTURES` as far as this Pillow can read them."""
+    Image.init()
+    return [name for name in PICTURES if name in Image.OPEN]
+
+
+def _advice(path: Path) -> str:
+    """What to do about a file that is none of `PICTURES`."""
+    with path.open("rb") as file:
+        head = file.read(12)
+    if head[4:8] == b"ftyp" and head[8:] in _HEIC:
+        return " that is read: it is HEIC; save it as JPEG, for instance with heif-convert"
+    return f" of a format that is read ({', '.join(PICTURES)}); fetch it again, or save it in one of them"
+
+
+def _rgb(image: Image.Image, kind: str | None) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return _grey(image, kind).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def _grey(image: Image.Image, kind: str | None) -> Image.Image:
+    """A grey picture of more than 8 bits as one of 8, by the rule of `load_image`."""
+    values = np.asarray(image)
+    if not np.isfinite(values).all():
+        raise UserError(
+            f"a picture of mode {image.mode} with values that are not finite; save it with 8 bits a channel"
+        )
+    low, high = float(values.min()), float(values.max())
+    if image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM")):
+        scale, low = 1 / 257, 0.0
+    elif image.mode == "F" and low >= 0 and high <= 1:
+        scale, low = 255.0, 0.0
+    elif low >= 0 and high <= 255:
+        scale, low = 1.0, 0.0
+    elif low >= 0 and high <= 65535:
+        scale, low = 1 / 257, 0.0
+    else:
+        scale = 255 / (high - low) if high > low else 0.0
+    grey = np.rint((values.astype(np.float64) - low) * scale).clip(0, 255).astype(np.uint8)
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        grey[values == key] = 255
+    return Image.fromarray(grey)
 
 
 def _random_box(width: int, height: int, rng: random.Random) -> tuple[int, int, int, int]:
@@ -147,13 +225,16 @@ def _random_box(width: int, height: int, rng: random.Random) -> tuple[int, int, 
 
 def _frame_times(path: Path) -> list[float]:
     """Seconds of every frame of the first picture stream, ascending, read off the packets without decoding."""
-    import av
-
-    with av.open(str(path)) as container:
+    with _opened(path) as container:
         if not container.streams.video:
             raise UserError(f"{path}: has no picture stream")
         stamps = []
+        compressed = container.streams.video[0].codec_context.name != "rawvideo"
+        # A recording of a broadcast may begin inside a packet; elsewhere a packet is whole.
+        whole = container.format.name != "mpegts"
         for packet in container.demux(video=0):
+            if packet.size and ((whole and packet.is_corrupt) or (compressed and not any(memoryview(packet)))):
+                raise UserError(f"{path}: broken video (frame {len(stamps):,} is missing or damaged); fetch it again")
             stamp = packet.pts if packet.pts is not None else packet.dts
             if packet.size and stamp is not None:
                 stamps.append(stamp * packet.time_base)
@@ -165,20 +246,55 @@ def _frame_times(path: Path) -> list[float]:
 
 def _decode_at(path: Path, wanted: list[float], seek: bool) -> list[Image.Image]:
     """For each of the ascending times the first frame that is not before it; the last frame where none follows."""
-    import av
-
     images: list[Image.Image] = []
     frame = None
-    with av.open(str(path)) as container:
+    with _opened(path) as container:
         stream = container.streams.video[0]
         if seek and stream.time_base is not None:
             container.seek(max(0, int(wanted[0] / stream.time_base)), stream=stream)
         for frame in container.decode(stream):
             due = [time for time in wanted[len(images) :] if frame.time is not None and time <= frame.time + 1e-4]
             if due:
-                images += [frame.to_image()] * len(due)
+                images += [_upright(frame)] * len(due)
             if len(images) == len(wanted):
                 return images
         if frame is None:
             raise UserError(f"{path}: no frame of the video decodes; fetch it again")
-        return images + [frame.to_image()] * (len(wanted) - len(images))
+        return images + [_upright(frame)] * (len(wanted) - len(images))
+
+
+def _opened(path: Path) -> InputContainer:
+    import av
+
+    # Absolute, so that no name is taken for a protocol.
+    options = {"format_whitelist": ",".join(VIDEOS), "protocol_whitelist": "file"}
+    return av.open(str(path.absolute()), options=options)
+
+
+def _upright(frame: Any) -> Image.Image:
+    """A frame as it is to be shown: turned and mirrored by its display matrix, to the nearest quarter turn.
+
+    The matrix maps the point (x, y) of the stored frame to (a x + c y, b x + d y), y downwards.
+    """
+    image: Image.Image = frame.to_image()
+    sides = [data for data in frame.side_data if data.type.name == "DISPLAYMATRIX"]
+    if not sides:
+        return image
+    a, b, _, c, d = np.frombuffer(sides[0], np.int32)[:5].tolist()
+    turned = abs(b) + abs(c) > abs(a) + abs(d)
+    turn = _TURNED[b > 0, c > 0] if turned else _STRAIGHT[a >= 0, d >= 0]
+    return image if turn is None else image.transpose(turn)
+
+
+_STRAIGHT = {
+    (True, True): None,
+    (False, False): Image.Transpose.ROTATE_180,
+    (False, True): Image.Transpose.FLIP_LEFT_RIGHT,
+    (True, False): Image.Transpose.FLIP_TOP_BOTTOM,
+}
+_TURNED = {
+    (True, False): Image.Transpose.ROTATE_270,  # Pillow turns to the left
+    (False, True): Image.Transpose.ROTATE_90,
+    (True, True): Image.Transpose.TRANSPOSE,
+    (False, False): Image.Transpose.TRANSVERSE,
+}

@@ -18,9 +18,10 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
+from instructkit.errors import UserError
 from instructkit.examples import Example, problem, write_atomically, write_shard
 from instructkit.hashes import hash_texts
-from instructkit.media import check_media
+from instructkit.media import check_media, there
 from instructkit.releases import UNDECODABLE, RawRecord, Reject
 from instructkit.sources import Reading
 
@@ -162,8 +163,11 @@ def shard_name(number: int) -> str:
 @lru_cache(maxsize=1 << 17)
 def _look_at(path: Path) -> tuple[int, str | None]:
     """(status, reason) of a picture or video; each is decoded once a process, unless very many others come between."""
-    if not path.is_file():
-        return MISSING, f"{path}: missing"
+    try:
+        if not there(path):
+            return MISSING, f"{path}: missing"
+    except UserError as error:
+        return MISSING, str(error)
     reason = check_media(path)
     return (FINE, None) if reason is None else (BROKEN, reason)
 
