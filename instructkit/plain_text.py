@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
 from instructkit.errors import UserError
@@ -90,6 +92,33 @@ def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
         if whole[start : start + len(bare)] == bare:
             return whole[:start], whole[start + len(bare) :]
     raise UserError(f"{type(tokenizer).__name__}: with its special tokens it gives another text than without")
+
+
+def unclosed(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A copy of a tokeniser that puts the same tokens in front of a text and none behind it.
+
+    Raises:
+        UserError: it is no tokeniser of the tokenizers library, which alone can be told so.
+    """
+    copy = deepcopy(tokenizer)
+    before, behind = _frame(tokenizer)
+    if not behind:
+        return copy
+    backend = getattr(copy, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise UserError(f"{type(tokenizer).__name__} ends every text with {behind} and cannot be told not to")
+    names = tokenizer.convert_ids_to_tokens(before)
+    flags = {"add_bos_token": before == [tokenizer.bos_token_id], "add_eos_token": False}
+    for flag, value in flags.items():  # Read again when the copy is loaded, where they go over what lies in its file.
+        if flag in copy.init_kwargs:
+            copy.init_kwargs[flag] = value
+        if hasattr(copy, flag):
+            setattr(copy, flag, value)
+    special = list(dict(zip(names, before, strict=True)).items())
+    copy.backend_tokenizer.post_processor = TemplateProcessing(
+        single=[*names, "$A"], pair=[*names, "$A", "$B:1"], special_tokens=special
+    )
+    return copy
 
 
 def _without(backend: Tokenizer, names: set[str]) -> Tokenizer:

@@ -24,6 +24,8 @@ from instructkit.errors import UserError
 from instructkit.models.parts import Loaded, failing, is_blip, place_of, quiet, read_config, read_part
 
 IMAGE = "<image>"
+OWN_ROWS = "llm_rows"
+"""Key of a saved model's configuration: rows of the LLM's embeddings without the image token's."""
 PACKAGE = "package:"
 
 
@@ -55,6 +57,7 @@ def load_llm(name: str, dtype: torch.dtype, bits: int | None = None) -> Llm:
     """
     place, options = _locate(name)
     config = _config(name, place, options)
+    whole = config
     if is_blip(config):
         options |= {"key_mapping": {r"^language_model\.": ""}}
         config = config.text_config
@@ -69,6 +72,7 @@ def load_llm(name: str, dtype: torch.dtype, bits: int | None = None) -> Llm:
     loaded = read_part(auto, place, "llm", dtype=dtype, **options)
     if loaded.fresh:
         raise UserError(f"model.llm={name}: lacks {len(loaded.fresh)} tensors, among them {min(loaded.fresh)}")
+    drop_added_rows(loaded.module, whole)
     _check(name, loaded.module)
     note = f"{type(loaded.module).__name__}, {loaded.module.num_parameters():,} parameters"
     return Llm(loaded, _tokenizer(name, place, options), note if bits is None else f"{note} in {bits} bits")
@@ -81,6 +85,18 @@ def image_token(tokenizer: PreTrainedTokenizerBase) -> int:
     """
     vocabulary = tokenizer.get_vocab()
     return int(vocabulary[IMAGE]) if IMAGE in vocabulary else max(vocabulary.values()) + 1
+
+
+def drop_added_rows(llm: Any, config: PreTrainedConfig) -> None:
+    """Take off the rows of embeddings that a model was saved with for plain transformers' sake.
+
+    Args:
+        llm: of the model, changed in place.
+        config: of the whole model, which says how many rows the LLM has of its own.
+    """
+    own = getattr(config, OWN_ROWS, None)
+    if own is not None and own < len(llm.get_input_embeddings().weight):
+        llm.resize_token_embeddings(own)
 
 
 def _quantised(bits: int, dtype: torch.dtype) -> dict[str, Any]:

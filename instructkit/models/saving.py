@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from instructkit.errors import UserError
 from instructkit.media import CLIP_MEAN, CLIP_STD
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.joining import join
+from instructkit.models.llm import OWN_ROWS, drop_added_rows, image_token
 from instructkit.models.parts import JOINED, place_of, read_config
 from instructkit.models.trained import TOKENIZERS, apply_trained, facts_of, load_tokenizers
 from instructkit.models.vision import VisionEncoder
+from instructkit.plain_text import unclosed
 
 
 def save_model(model: InstructBlip, texts: Texts, folder: Path, state: dict[str, Any] | None = None) -> None:
@@ -38,14 +41,40 @@ def save_model(model: InstructBlip, texts: Texts, folder: Path, state: dict[str,
         raise UserError(
             f"{folder}: a model with a quantised LLM is not written whole; its trained part is (save_trained)"
         )
-    model.save_pretrained(folder, state_dict=state)
-    _name_class(folder / "config.json", foreign=isinstance(model.vision_model, VisionEncoder))
     size = model.config.vision_config.image_size
     images = BlipImageProcessorPil(
         size={"height": size, "width": size}, image_mean=list(CLIP_MEAN), image_std=list(CLIP_STD)
     )
-    processor = InstructBlipProcessor(images, texts.llm, texts.qformer, num_query_tokens=texts.queries)
+    llm = unclosed(texts.llm) if texts.decoder_only else deepcopy(texts.llm)
+    processor = InstructBlipProcessor(images, llm, texts.qformer, num_query_tokens=texts.queries)
     processor.save_pretrained(folder)
+    image = int(llm.convert_tokens_to_ids(str(processor.image_token)))
+    state = dict(model.state_dict()) if state is None else state
+    rows = _add_rows(model, state, image + 1)
+    model.save_pretrained(folder, state_dict=state)
+    _amend(folder / "config.json", model, image, rows)
+
+
+def _add_rows(model: InstructBlip, state: dict[str, Any], rows: int) -> int:
+    """Give the embeddings in `state` a row for the image token where they have none, and say how many they have then.
+
+    Here soft prompts take the token's places before anything is looked up; plain transformers looks it up first. The
+    new rows are the mean of all: in the output head their score is the mean of all scores, so never the best.
+    """
+    head = model.get_output_embeddings()
+    owners = [model.get_input_embeddings().weight, head.weight, getattr(head, "bias", None)]
+    longer: dict[int, torch.Tensor] = {}
+    found = 0
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in state and any(parameter is owner for owner in owners):
+            tensor = state[name]
+            found = max(found, len(tensor))
+            if len(tensor) < rows:
+                mean = tensor.float().mean(0, keepdim=True).to(tensor.dtype)
+                # Tied weights stay one tensor.
+                longer.setdefault(id(parameter), torch.cat([tensor, mean.expand(rows - len(tensor), *mean.shape[1:])]))
+                state[name] = longer[id(parameter)]
+    return max(found, rows)
 
 
 def load_model(name: str, limits: Limits | None = None, **options: Any) -> tuple[InstructBlip, Texts]:
@@ -83,12 +112,24 @@ def load_model(name: str, limits: Limits | None = None, **options: Any) -> tuple
     except (OSError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{name}: no InstructBLIP model can be loaded from there ({reason})") from error
+    drop_added_rows(model.language_model, config)
+    if model.config.image_token_index is None:  # saved before transformers 4.46
+        model.config.image_token_index = image_token(llm)
     return model, Texts(llm, qformer, model.config, limits)
 
 
-def _name_class(config: Path, foreign: bool) -> None:
-    """Let the configuration name transformers' class, which every tool knows; with another encoder, one none knows."""
+def _amend(config: Path, model: InstructBlip, image: int, rows: int) -> None:
+    """Let the configuration name transformers' class, which every tool knows; with another encoder, one none knows.
+
+    The image token is the processor's, and the LLM has as many words as the file has rows of embeddings. How many it
+    had is kept, so that what loads here scores as what was saved: one more row takes some probability from the others.
+    """
+    foreign = isinstance(model.vision_model, VisionEncoder)
     content = json.loads(config.read_text())
+    content["image_token_index"] = image
+    content.pop(OWN_ROWS, None)
+    if rows > (own := model.config.text_config.vocab_size):
+        content["text_config"]["vocab_size"], content[OWN_ROWS] = rows, own
     content["architectures"] = [InstructBlip.__name__ if foreign else InstructBlip.__base__.__name__]
     if foreign:
         content["model_type"] = JOINED
