@@ -41,7 +41,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             final features, of CLIP those one layer before.
         qformer: Q-Former and query tokens in place of `name`'s: a BLIP-2, an InstructBLIP or a BERT.
         llm: LLM in place of `name`'s: a causal or T5-like one, a GGUF file, or `package:MODULE` for a Python package
-            that assembles one.
+            that assembles or holds one.
         llm_bits: 4 or 8 keeps the LLM's linear layers in so many bits (bitsandbytes), for an LLM that is frozen or
             trained by LoRA; null in the run's precision.
         instruction_aware: whether the Q-Former reads the instruction; false is the paper's ablation.

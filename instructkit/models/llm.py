@@ -47,8 +47,8 @@ def load_llm(name: str, dtype: torch.dtype, bits: int | None = None) -> Llm:
     """The LLM of a checkpoint.
 
     Args:
-        name: folder, hub name, GGUF file, `package:MODULE` for a Python package whose `assemble()` gives a GGUF file,
-            or a BLIP-2 or InstructBLIP, whose LLM it then is.
+        name: folder, hub name, GGUF file, `package:MODULE` for a Python package with a GGUF file (`packaged`), or a
+            BLIP-2 or InstructBLIP, whose LLM it then is.
         dtype: of its weights; GGUF's quantised ones are unpacked.
         bits: 4 or 8, quantised by bitsandbytes while it is loaded.
 
@@ -118,7 +118,7 @@ def _quantised(bits: int, dtype: torch.dtype) -> dict[str, Any]:
 
 def _locate(name: str) -> tuple[str, dict[str, Any]]:
     """Folder or hub name, and what `from_pretrained` needs beside it."""
-    path = _packaged(name) if name.startswith(PACKAGE) else Path(name)
+    path = packaged(name) if name.startswith(PACKAGE) else Path(name)
     if path.suffix != ".gguf":
         return place_of(name), {}
     if not path.is_file():
@@ -126,15 +126,31 @@ def _locate(name: str) -> tuple[str, dict[str, Any]]:
     return str(path.parent), {"gguf_file": path.name}
 
 
-def _packaged(name: str) -> Path:
+def packaged(name: str) -> Path:
+    """The GGUF file of a Python package: what its `assemble()` gives, or the only one that lies in it.
+
+    Raises:
+        UserError: there is no such package, or no such file in it.
+    """
     module = name.removeprefix(PACKAGE)
     try:
-        return Path(import_module(module).assemble())
+        package = import_module(module)
+        if hasattr(package, "assemble"):
+            return Path(package.assemble())
     except ModuleNotFoundError as error:
-        package = (error.name or module).replace("_", "-")
-        raise UserError(f"model.llm={name}: {package} is not installed; run pip install {package}") from error
+        missing = (error.name or module).replace("_", "-")
+        raise UserError(f"model.llm={name}: {missing} is not installed; run pip install {missing}") from error
     except (AttributeError, OSError, ValueError) as error:
         raise UserError(f"model.llm={name}: the package gives no GGUF file ({error})") from error
+    folders = [Path(folder) for folder in getattr(package, "__path__", ())]
+    files = sorted(file for folder in folders for file in folder.rglob("*.gguf"))
+    if len(files) != 1:
+        found = f"{len(files)} of them ({', '.join(file.name for file in files[:3])})" if files else "none"
+        raise UserError(
+            f"model.llm={name}: the package gives no GGUF file: it has no assemble() and holds {found}; name one by "
+            "its path as model.llm"
+        )
+    return files[0]
 
 
 def _config(name: str, place: str, options: dict[str, Any]) -> PreTrainedConfig:

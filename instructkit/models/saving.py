@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, BlipImageProcessorPil, InstructBlipProce
 from instructkit.batches import Limits, Texts
 from instructkit.errors import UserError
 from instructkit.media import CLIP_MEAN, CLIP_STD
+from instructkit.models.bases import check_package
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.joining import join
 from instructkit.models.llm import OWN_ROWS, drop_added_rows, image_token
@@ -91,11 +92,14 @@ def load_model(name: str, limits: Limits | None = None, **options: Any) -> tuple
         UserError: there is no such model, or it is no InstructBLIP.
     """
     if (facts := facts_of(Path(name))) is not None:
-        if facts.model.joined:
+        settings = facts.found(Path(name))
+        if settings.joined:
             tokenizers = load_tokenizers(Path(name) / TOKENIZERS)
-            model, texts = join(facts.model, options.get("dtype", torch.float32), lambda: tokenizers, limits)
+            model, texts = join(settings, options.get("dtype", torch.float32), lambda: tokenizers, limits)
+            if (base := facts.bases.get("llm")) is not None:
+                check_package(base, Path(name))
         else:
-            model, texts = load_model(facts.base, limits, **options)
+            model, texts = load_model(settings.name, limits, **options)
         apply_trained(model, Path(name), facts)
         return model, texts
     config = read_config(name, "name")

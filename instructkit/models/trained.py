@@ -1,6 +1,6 @@
 """What a run trained, on disk: the trained weights and the base model's name, in place of a copy of what stayed frozen.
 
-model/instructkit.json            the base, and what of it was trained
+model/instructkit.json            the base by place and digest, and what of it was trained
 model/trained.safetensors         weights trained in full, under the model's own names
 model/adapters/<tower>/           LoRA of a tower, as peft writes it: `PeftModel.from_pretrained(tower, folder)`
 model/tokenizers/{llm,qformer}/   of a model joined from parts
@@ -11,6 +11,7 @@ them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from instructkit.batches import Texts
 from instructkit.config import ModelConfig, TowersConfig
 from instructkit.errors import UserError
 from instructkit.examples import write_atomically
+from instructkit.models.bases import Base, bases_of, find_base, with_places
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.towers import TOWERS, lora_step
 
@@ -34,20 +36,31 @@ TRAINED = "trained.safetensors"
 ADAPTER = "adapter_model.safetensors"
 TOKENIZERS = "tokenizers"
 _PEFT = "base_model.model."
+_PART_OF = {"vision_model": "vision", "qformer": "qformer", "language_model": "llm"}
 
 
 class Facts(msgspec.Struct, forbid_unknown_fields=True):
     """What `instructkit.json` holds.
 
     Attributes:
-        base: what `load_model` loads first.
-        model: settings of the run.
+        base: the model in words.
+        model: settings of the run, with absolute paths.
         towers: settings of the run.
+        bases: the checkpoints that the model was made of, by setting.
     """
 
     base: str
     model: ModelConfig
     towers: TowersConfig
+    bases: dict[str, Base] = {}
+
+    def found(self, folder: Path) -> ModelConfig:
+        """The settings with the places where the bases lie now.
+
+        Raises:
+            UserError: one is not there, or is another than the one that was trained on.
+        """
+        return with_places(self.model, {part: find_base(base, folder) for part, base in self.bases.items()})
 
 
 def save_trained(
@@ -68,6 +81,8 @@ def save_trained(
         texts: tokenisers, kept where the model was joined from parts.
         transposed: towers whose LoRA stands beside transposed matrices (`transposed_towers`).
     """
+    bases = bases_of(model, folder)
+    model = with_places(model, {part: base.place for part, base in bases.items()})
     folder.mkdir(parents=True, exist_ok=True)
     plain = {
         name.replace(".base_layer.", "."): tensor.contiguous() for name, tensor in state.items() if ".lora_" not in name
@@ -80,11 +95,12 @@ def save_trained(
             if ".lora_" in name and name.startswith(f"{tower}.")
         }
         if pairs:
-            _save_adapter(folder / "adapters" / tower, pairs, model.base, towers, tower in transposed)
+            base = getattr(model, _PART_OF[tower]) or model.name
+            _save_adapter(folder / "adapters" / tower, pairs, base, towers, tower in transposed)
     if model.joined and texts is not None:
         texts.llm.save_pretrained(folder / TOKENIZERS / "llm")
         texts.qformer.save_pretrained(folder / TOKENIZERS / "qformer")
-    facts = Facts(model.base, model, towers)
+    facts = Facts(model.base, model, towers, bases)
     write_atomically(folder / FACTS, msgspec.json.format(msgspec.json.encode(facts)) + b"\n")
 
 
@@ -181,6 +197,10 @@ def _save_adapter(
     )
     folder.mkdir(parents=True, exist_ok=True)
     lora.save_pretrained(str(folder))
+    # peft keeps them as a set, whose order is another in every process.
+    config = folder / "adapter_config.json"
+    content = {**json.loads(config.read_text()), "target_modules": targets}
+    config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
     save_file({_PEFT + name: tensor for name, tensor in pairs.items()}, folder / ADAPTER)
 
 

@@ -82,6 +82,21 @@ def test_a_gguf_file_gives_the_llm_that_it_was_written_from(tmp_path, monkeypatc
         joined(llm=str(path))
 
 
+def test_a_package_that_only_holds_a_gguf_file(tmp_path, monkeypatch):
+    path, plain = write_gguf(tmp_path)
+    package = tmp_path / "holds_llm"
+    (package / "weights").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    path.rename(package / "weights" / "tiny.gguf")
+    monkeypatch.syspath_prepend(tmp_path)
+    model, _ = joined(llm="package:holds_llm")
+    ids = torch.tensor([[5, 9, 60, 7]])
+    torch.testing.assert_close(model.language_model(ids).logits, plain(ids).logits, atol=1e-5, rtol=1e-5)
+    (package / "other.gguf").write_bytes(b"")
+    with pytest.raises(UserError, match=r"no assemble\(\) and holds 2 of them \(other\.gguf, tiny\.gguf\); name one"):
+        joined(llm="package:holds_llm")
+
+
 def test_a_package_that_assembles_nothing_is_said():
     with pytest.raises(UserError, match="package:json: the package gives no GGUF file"):
         joined(llm="package:json")
