@@ -12,7 +12,7 @@ from instructkit.batches import Limits
 from instructkit.errors import UserError
 from instructkit.evaluation.plan import Question
 from instructkit.examples import MANIFEST
-from instructkit.models.instruct_blip import InstructBlip
+from instructkit.models.bases import kept_commit
 from instructkit.models.presets import PUBLISHED
 from instructkit.protocols import Protocol
 
@@ -20,11 +20,11 @@ _UNSCORED = ("title", "role", "published", "notes", "metric", "group_by")
 """Keys of a protocol that no response depends on."""
 
 
-def model_identity(name: str, model: InstructBlip) -> str:
+def model_identity(name: str) -> str:
     """What a model is: SHA-256 over a folder's files, or the hub's name and commit."""
     place = PUBLISHED.get(name, name)
     if not Path(place).is_dir():
-        return f"{place}@{getattr(model.config, '_commit_hash', None)}"
+        return f"{place}@{kept_commit(place)}"
     whole = hashlib.sha256()
     for path in sorted(Path(place).rglob("*")):
         if path.is_file():

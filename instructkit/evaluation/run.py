@@ -69,7 +69,7 @@ def evaluate(settings: EvaluationSettings, ranks: Ranks, say: Say, *, replace: b
         raise UserError(f"{settings.data}: no such folder with converted datasets")
     model, texts = load_model(settings.model, dtype=DTYPES[settings.dtype])
     model.to(f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu")
-    runner = _Runner(settings, Evaluator(model, texts), model_identity(settings.model, model), ranks, say, replace)
+    runner = _Runner(settings, Evaluator(model, texts), model_identity(settings.model), ranks, say, replace)
     outcomes = [runner.evaluate(wanted) for wanted in chosen]
     if not ranks.first:
         return None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 from huggingface_hub import try_to_load_from_cache
-from transformers import PreTrainedConfig
+from transformers.utils import cached_file
 
 from instructkit.config import ModelConfig
 from instructkit.errors import UserError
@@ -114,17 +114,28 @@ def _base(name: str, folder: Path) -> Base:
     if path.exists():
         relative = os.path.relpath(path, os.path.abspath(folder))
         return Base(str(path), relative, checkpoint_digest(path))
-    # No question to the hub: what was trained must not be lost where it does not answer.
-    kept = try_to_load_from_cache(place_of(name), "config.json")
-    return Base(name, commit=Path(kept).parent.name if isinstance(kept, str) else None)
+    return Base(name, commit=kept_commit(place_of(name)))
+
+
+def kept_commit(place: str) -> str | None:
+    """The commit of a hub's model that was loaded last, None for what is not of the hub.
+
+    The hub is not asked: what was trained must not be lost where it does not answer.
+    """
+    return _snapshot(try_to_load_from_cache(place, "config.json"))
+
+
+def _snapshot(file: object) -> str | None:
+    """The commit whose folder of the hub's cache a file lies in."""
+    return Path(file).parent.name if isinstance(file, str) else None
 
 
 def _check_commit(base: Base, folder: Path) -> None:
     if base.commit is None:
         return
     with failing(f"{folder}: the base {base.place}", "cannot be read"), quiet():
-        content, _ = PreTrainedConfig.get_config_dict(place_of(base.place))
-    if (now := content.get("_commit_hash")) != base.commit:
+        now = _snapshot(cached_file(place_of(base.place), "config.json"))
+    if now != base.commit:
         raise UserError(
             f"{folder}: the base {base.place} is at commit {now} now, this was trained on {base.commit}; fetch that "
             f"one (hf download {place_of(base.place)} --revision {base.commit}) or train anew"

@@ -16,7 +16,6 @@ from instructkit.evaluation.settings import settings_from_words
 from instructkit.evaluation.spread import wordings
 from instructkit.evaluation.wanted import wanted_benchmarks
 from instructkit.examples import load_examples
-from instructkit.models.saving import load_model
 from instructkit.prompts import train_templates
 from instructkit.protocols import benchmarks, load_protocol
 from tests.evaluation.world import World
@@ -178,9 +177,8 @@ def test_responses_depend_on_model_protocol_data_and_settings(world: World, tmp_
 
 def test_a_model_is_its_files(world: World, tmp_path: Path) -> None:
     first, second = world.model("llama"), world.model("t5")
-    model, _ = load_model(str(first))
-    assert model_identity(str(first), model).startswith("sha256:")
-    assert model_identity(str(first), model) != model_identity(str(second), model)
+    assert model_identity(str(first)).startswith("sha256:")
+    assert model_identity(str(first)) != model_identity(str(second))
     copy = tmp_path / "copy"
     copy.symlink_to(first)
-    assert model_identity(str(copy), model) == model_identity(str(first), model)
+    assert model_identity(str(copy)) == model_identity(str(first))

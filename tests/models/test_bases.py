@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from instructkit.config import ModelConfig, TowersConfig
 from instructkit.errors import UserError
+from instructkit.evaluation.identity import model_identity
 from instructkit.models.bases import bases_of, check_package, checkpoint_digest, find_base
 from instructkit.models.saving import load_model
 from instructkit.models.towers import prepare_towers
@@ -141,6 +142,7 @@ def test_the_hubs_commit_is_kept_and_compared(tmp_path, monkeypatch):
     (base,) = bases_of(ModelConfig("someone/blip"), tmp_path).values()
     assert (base.place, base.commit, base.relative, base.digest) == ("someone/blip", first, None, None)
     assert find_base(base, tmp_path) == "someone/blip"
+    assert model_identity("someone/blip") == f"someone/blip@{first}"
     shutil.copytree(cached / "snapshots" / first, cached / "snapshots" / second)
     (cached / "refs" / "main").write_text(second)
     with pytest.raises(UserError, match=f"someone/blip is at commit {second} now, this was trained on {first}"):
