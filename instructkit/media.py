@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import random
 from bisect import bisect_left
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -228,7 +229,7 @@ def _frame_times(path: Path) -> list[float]:
     with _opened(path) as container:
         if not container.streams.video:
             raise UserError(f"{path}: has no picture stream")
-        stamps = []
+        stamps: list[Fraction] = []
         compressed = container.streams.video[0].codec_context.name != "rawvideo"
         # A recording of a broadcast may begin inside a packet; elsewhere a packet is whole.
         whole = container.format.name != "mpegts"

@@ -56,7 +56,7 @@ def compared_markdown(reports: Reports) -> str:
     """The comparison in plain text."""
     lines = ["# Runs side by side", "", *markdown.table(_head(reports), _rows(reports)), ""]
     lines += [" ".join(words.NOTES[:2]), ""]
-    lines += [f"- {note}" for note in _differences(reports)]
+    lines += [f"- {markdown.plain(note)}" for note in _differences(reports)]
     lines += ["", "## Settings that differ", "", *markdown.table(["setting", *reports], _settings(reports))]
     return "\n".join(lines) + "\n"
 

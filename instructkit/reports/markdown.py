@@ -21,8 +21,17 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Lines of a table; cells may hold any text."""
+    """Lines of a table; head and cells may hold any text, which is shown as it is."""
     return [_row(head), _row(["---"] * len(head)), *map(_row, rows)]
+
+
+def plain(text: str) -> str:
+    """A text in one line that Markdown and HTML show as it is: answers and names come from models and strangers."""
+    line = " ".join(text.split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    line = re.sub(r"([\\`*_\[\]!|~#])", r"\\\1", line)
+    # No address of the text becomes a link, as some viewers make them.
+    return re.sub(r"(?i)(:)(?=//)|(?<=www)(\.)|(@)", lambda found: f"&#{ord(found[0])};", line)
 
 
 def fenced(text: str, language: str = "") -> list[str]:
@@ -32,7 +41,7 @@ def fenced(text: str, language: str = "") -> list[str]:
 
 
 def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(map(plain, cells)) + " |"
 
 
 def _scores(entries: list[dict[str, Any]]) -> list[str]:
@@ -44,7 +53,7 @@ def _scores(entries: list[dict[str, Any]]) -> list[str]:
             [
                 f"{entry['title']} (protocol v{entry['protocol_version']})",
                 words.measure(entry),
-                f"**{entry['value']:.2f}**",
+                f"{entry['value']:.2f}",
                 words.interval(entry),
                 words.size(entry),
                 blind,
@@ -59,9 +68,9 @@ def _averages(report: dict[str, Any]) -> list[str]:
     lines = ["", "## Averages", ""]
     for title, key in (("Held-out", "held_out"), ("Held-in", "held_in")):
         found = report["averages"][key]
-        lines.append(f"- {title}: {words.average(found)}.")
+        lines.append(f"- {title}: {plain(words.average(found))}.")
         if found["value"] is not None:
-            lines.append(f"  Published: {'; '.join(map(words.published, found['published']))}.")
+            lines.append(f"  Published: {plain('; '.join(map(words.published, found['published'])))}.")
     return lines
 
 
@@ -73,16 +82,17 @@ def _not_evaluated(report: dict[str, Any]) -> list[str]:
     for each in report["not_evaluated"]:
         lines += _errors(each) + _cut(each)
     if report["submissions"]:
-        lines += ["", f"Submission files: {', '.join(report['submissions'])}."]
+        lines += ["", f"Submission files: {plain(', '.join(report['submissions']))}."]
     return lines
 
 
 def _benchmark(entry: dict[str, Any]) -> list[str]:
     protocol = entry["protocol"]
-    lines = ["", f"## {entry['title']}", ""]
+    lines = ["", f"## {plain(entry['title'])}", ""]
     lines.append(
-        f"{protocol['source']}/{protocol['split']}, {entry['role']}, protocol v{entry['protocol_version']}: "
-        f"{words.measure(entry)} **{entry['value']:.2f}** ({words.interval(entry)}) on {words.size(entry)} examples."
+        f"{plain(protocol['source'] + '/' + protocol['split'])}, {plain(entry['role'])}, "
+        f"protocol v{entry['protocol_version']}: {plain(words.measure(entry))} **{entry['value']:.2f}** "
+        f"({words.interval(entry)}) on {words.size(entry)} examples."
     )
     lines += ["", *table(["measure", "value"], [[name, f"{value:.4f}"] for name, value in entry["details"].items()])]
     if entry["groups"]:
@@ -91,10 +101,10 @@ def _benchmark(entry: dict[str, Any]) -> list[str]:
     lines += _errors(entry) + _cut(entry)
     lines += ["", "Prompt, as Jinja and for the first example, byte for byte (JSON):", ""]
     lines += fenced(f"{words.literal(protocol['instruction'])}\n{words.literal(entry['prompt'])}")
-    lines += ["", words.answering(protocol), "", protocol["notes"]]
+    lines += ["", plain(words.answering(protocol)), "", plain(protocol["notes"])]
     if entry["spread"]:
         rows = [[each["wording"], each["instruction"], f"{each['value']:.2f}"] for each in entry["spread"]]
-        lines += ["", f"Wordings: {words.spread_phrase(entry)}.", ""]
+        lines += ["", f"Wordings: {plain(words.spread_phrase(entry))}.", ""]
         lines += table(
             ["wording", "prompt", words.measure(entry)],
             [["protocol", protocol["instruction"], f"{entry['value']:.2f}"], *rows],
@@ -149,7 +159,7 @@ def _cases(entry: dict[str, Any]) -> list[str]:
 def _facts(report: dict[str, Any]) -> list[str]:
     rows = []
     for name, manifest in report["data"].items():
-        files = ", ".join(f"{file['path']} `{file['sha256'][:12]}`" for file in manifest["files"])
+        files = ", ".join(f"{file['path']} {file['sha256'][:12]}" for file in manifest["files"])
         number = f"{manifest['published']:,}" if manifest["published"] is not None else "-"
         rows.append([name, f"{manifest['examples']:,}", f"{manifest['rejected']:,}", number, manifest["layout"], files])
     lines = ["", "## Data", "", *table(["split", "examples", "rejected", "published", "layout", "files"], rows)]
@@ -157,5 +167,10 @@ def _facts(report: dict[str, Any]) -> list[str]:
         lines += ["", "## Last step of training", ""]
         lines += fenced("\n".join(f"{key}: {value}" for key, value in report["training"].items()))
     lines += ["", "## Settings", "", *fenced(yaml.safe_dump(report["config"], sort_keys=False).rstrip(), "yaml")]
-    lines += ["", "## Versions", "", ", ".join(f"{name} {number}" for name, number in report["versions"].items())]
-    return [*lines, "", f"Model: {report['model']}"] if report["model"] else lines
+    lines += [
+        "",
+        "## Versions",
+        "",
+        plain(", ".join(f"{name} {number}" for name, number in report["versions"].items())),
+    ]
+    return [*lines, "", f"Model: {plain(report['model'])}"] if report["model"] else lines
