@@ -221,5 +221,7 @@ def read_yaml(path: Path, kind: type[Any]) -> Any:
         return msgspec.convert(yaml.safe_load(path.read_text(encoding="utf-8")), kind)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:  # the latter of half a surrogate pair
         raise UserError(f"{path}: {error}") from error
+    except (RecursionError, MemoryError) as error:
+        raise UserError(f"{path}: is nested too deeply, or needs too much memory") from error

@@ -63,10 +63,16 @@ class _Jinja:
     def __init__(self, jinja: str, task: str, where: str) -> None:
         self.where = where
         try:
-            self._template = environment().from_string(jinja)
-            self._tree = environment().parse(jinja)
+            self._compile(jinja, task)
         except jinja2.TemplateError as error:
             raise UserError(f"{where}: {error.message} in {jinja!r}") from error
+        except (*_TOO_MUCH, SyntaxError) as error:  # Python's own, of a template that Jinja compiles to Python
+            raise UserError(f"{where}: {_too_much(error)}") from error
+
+    def _compile(self, jinja: str, task: str) -> None:
+        where = self.where
+        self._template = environment().from_string(jinja)
+        self._tree = environment().parse(jinja)
         if next(jinja2.meta.find_referenced_templates(self._tree), "") != "":
             raise UserError(f"{where}: cannot include, import or extend another template")
         # `self` is the compiled template, which Jinja does not count among the variables.
@@ -88,6 +94,16 @@ class _Jinja:
             return "".join(self._template.root_render_func(self._template.new_context(values, shared=True)))
         except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise UserError(f"{self.where}: {error} (example {example.id})") from error
+        except _TOO_MUCH as error:
+            raise UserError(f"{self.where}: {_too_much(error)} (example {example.id})") from error
+
+
+_TOO_MUCH = (RecursionError, MemoryError)
+
+
+def _too_much(error: Exception) -> str:
+    """Why a template that is nested too deeply, calls itself or makes a text without end gives none."""
+    return "needs too much memory" if isinstance(error, MemoryError) else "is nested too deeply, or calls itself"
 
 
 class Text(_Jinja):

@@ -359,3 +359,45 @@ def test_a_text_without_fields_is_constant_unless_it_draws() -> None:
     varied = text("{{ ['Picture', 'Image'] | choice }}:")
     assert not varied.is_constant
     assert {varied.render(BRIDGE, Draws(str(key))) for key in range(20)} == {"Picture:", "Image:"}
+
+
+# ---- templates that ask for too much ----
+
+
+@pytest.mark.parametrize(
+    "jinja",
+    [
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+        "{{ " + "(" * 2000 + "1" + ")" * 2000 + " }}",
+        "{{ " + "[" * 150 + "question" + "]" * 150 + " }}",
+        "{% if 1 %}" * 120 + "x" + "{% endif %}" * 120,
+        "{{ " + "not " * 5000 + "question }}",
+    ],
+)
+@pytest.mark.parametrize("kind", [Text, Condition])
+def test_a_template_nested_without_end_is_one_line(jinja: str, kind: type[Text] | type[Condition]) -> None:
+    if kind is Condition:
+        jinja = jinja.removeprefix("{{ ").removesuffix(" }}")
+    said = "taken"  # a newer Python may take some of them
+    try:
+        compiled = kind(jinja, "vqa", "x.yaml: template 'only'")
+        _ = compiled.render(BRIDGE) if isinstance(compiled, Text) else compiled.holds(BRIDGE)
+    except UserError as error:
+        said = str(error)
+    assert said.startswith("x.yaml: template 'only': ") or (said == "taken" and "m()" not in jinja)
+    assert "\n" not in said
+
+
+def test_what_python_refuses_in_a_template_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"only': is nested too deeply, or calls itself \(example vqav2/train/1\)"):
+        text("{% macro m() %}{{ m() }}{% endmacro %}{{ question }}{{ m() }}").render(BRIDGE)
+    with pytest.raises(UserError, match="only': is nested too deeply"):
+        text("{{ " + "(" * 2000 + "1" + ")" * 2000 + " }}")
+    hungry = text("{{ question }} {{ answers | lettered }}")
+
+    def lacking(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(hungry, "_template", type("T", (), {"new_context": lacking, "root_render_func": str})())
+    with pytest.raises(UserError, match=r"only': needs too much memory \(example vqav2/train/1\)"):
+        hungry.render(BRIDGE)
