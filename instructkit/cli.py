@@ -155,6 +155,9 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Questions a forward pass.")] = 32,
     spread: Annotated[int, typer.Option(min=0, help="Training wordings to evaluate beside each prompt.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    allow_packages: Annotated[
+        bool, typer.Option("--allow-packages", help="Let the model's folder name a Python package for its LLM.")
+    ] = False,
 ) -> None:
     """Evaluate a model on benchmarks and write a report. Over several ranks: deepspeed recipes/evaluate.py."""
     from instructkit.evaluation.ranks import Ranks
@@ -172,6 +175,7 @@ def evaluate(
             "batch_size": batch_size,
             "spread": spread,
             "dtype": dtype,
+            "allow_packages": allow_packages,
         }
     )
     found = run(settings, Ranks(), print)

@@ -44,6 +44,8 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             that assembles or holds one.
         llm_bits: 4 or 8 keeps the LLM's linear layers in so many bits (bitsandbytes), for an LLM that is frozen or
             trained by LoRA; null in the run's precision.
+        allow_packages: whether the folder that `name` names may itself name a Python package for its LLM, whose code
+            then runs; what `llm` names here needs no leave.
         instruction_aware: whether the Q-Former reads the instruction; false is the paper's ablation.
         vocabulary: at most so many tokens in each tokenizer that a preset trains on its own text.
     """
@@ -54,6 +56,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     qformer: str | None = None
     llm: str | None = None
     llm_bits: Literal[4, 8] | None = None
+    allow_packages: bool = False
     instruction_aware: bool = True
     vocabulary: Positive = 1024
 

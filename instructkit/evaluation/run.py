@@ -67,7 +67,7 @@ def evaluate(settings: EvaluationSettings, ranks: Ranks, say: Say, *, replace: b
     chosen = wanted_benchmarks(settings.benchmarks)
     if not Path(settings.data).is_dir():
         raise UserError(f"{settings.data}: no such folder with converted datasets")
-    model, texts = load_model(settings.model, dtype=DTYPES[settings.dtype])
+    model, texts = load_model(settings.model, allow_packages=settings.allow_packages, dtype=DTYPES[settings.dtype])
     model.to(f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu")
     runner = _Runner(settings, Evaluator(model, texts), model_identity(settings.model), ranks, say, replace)
     outcomes = [runner.evaluate(wanted) for wanted in chosen]
@@ -103,6 +103,7 @@ def evaluate_run(config: RunConfig, folder: Path, say: Say) -> Evaluation | None
         out=str(folder),
         limit=config.evaluation.limit,
         batch_size=config.evaluation.eval_batch_size,
+        allow_packages=True,  # the folder was written by this run, from what its own config names
     )
     return evaluate(settings, current_ranks(), say, replace=True)
 

@@ -28,6 +28,7 @@ class EvaluationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
         batch_size: questions a forward pass.
         spread: evaluate so many training wordings beside each protocol's prompt.
         dtype: that the model computes in.
+        allow_packages: whether the model's folder may name a Python package for its LLM, whose code then runs.
     """
 
     model: str
@@ -38,6 +39,7 @@ class EvaluationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     batch_size: Positive = 32
     spread: Count = 0
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    allow_packages: bool = False
 
 
 def make_settings(values: dict[str, Any]) -> EvaluationSettings:

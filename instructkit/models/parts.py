@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import struct
 from collections import Counter
@@ -21,7 +22,17 @@ JOINED = "instructkit"
 """`model_type` on disk of a model whose image encoder is not InstructBLIP's, which plain transformers cannot build."""
 
 M = TypeVar("M", bound=PreTrainedModel)
-_FAILURES = (struct.error, OSError, ValueError, TypeError, KeyError, ImportError, RuntimeError, AttributeError)
+_FAILURES = (
+    pickle.UnpicklingError,
+    struct.error,
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    ImportError,
+    RuntimeError,
+    AttributeError,
+)
 
 
 class Loaded(NamedTuple):
@@ -98,6 +109,8 @@ def failing(where: str, what: str) -> Iterator[None]:
         if isinstance(error, UserError):
             raise
         reason = " ".join(str(error).split())[:300] or error.__class__.__name__
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "its weights are pickled and hold more than tensors, which could run code; ask for safetensors"
         raise UserError(f"{where}: {what} ({reason})") from error
 
 

@@ -17,7 +17,7 @@ from instructkit.models.bases import check_package
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.joining import join
 from instructkit.models.llm import OWN_ROWS, drop_added_rows, image_token
-from instructkit.models.parts import JOINED, place_of, read_config
+from instructkit.models.parts import JOINED, failing, place_of, read_config
 from instructkit.models.trained import TOKENIZERS, apply_trained, facts_of, load_tokenizers
 from instructkit.models.vision import VisionEncoder
 from instructkit.plain_text import unclosed
@@ -78,7 +78,9 @@ def _add_rows(model: InstructBlip, state: dict[str, Any], rows: int) -> int:
     return max(found, rows)
 
 
-def load_model(name: str, limits: Limits | None = None, **options: Any) -> tuple[InstructBlip, Texts]:
+def load_model(
+    name: str, limits: Limits | None = None, *, allow_packages: bool = False, **options: Any
+) -> tuple[InstructBlip, Texts]:
     """Load a model and its tokenisers from a folder, a published size's name or the Hugging Face hub.
 
     A folder that holds only what a run trained (`instructkit.models.trained`) is put onto its base.
@@ -86,12 +88,28 @@ def load_model(name: str, limits: Limits | None = None, **options: Any) -> tuple
     Args:
         name: folder, one of `PUBLISHED`, or a name on the hub.
         limits: lengths that texts are cut to.
+        allow_packages: let a folder name a Python package for its LLM, which imports it and runs its code.
         **options: for `from_pretrained`, such as dtype.
 
     Raises:
-        UserError: there is no such model, or it is no InstructBLIP.
+        UserError: there is no such model, it is no InstructBLIP, or a folder names a package without leave.
     """
+    return _load(name, limits, allow_packages, (), options)
+
+
+def _load(
+    name: str, limits: Limits | None, allow_packages: bool, above: tuple[Path, ...], options: dict[str, Any]
+) -> tuple[InstructBlip, Texts]:
+    """`load_model`; `above` are the folders that led here by their bases."""
     if (facts := facts_of(Path(name))) is not None:
+        if (here := Path(name).resolve()) in above:
+            raise UserError(f"{name}: is its own base, by {' -> '.join(map(str, (*above, here)))}; name a whole model")
+        if (named := facts.package) is not None and not allow_packages:
+            raise UserError(
+                f"{name}: its instructkit.json names the Python package {named} for the LLM, which would be imported "
+                "and run; if you trust the folder and the package, allow it: --allow-packages or allow_packages=true "
+                "in an evaluation, model.allow_packages=true in a training"
+            )
         settings = facts.found(Path(name))
         if settings.joined:
             tokenizers = load_tokenizers(Path(name) / TOKENIZERS)
@@ -99,7 +117,7 @@ def load_model(name: str, limits: Limits | None = None, **options: Any) -> tuple
             if (base := facts.bases.get("llm")) is not None:
                 check_package(base, Path(name))
         else:
-            model, texts = load_model(settings.name, limits, **options)
+            model, texts = _load(settings.name, limits, allow_packages, (*above, here), options)
         apply_trained(model, Path(name), facts)
         return model, texts
     config = read_config(name, "name")
@@ -109,13 +127,10 @@ def load_model(name: str, limits: Limits | None = None, **options: Any) -> tuple
             "model.qformer and model.llm, such as model.name=nano model.qformer=..."
         )
     place = place_of(name)
-    try:
+    with failing(name, "no InstructBLIP model can be loaded from there"):
         model = InstructBlip.from_pretrained(place, config=config, **options)
         llm = AutoTokenizer.from_pretrained(place)
         qformer = AutoTokenizer.from_pretrained(place, subfolder="qformer_tokenizer")
-    except (OSError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{name}: no InstructBLIP model can be loaded from there ({reason})") from error
     drop_added_rows(model.language_model, config)
     if model.config.image_token_index is None:  # saved before transformers 4.46
         model.config.image_token_index = image_token(llm)

@@ -29,6 +29,7 @@ from instructkit.errors import UserError
 from instructkit.examples import write_atomically
 from instructkit.models.bases import Base, bases_of, find_base, with_places
 from instructkit.models.instruct_blip import InstructBlip
+from instructkit.models.llm import PACKAGE
 from instructkit.models.towers import TOWERS, lora_step
 
 FACTS = "instructkit.json"
@@ -53,6 +54,12 @@ class Facts(msgspec.Struct, forbid_unknown_fields=True):
     model: ModelConfig
     towers: TowersConfig
     bases: dict[str, Base] = {}
+
+    @property
+    def package(self) -> str | None:
+        """The Python package that the LLM is to come from, if one is named."""
+        places = [self.model.llm or "", *(base.place for base in self.bases.values())]
+        return next((place.removeprefix(PACKAGE) for place in places if place.startswith(PACKAGE)), None)
 
     def found(self, folder: Path) -> ModelConfig:
         """The settings with the places where the bases lie now.
@@ -115,7 +122,7 @@ def facts_of(folder: Path) -> Facts | None:
         return None
     try:
         return msgspec.json.decode(path.read_bytes(), type=Facts)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise UserError(f"{path}: {error}") from error
 
 

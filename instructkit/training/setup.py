@@ -147,7 +147,7 @@ def prepare_model(config: RunConfig, parts: list[Part], folder: Path, say: Say) 
     if config.model.joined:
         model, texts = join(config.model, dtype, tokenizers, limits, config.seed, say)
     elif config.model.name != "nano":
-        model, texts = load_model(config.model.name, limits, dtype=dtype)
+        model, texts = load_model(config.model.name, limits, allow_packages=config.model.allow_packages, dtype=dtype)
     else:
         llm, qformer = tokenizers()
         model = build(preset("nano", len(llm), len(qformer)), config.seed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from peft import PeftModel
@@ -179,3 +181,63 @@ def test_a_base_that_does_not_fit_or_a_torn_file_is_said(tmp_path):
     file.write_bytes(file.read_bytes()[:-5])
     with pytest.raises(UserError, match=r"trained\.safetensors: cannot be read"):
         load_model(str(tmp_path / "run"))
+
+
+def write_run(folder, **model):
+    """The trained part of a tiny model, with these settings of the model in its facts."""
+    base, texts = tiny_model()
+    save_model(base, texts, folder.parent / "base")
+    save_trained(folder, {}, ModelConfig(str(folder.parent / "base")), TowersConfig())
+    facts = json.loads((folder / "instructkit.json").read_text())
+    facts["model"].update(model)
+    return facts
+
+
+@pytest.mark.parametrize("where", ["model", "bases"])
+def test_a_folder_cannot_name_code_to_import_without_leave(where, tmp_path, monkeypatch):
+    (tmp_path / "evil_llm.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    facts = write_run(tmp_path / "run", allow_packages=True)  # a folder cannot give itself leave
+    if where == "model":
+        facts["model"]["llm"], facts["bases"] = "package:evil_llm", {}
+    else:
+        facts["bases"]["llm"] = {"place": "package:evil_llm"}
+    (tmp_path / "run" / "instructkit.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match=r"names the Python package evil_llm .*--allow-packages") as caught:
+        load_model(str(tmp_path / "run"))
+    assert "pip install" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+    # A folder whose base is that folder has no more leave than it.
+    facts = write_run(tmp_path / "above")
+    facts["model"]["name"], facts["bases"] = str(tmp_path / "run"), {}
+    (tmp_path / "above" / "instructkit.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match="names the Python package evil_llm"):
+        load_model(str(tmp_path / "above"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_base_that_leads_back_to_itself_is_one_line(tmp_path):
+    for name, base in (("own", "own"), ("first", "second"), ("second", "first")):
+        facts = write_run(tmp_path / name)
+        facts["model"]["name"], facts["bases"] = str(tmp_path / base), {}
+        (tmp_path / name / "instructkit.json").write_text(json.dumps(facts))
+    for name in ("own", "first"):
+        with pytest.raises(UserError, match="is its own base, by ") as caught:
+            load_model(str(tmp_path / name))
+        assert "\n" not in str(caught.value)
+
+
+def test_pickled_weights_with_code_are_one_line(tmp_path):
+    base, texts = tiny_model()
+    save_model(base, texts, tmp_path / "base")
+    for path in (tmp_path / "base").glob("*.safetensors"):
+        path.unlink()
+
+    class Payload:
+        def __reduce__(self):
+            return print, ("ran",)
+
+    torch.save({"x": Payload()}, tmp_path / "base" / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"pickled and hold more than tensors.*ask for safetensors") as caught:
+        load_model(str(tmp_path / "base"))
+    assert "\n" not in str(caught.value)
