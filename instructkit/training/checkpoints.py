@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
@@ -16,11 +18,17 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
 
 from instructkit.errors import UserError
 
 COMPLETE = "complete.json"
+_STATES = (ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address)
+"""What DeepSpeed puts into its states beside tensors and plain values."""
 _PIECE = 1 << 24
 
 
@@ -105,11 +113,29 @@ def torn(folder: Path) -> str | None:
     return None
 
 
+def foreign(folder: Path) -> str | None:
+    """What a checkpoint's states hold that DeepSpeed does not write, or None if nothing.
+
+    DeepSpeed unpickles its states, which runs whatever code stands in them. Here they are read first by torch's reader
+    for tensors and plain values, which makes objects of `_STATES` and no others.
+    """
+    for path in sorted(folder.rglob("*.pt")):
+        try:
+            with torch.serialization.safe_globals(list(_STATES)):
+                torch.load(path, map_location="meta", weights_only=True)
+        except pickle.UnpicklingError as error:
+            named = re.search(r"GLOBAL ([\w.]+)", str(error))
+            return f"{path.relative_to(folder)} holds {named[1] if named else 'objects'}, which no state has"
+        except (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+            return f"{path.relative_to(folder)} cannot be read ({' '.join(str(error).split())[:200]})"
+    return None
+
+
 def load_checkpoint(engine: Any, folder: Path, facts: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     """Load a checkpoint into the engine; returns the number of steps done and the `progress` it was saved with.
 
     Raises:
-        UserError: the checkpoint is of a run with other settings.
+        UserError: the checkpoint is of a run with other settings, or holds more than DeepSpeed writes.
     """
     saved = json.loads((folder / COMPLETE).read_text())
     differences = list(_differences(saved["facts"], json.loads(json.dumps(facts))))
@@ -118,6 +144,10 @@ def load_checkpoint(engine: Any, folder: Path, facts: dict[str, Any]) -> tuple[i
             f"{folder}: written with {'; '.join(differences)}; go on with the same settings, or start anew without "
             f"resume=true"
         )
+    bad = [foreign(folder) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(bad, src=0)
+    if bad[0] is not None:
+        raise UserError(f"{folder}: {bad[0]}; it could run code, so it is not loaded: go on from folders you wrote")
     loaded, _ = engine.load_checkpoint(str(folder), tag="state", load_module_strict=False)
     if loaded is None:
         raise UserError(f"{folder}: DeepSpeed finds no checkpoint in it; remove it to use the one before")

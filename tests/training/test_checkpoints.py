@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import shutil
+import zlib
+from pathlib import Path
 
 import pytest
+import torch
 
-from instructkit.training.checkpoints import COMPLETE, torn
+from instructkit.training.checkpoints import COMPLETE, foreign, torn
 from instructkit.training.checkpoints import _newest_whole as newest_whole
+from tests.training.mini import run_all
 
 
 @pytest.fixture
@@ -51,3 +57,54 @@ def test_the_checkpoint_before_a_torn_one_is_used_with_a_line_that_says_so(check
     shutil.rmtree(checkpoints / "step-00000002" / "state")
     assert newest_whole(checkpoints, lines.append) is None
     assert newest_whole(checkpoints / "nowhere", pytest.fail) is None
+
+
+class Payload:
+    """Runs a command where it is unpickled."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.mark}",)
+
+
+def states(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.pt"))
+
+
+def spoil(folder: Path, path: Path, mark: Path) -> None:
+    """Put code into a state, and its new size and checksum into the list."""
+    content = torch.load(path, weights_only=False)
+    torch.save({**content, "extra": Payload(mark)}, path, _use_new_zipfile_serialization=False)
+    listed = json.loads((folder / COMPLETE).read_text())
+    listed["files"][str(path.relative_to(folder))] = [path.stat().st_size, zlib.crc32(path.read_bytes())]
+    (folder / COMPLETE).write_text(json.dumps(listed))
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_code_in_any_state_is_refused_and_does_not_run(stage, precision, one, tmp_path):
+    whole = one / f"zero{stage}-{precision}" / "checkpoints" / "step-00000004"
+    assert foreign(whole) is None
+    assert len(states(whole)) == (2 if stage else 1)
+    for number in range(len(states(whole))):
+        folder = shutil.copytree(whole, tmp_path / str(number))
+        path = states(folder)[number]
+        spoil(folder, path, tmp_path / "ran")
+        assert torn(folder) is None
+        assert path.name in (foreign(folder) or "")
+        assert "posix.system" in (foreign(folder) or "")
+        assert not (tmp_path / "ran").exists()
+
+
+def test_a_run_does_not_go_on_from_a_state_with_code(words, one, tmp_path):
+    source = shutil.copytree(one / "zero2-fp32", tmp_path / "zero2-fp32")
+    folder = source / "checkpoints" / "step-00000002"
+    shutil.rmtree(source / "checkpoints" / "step-00000004")
+    spoil(folder, states(folder)[-1], tmp_path / "ran")
+    run_all(1, tmp_path, {"resumed": [*words, "zero_stage=2", "precision=fp32", "after=zero2-fp32:2"]})
+    said = (tmp_path / "resumed" / "error-0.txt").read_text()
+    assert "holds posix.system, which no state has; it could run code, so it is not loaded" in said
+    assert "\n" not in said
+    assert not (tmp_path / "ran").exists()
