@@ -122,6 +122,7 @@ class InstructBlip(InstructBlipForConditionalGeneration):
         Returns:
             Soft prompts `[pairs, queries, LLM width]`.
         """
+        image_features = image_features.to(self.query_tokens.dtype)  # the encoder may compute in another precision
         ids = qformer_input_ids[image_rows] if self.instruction_aware and qformer_input_ids is not None else None
         mask = None
         if ids is not None and qformer_attention_mask is not None:

@@ -63,6 +63,8 @@ def users_settings(config: TrainingConfig) -> Tree:
     theirs = {} if config.deepspeed is None else _read(Path(config.deepspeed))
     agreed = _agreed(config)
     for key, value in _leaves(theirs):
+        if key in ("optimizer", "scheduler") and value not in (AUTO, {}):
+            raise UserError(f"{config.deepspeed}: {key} = {json.dumps(value)}, which is no object with a type")
         if value == AUTO:
             continue
         if key in agreed and not _same(value, agreed[key][0]):
@@ -104,6 +106,7 @@ def _agreed(config: TrainingConfig) -> dict[str, tuple[Any, str]]:
     peak, ranks = config.learning_rate, _ranks()
     name = optimizer_name(config)
     precision = f"training.precision = {config.precision}"
+    no_fp16 = f"{precision}, which is fp32 or bf16: no run computes in fp16 or by autocast"
     schedule = "a warm-up and a cosine, training.warmup_steps, warmup_from and min_learning_rate"
     return {
         "train_batch_size": (config.batch_size, f"training.batch_size = {config.batch_size}"),
@@ -115,9 +118,9 @@ def _agreed(config: TrainingConfig) -> dict[str, tuple[Any, str]]:
         "gradient_accumulation_steps": (config.accumulation, f"training.accumulation = {config.accumulation}"),
         "gradient_clipping": (config.gradient_clipping, f"training.gradient_clipping = {config.gradient_clipping}"),
         "bf16.enabled": (config.precision == "bf16", precision),
-        "fp16.enabled": (False, precision),
-        "amp.enabled": (False, precision),
-        "torch_autocast.enabled": (False, precision),
+        "fp16.enabled": (False, no_fp16),
+        "amp.enabled": (False, no_fp16),
+        "torch_autocast.enabled": (False, no_fp16),
         "zero_optimization.stage": (config.zero_stage, f"training.zero_stage = {config.zero_stage}"),
         "zero_allow_untested_optimizer": (True, "the run's optimizer is PyTorch's"),
         "zero_force_ds_cpu_optimizer": (False, "the run's optimizer is PyTorch's"),

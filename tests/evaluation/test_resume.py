@@ -144,13 +144,15 @@ def test_killed_and_started_again_the_report_is_the_same(world: World, tmp_path:
     assert report_bytes(tmp_path / "killed") == whole(world, tmp_path / "whole", **options)
 
 
-def test_two_ranks_and_one_give_the_same_report(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", [30, 1])
+def test_two_ranks_and_one_give_the_same_report(world: World, tmp_path: Path, limit: int) -> None:
+    """With one question the second rank has none."""
     world.benchmark("easy_vqa")
     world.benchmark("vqav2")
     with socket.socket() as here:
         here.bind(("127.0.0.1", 0))
         port = str(here.getsockname()[1])
-    settings = world.settings("easy_vqa,vqav2", tmp_path / "two", limit=30, batch_size=4, spread=1)
+    settings = world.settings("easy_vqa,vqav2", tmp_path / "two", limit=limit, batch_size=4, spread=1)
     words = [f"{name}={value}" for name, value in settings.items()]
     main = recipe("evaluate")
     group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -159,7 +161,7 @@ def test_two_ranks_and_one_give_the_same_report(world: World, tmp_path: Path) ->
         rank.join(timeout=300)
         assert rank.exitcode == 0
     assert not list((tmp_path / "two").rglob("responses.*.jsonl"))
-    assert report_bytes(tmp_path / "two") == whole(world, tmp_path / "one", limit=30, batch_size=4, spread=1)
+    assert report_bytes(tmp_path / "two") == whole(world, tmp_path / "one", limit=limit, batch_size=4, spread=1)
 
 
 def test_a_broken_picture_is_an_error_with_its_id_until_it_is_mended(world: World, tmp_path: Path) -> None:
