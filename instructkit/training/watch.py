@@ -94,9 +94,14 @@ class Watch:
 
     def _losses(self, model: InstructBlip) -> dict[str, float]:
         sums = {part.name: share(part.sums(model, self._engine.device)) for part in self._parts}
-        values = {VALIDATION: sum(nll for nll, _ in sums.values()) / sum(n for _, n in sums.values())} if sums else {}
+        values = {}
+        if sums:
+            values[VALIDATION] = sum(nll for nll, *_ in sums.values()) / sum(n for _, n, _ in sums.values())
         if len(sums) > 1:
-            values |= {f"{VALIDATION}/{name}": nll / tokens for name, (nll, tokens) in sums.items()}
+            values |= {f"{VALIDATION}/{name}": nll / tokens for name, (nll, tokens, _) in sums.items()}
+        for name, (_, _, cut) in sums.items():
+            if cut:
+                self._log.say(f"cut       {name}: {cut:,.0f} rows of the validation lost tokens to a limit")
         return values
 
     def _scores(self, model: InstructBlip, step: int) -> dict[str, float]:
@@ -170,16 +175,17 @@ class HeldIn:
         self._batches = [mine[start : start + size] for start in range(0, len(mine), size)]
 
     @torch.no_grad()
-    def sums(self, model: InstructBlip, device: torch.device) -> tuple[float, int]:
-        """Sum of the token losses of this rank's share, and number of its target tokens."""
-        nll, tokens = 0.0, 0
+    def sums(self, model: InstructBlip, device: torch.device) -> tuple[float, int, int]:
+        """Of this rank's share: sum of the token losses, number of target tokens, rows that a limit cut."""
+        nll, tokens, cut = 0.0, 0, 0
         for positions in self._batches:
             batch = self._data.batch(positions)
             batch.inputs["pixel_values"] = batch.inputs["pixel_values"].to(model.query_tokens.dtype)
             answer = model.answer_loss(**{name: tensor.to(device) for name, tensor in batch.inputs.items()})
             nll += float(answer.total)
             tokens += answer.tokens
-        return nll, tokens
+            cut += sum(map(bool, batch.cut))
+        return nll, tokens, cut
 
 
 @contextmanager

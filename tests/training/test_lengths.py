@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from instructkit.batches import Limits
+from instructkit.config import load_config
 from instructkit.errors import UserError
+from instructkit.evaluation.ranks import Ranks
 from instructkit.examples import Example, load_examples
 from instructkit.models.positions import Positions
 from instructkit.training.data import Part, TrainingData
+from instructkit.training.watch import HeldIn
 from tests.test_examples import write_dataset
 from tests.tiny import tiny_model
 
@@ -69,3 +73,12 @@ def test_a_batch_says_what_was_cut(tmp_path: Path) -> None:
     (batch,) = data(tmp_path, Positions(), question="what color is it? " * 30, answers=["red " * 40]).loader(0, 1)
     cut = {example: list(names) for example, names in zip(batch.examples, batch.cut, strict=True)}
     assert cut == {"a/b/0": [], "a/b/1": ["qformer", "instruction", "answer"], "a/b/2": []}
+
+
+def test_rows_of_the_validation_that_were_cut_are_counted(tmp_path: Path) -> None:
+    part = data(tmp_path, Positions(), question="what color is it? " * 30).parts[0]
+    model, texts = tiny_model(limits=Limits(instruction=20, answer=20))
+    config = load_config(Path(__file__).with_name("mini.yaml"), ["evaluation.eval_batch_size=2"])
+    for rank, counted in ((0, 0), (1, 1)):
+        *_, cut = HeldIn(part, texts, 16, config, Ranks(rank, 2)).sums(model, torch.device("cpu"))
+        assert cut == counted
