@@ -160,6 +160,9 @@ def evaluate(
     ] = False,
 ) -> None:
     """Evaluate a model on benchmarks and write a report. Over several ranks: deepspeed recipes/evaluate.py."""
+    from instructkit.cores import share_cores
+
+    share_cores()  # before torch is loaded
     from instructkit.evaluation.ranks import Ranks
     from instructkit.evaluation.run import evaluate as run
     from instructkit.evaluation.settings import make_settings

@@ -17,6 +17,10 @@ import sys
 # A script's own folder comes first on the path, where evaluate.py would hide the package of that name.
 sys.path.append(sys.path.pop(0))
 
+from instructkit.cores import share_cores
+
+share_cores()  # before torch is loaded
+
 import torch
 import torch.distributed as dist
 

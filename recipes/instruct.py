@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from itertools import islice, takewhile
 from pathlib import Path
@@ -24,6 +25,10 @@ from typing import Any
 
 # A script's own folder comes first on the path, where evaluate.py would hide the package of that name.
 sys.path.append(sys.path.pop(0))
+
+from instructkit.cores import share_cores
+
+share_cores()  # before torch is loaded
 
 import torch.distributed as dist
 import yaml
@@ -244,6 +249,8 @@ def _resolved(config: RunConfig, engine: Engine, data: TrainingData, world: int)
         f"{samples * settings.max_steps:,.0f} samples in all"
     )
     lines.append(f"optimizer {optimizer_name(settings)}, learning rate up to {settings.learning_rate:g}")
+    if os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE":
+        lines.append("cores     threads sleep while they wait for each other (OMP_WAIT_POLICY=PASSIVE)")
     lines.append(f"device    {engine.device}, {settings.precision}, ZeRO {settings.zero_stage}, seed {config.seed}")
     return lines
 

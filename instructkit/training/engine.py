@@ -15,6 +15,7 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
 from instructkit.config import TrainingConfig
+from instructkit.cores import bound_primitives
 from instructkit.errors import UserError
 from instructkit.models.instruct_blip import AnswerLoss, InstructBlip
 from instructkit.models.layers import compile_layers, recompute_layers
@@ -57,6 +58,7 @@ def start_ranks() -> tuple[int, int]:
     os.environ.setdefault("LOCAL_RANK", "0")
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29500")
+    bound_primitives()
     if get_accelerator().device_name() == "cpu":
         # The first is deepspeed's name for it, the second torchrun's.
         local = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or os.environ["WORLD_SIZE"])
