@@ -202,6 +202,8 @@ class _Runner:
                 )
                 self._say_cut(f"{protocol.benchmark} {wording.name}", outcome.cut)
                 self.say(f"wording   {protocol.benchmark} {wording.name}: {protocol.metric} {outcome.value:.2f}")
+            elif outcome is not None:
+                self.say(f"wording   {protocol.benchmark} {wording.name}: no score: {outcome.reason}")
         return found
 
     def _without(self, wanted: Wanted, reason: str) -> NotEvaluated:
@@ -224,3 +226,6 @@ class _Runner:
             self.say(
                 f"evaluate  {name}: {outcome.metric} {outcome.value:.2f} on {outcome.n:,} examples in {seconds:.0f} s"
             )
+            for group, (value, n) in outcome.groups.items():
+                if value is None:
+                    self.say(f"evaluate  {name} {group}: no {outcome.metric} can be computed on {n:,} examples")

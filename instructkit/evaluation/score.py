@@ -46,12 +46,13 @@ class Result(msgspec.Struct, kw_only=True):
         role: `held-in`, `held-out` or `extra`.
         metric: name of the metric.
         value: 0 to 100; CIDEr times 100.
-        interval: 95% of bootstrap draws of the examples lie between these; None for a single example.
+        interval: 95% of bootstrap draws of the pictures lie between these; None for a single picture.
         n: examples that were scored.
         available: examples that the split has for this protocol.
         protocol_version: of the protocol.
         details: all that the metric gives.
-        groups: value and number of examples by group, where the protocol names one.
+        groups: value and number of examples by group, where the protocol names one; no value where the metric is not
+            defined on the group, such as CIDEr on one image.
         errors: examples that have an error in place of an answer, and the error; they are not scored.
         prompt: the first example's prompt, byte for byte.
         cut: prompts of which a limit left the end alone, by who reads it: `qformer`, `instruction` (LLM).
@@ -68,7 +69,7 @@ class Result(msgspec.Struct, kw_only=True):
     available: int
     protocol_version: int
     details: dict[str, float]
-    groups: dict[str, tuple[float, int]] = {}
+    groups: dict[str, tuple[float | None, int]] = {}
     errors: dict[str, str] = {}
     prompt: str = ""
     cut: dict[str, int] = {}
@@ -139,11 +140,18 @@ def score(protocol: Protocol, answers: Sequence[Answer], available: int) -> Resu
         available=available,
         protocol_version=protocol.version,
         details=details,
-        groups={name: (aggregate(protocol, part)[key], len(part)) for name, part in sorted(groups.items())},
+        groups={name: (_value(protocol, part), len(part)) for name, part in sorted(groups.items())},
         errors=errors,
         prompt=scored[0].prompt,
         cut=cut_of(answers),
     )
+
+
+def _value(protocol: Protocol, answers: Sequence[Answer]) -> float | None:
+    try:
+        return aggregate(protocol, answers)[metrics.load(protocol.metric).key]
+    except ValueError:  # told as "cannot be computed" wherever the group is shown
+        return None
 
 
 def errors_of(answers: Sequence[Answer]) -> dict[str, str]:

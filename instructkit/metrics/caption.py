@@ -2,13 +2,15 @@
 
 Source: `cider/cider_scorer.py` of pycocoevalcap 1.2 (the scorer of tylin/coco-caption): n-grams of 1 to 4 tokens,
 clipped, a Gaussian penalty on the difference in length, times 10. The inverse document frequencies come from the
-references that are scored, so a score belongs to its set: one image alone, or the same references everywhere, gives 0.
+references that are scored, so a score belongs to its set. One image alone, or the same n-grams at every image, leaves
+every weight at 0: the official scorer then gives 0 to any caption, here the corpus has no value.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,7 @@ from .base import ScoredMetric, check_answers, check_lengths
 from .ptb import tokenize
 
 _LONGEST = 4
+_LENGTHS = range(1, _LONGEST + 1)
 _SIGMA = 6.0
 
 Ints = NDArray[np.int64]
@@ -126,9 +129,28 @@ def scores(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> l
     return cider_d(_words(predictions), [[next(words) for _ in captions] for captions in references])
 
 
+def _tell_apart(references: Sequence[Sequence[str]]) -> bool:
+    """Whether an n-gram of the references is missing at some image, so that its document frequency weighs anything."""
+    kinds = (
+        {tuple(words[i : i + size]) for words in _words(captions) for size in _LENGTHS for i in range(len(words))}
+        for captions in references
+    )
+    first = next(kinds)
+    return any(each != first for each in kinds)
+
+
 class CiderMetric(ScoredMetric):
     """`cider`, 0..1000: 100 times the official corpus value, as papers print it (a good COCO model has 140)."""
 
     key = "cider"
     unit = "0..10, the official scorer's value of one image"
     scores = staticmethod(scores)
+
+    def aggregate(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
+        """See `ScoredMetric.aggregate`; ValueError too where no n-gram tells one image from another."""
+        check_lengths(predictions, references)
+        check_answers(references)
+        if references and not _tell_apart(references):
+            what = "there is one" if len(references) == 1 else f"all {len(references):,} have the same n-grams"
+            raise ValueError(f"CIDEr needs images with different references, but {what}: score a larger subset")
+        return super().aggregate(predictions, references)

@@ -124,6 +124,8 @@ def _differences(reports: Reports) -> list[str]:
         if len(set(sizes.values())) > 1:
             told = ", ".join(f"{run} {number}" for run, number in sizes.items())
             notes.append(f"{entry['title']}: numbers of examples differ ({told}).")
+    for run, report in reports.items():
+        notes += [f"{each['title']}: {run} has no score: {each['reason']}" for each in report["not_evaluated"]]
     return notes
 
 

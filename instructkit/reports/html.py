@@ -144,7 +144,7 @@ def _numbers(entry: dict[str, Any]) -> str:
             table(["measure", "value"], [[name, f"{value:.2f}"] for name, value in entry["details"].items()], (1,))
         )
     if entry["groups"]:
-        rows = [[name, f"{value:.2f}", f"{n:,}"] for name, (value, n) in entry["groups"].items()]
+        rows = [[name, words.group_value(value), f"{n:,}"] for name, (value, n) in entry["groups"].items()]
         parts.append(table([entry["protocol"]["group_by"], words.measure(entry), "examples"], rows, (1, 2)))
     return "\n".join(parts)
 

@@ -96,7 +96,7 @@ def _benchmark(entry: dict[str, Any]) -> list[str]:
     )
     lines += ["", *table(["measure", "value"], [[name, f"{value:.4f}"] for name, value in entry["details"].items()])]
     if entry["groups"]:
-        rows = [[name, f"{value:.2f}", f"{n:,}"] for name, (value, n) in entry["groups"].items()]
+        rows = [[name, words.group_value(value), f"{n:,}"] for name, (value, n) in entry["groups"].items()]
         lines += ["", *table([protocol["group_by"], words.measure(entry), "examples"], rows)]
     lines += _errors(entry) + _cut(entry)
     lines += ["", "Prompt, as Jinja and for the first example, byte for byte (JSON):", ""]

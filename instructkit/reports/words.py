@@ -26,6 +26,11 @@ def measure(entry: dict[str, Any]) -> str:
     return _MEASURES.get(entry["metric"], entry["metric"])
 
 
+def group_value(value: float | None) -> str:
+    """The score of a group of examples."""
+    return "cannot be computed" if value is None else f"{value:.2f}"
+
+
 def interval(entry: dict[str, Any]) -> str:
     """`52.1 to 56.3`, or a dash."""
     return f"{entry['interval'][0]:.1f} to {entry['interval'][1]:.1f}" if entry["interval"] else "-"
@@ -114,8 +119,8 @@ def spread_phrase(entry: dict[str, Any]) -> str:
 
 NOTES = (
     "Scores are 0 to 100; CIDEr is 100 times the official value and may be higher.",
-    "The interval holds 95% of 1,000 bootstrap draws of the examples, with a fixed seed; of captions the images' "
-    "scores are drawn, with the document frequencies of the full set.",
+    "The interval holds 95% of 1,000 bootstrap draws of the pictures, each with all that was asked about it, with a "
+    "fixed seed; of captions the images' scores are drawn, with the document frequencies of the full set.",
     "Unverified rows were remembered, not read in the source.",
 )
 BLIND = (

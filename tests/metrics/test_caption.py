@@ -89,6 +89,29 @@ def test_scores_stay_in_range_and_follow_their_image(images: list[tuple[list[str
     assert forward == pytest.approx(backward[::-1])
 
 
+@pytest.mark.parametrize(
+    ("references", "said"),
+    [
+        ([["a red car", "a car"]], "there is one"),
+        ([["a red car"], ["A red car."]], "all 2 have the same n-grams"),
+        ([["a b", "b a"], ["b a", "a b"], ["a b", "b a", "a b"]], "all 3 have the same n-grams"),
+        ([[""], [""]], "all 2 have the same n-grams"),
+    ],
+)
+def test_a_corpus_without_document_frequencies_has_no_value(references: list[list[str]], said: str) -> None:
+    predictions = [each[0] for each in references]
+    assert set(caption.scores(predictions, references)) == {0.0}  # as the official scorer gives it
+    with pytest.raises(ValueError, match=f"CIDEr needs images with different references, but {said}"):
+        caption.CiderMetric().aggregate(predictions, references)
+    with pytest.raises(ValueError, match="CIDEr needs images with different references"):
+        caption.CiderMetric().compute(predictions=predictions, references=references)
+
+
+def test_one_ngram_that_differs_is_enough() -> None:
+    found = caption.CiderMetric().aggregate(["a b", "b a"], [["a b"], ["b a"]])
+    assert found["cider"] > 0
+
+
 def test_errors() -> None:
     with pytest.raises(ValueError, match="reference 0 has no answers"):
         caption.scores(["a dog"], [[]])
