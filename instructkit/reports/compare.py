@@ -125,7 +125,7 @@ def _differences(reports: Reports) -> list[str]:
             told = ", ".join(f"{run} {number}" for run, number in sizes.items())
             notes.append(f"{entry['title']}: numbers of examples differ ({told}).")
     for run, report in reports.items():
-        notes += [f"{each['title']}: {run} has no score: {each['reason']}" for each in report["not_evaluated"]]
+        notes += [f"{each['title']}: {run} has no score: {each['reason']}" for each in report.get("not_evaluated", [])]
     return notes
 
 

@@ -19,6 +19,8 @@ from instructkit.reports.averages import averages
 from instructkit.reports.calibration import calibration, is_right
 from instructkit.reports.cases import choose
 from instructkit.reports.compare import run_names, write_comparison
+from instructkit.reports.html import html
+from instructkit.reports.markdown import markdown
 from instructkit.reports.pictures import data_uri
 from tests.reports.conftest import Written
 
@@ -135,6 +137,22 @@ def test_runs_side_by_side(runs: list[Path], tmp_path: Path) -> None:
     assert next(line for line in text.splitlines() if line.startswith("| model |")).endswith("| better |")
     assert "| limit |" not in text
     assert page.count("<svg") == 4
+
+
+def test_a_score_that_cannot_be_computed_is_told_everywhere(written: Written, tmp_path: Path) -> None:
+    report = written.json
+    easy = report["benchmarks"]["easy_vqa"]
+    easy["groups"] = {"near": [None, 1], "out": [51.5, 3]}
+    report["not_evaluated"] = [{"title": "NoCaps", "reason": "no cider can be computed: one image", "errors": {}}]
+    text = markdown(report)
+    assert "| near | cannot be computed | 1 |" in text
+    assert "| out | 51.50 | 3 |" in text
+    assert '<td class="number">cannot be computed</td>' in html(report)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text(json.dumps(report if name == "one" else written.json))
+    for path in write_comparison([tmp_path / "one", tmp_path / "two"], tmp_path / "out"):
+        assert "NoCaps: one has no score: no cider can be computed: one image" in path.read_text()
 
 
 def test_names_of_runs(tmp_path: Path) -> None:
