@@ -57,7 +57,9 @@ class Watch:
 
     def __init__(self, config: RunConfig, engine: Engine, texts: Texts, log: RunLog) -> None:
         self._settings, self._steps = config.evaluation, config.training.max_steps
-        self._engine, self._texts, self._log = engine, texts, log
+        self._engine, self._log = engine, log
+        # Benchmarks cut texts as the evaluation at the end does, whatever training cuts them to.
+        self._texts = Texts(texts.llm, texts.qformer, engine.model.config)
         self._ranks = current_ranks()
         watched = wanted_benchmarks(config.evaluation.watch) if config.evaluation.watch else []
         self.best = Best(config.evaluation, [each.protocol.benchmark for each in watched])
@@ -105,8 +107,7 @@ class Watch:
         return values
 
     def _scores(self, model: InstructBlip, step: int) -> dict[str, float]:
-        # Texts are cut as in the evaluation at the end, whatever training cuts them to.
-        evaluator = Evaluator(model, Texts(self._texts.llm, self._texts.qformer, model.config))
+        evaluator = Evaluator(model, self._texts)
         scores: dict[str, float] = {}
         for task in self._tasks:
             value = self._score(evaluator, task, step)
