@@ -143,6 +143,7 @@ def test_a_score_that_cannot_be_computed_is_told_everywhere(written: Written, tm
     report = written.json
     easy = report["benchmarks"]["easy_vqa"]
     easy["groups"] = {"near": [None, 1], "out": [51.5, 3]}
+    easy["protocol"]["group_by"] = "domain"
     report["not_evaluated"] = [{"title": "NoCaps", "reason": "no cider can be computed: one image", "errors": {}}]
     text = markdown(report)
     assert "| near | cannot be computed | 1 |" in text
