@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 CLIP_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Final = (0.26862954, 0.26130258, 0.27577711)
-VIDEO_SUFFIXES: Final = frozenset({".avi", ".mp4", ".webm", ".mkv", ".mov", ".m4v"})
+VIDEO_SUFFIXES: Final = frozenset(
+    {".avi", ".mp4", ".webm", ".mkv", ".mov", ".m4v", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv"}
+)
 MIN_SIDE: Final = 8
 """Pixels; smaller pictures are placeholders, such as the 1 x 1 that shops serve for a cover that is gone."""
 
@@ -67,7 +69,8 @@ def load_image(path: Path) -> Image.Image:
     except Image.UnidentifiedImageError as error:
         raise UserError(f"{path}: not a picture{_advice(path)}") from error
     except Exception as error:  # Pillow's plugins raise nearly every type on broken bytes
-        raise UserError(f"{path}: broken picture ({error}); fetch it again") from error
+        reason = f"not a picture{_advice(path)}" if _is_heic(path) else f"broken picture ({error}); fetch it again"
+        raise UserError(f"{path}: {reason}") from error
 
 
 def there(path: Path) -> bool:
@@ -166,11 +169,15 @@ def _formats() -> list[str]:
     return [name for name in PICTURES if name in Image.OPEN]
 
 
-def _advice(path: Path) -> str:
-    """What to do about a file that is none of `PICTURES`."""
+def _is_heic(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(12)
-    if head[4:8] == b"ftyp" and head[8:] in _HEIC:
+    return head[4:8] == b"ftyp" and head[8:] in _HEIC
+
+
+def _advice(path: Path) -> str:
+    """What to do about a file that is none of `PICTURES`."""
+    if _is_heic(path):
         return " that is read: it is HEIC; save it as JPEG, for instance with heif-convert"
     return f" of a format that is read ({', '.join(PICTURES)}); fetch it again, or save it in one of them"
 

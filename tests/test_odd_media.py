@@ -112,9 +112,12 @@ def test_postscript_is_not_opened_and_heic_is_told_by_name(tmp_path: Path, monke
     with pytest.raises(UserError, match=r"photo\.jpg: not a picture of a format that is read \(JPEG, PNG"):
         load_image(tmp_path / "photo.jpg")
     assert not (tmp_path / "started").exists()
-    (tmp_path / "phone.jpg").write_bytes(struct.pack(">I", 24) + b"ftypheic" + bytes(200))
-    with pytest.raises(UserError, match=r"phone\.jpg: .*HEIC; save it as JPEG"):
-        load_image(tmp_path / "phone.jpg")
+    for brand in (b"heic", b"mif1"):
+        (tmp_path / "phone.jpg").write_bytes(
+            struct.pack(">I", 24) + b"ftyp" + brand + bytes(4) + b"mif1heic" + bytes(200)
+        )
+        with pytest.raises(UserError, match=r"phone\.jpg: .*HEIC; save it as JPEG"):
+            load_image(tmp_path / "phone.jpg")
 
 
 @pytest.mark.parametrize("suffix", ["png", "mp4"])
@@ -152,7 +155,8 @@ KINDS += [("wmv", "wmv2")]
 def test_a_cut_video_is_an_error_that_names_it(tmp_path: Path, suffix: str, codec: str) -> None:
     path = tmp_path / f"a.{suffix}"
     whole = film(path, codec)
-    assert check_media(path) is None if suffix not in ("flv", "wmv") else len(load_frames(path, 4)) == 4
+    assert check_media(path) is None
+    assert len(load_frames(path, 4)) == 4
     for share in (0.3, 0.5, 0.9, 0.99):
         path.write_bytes(whole[: int(len(whole) * share)])
         with pytest.raises(UserError, match=rf"a\.{suffix}: "):
