@@ -22,6 +22,7 @@ from instructkit.models.layers import compile_layers, recompute_layers
 from instructkit.training.data import Batch
 from instructkit.training.deepspeed_config import deepspeed_settings, offloads_optimizer
 from instructkit.training.features import keep
+from instructkit.training.heartbeat import watch_ranks
 from instructkit.training.optimizers import build_optimizer
 from instructkit.training.schedule import learning_rate
 
@@ -59,14 +60,15 @@ def start_ranks() -> tuple[int, int]:
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29500")
     bound_primitives()
+    # The first is deepspeed's name for it, the second torchrun's.
+    local = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or os.environ["WORLD_SIZE"])
     if get_accelerator().device_name() == "cpu":
-        # The first is deepspeed's name for it, the second torchrun's.
-        local = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or os.environ["WORLD_SIZE"])
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not dist.is_initialized():
         deepspeed.init_distributed(verbose=False)
+        watch_ranks(dist.get_rank(), dist.get_world_size(), local)
     return dist.get_rank(), dist.get_world_size()
 
 
