@@ -109,5 +109,6 @@ def _listen(name: str, lines: TextIO) -> None:
 def _end(name: str, how: str) -> NoReturn:
     """End this process; the others are told who was lost, lest they take this one for it."""
     _tell(f"{name}; {how}")
-    print(f"error: lost {name} ({how}); start all ranks again with resume=true", file=sys.stderr, flush=True)
+    # On a line of its own: a progress bar may stand in this one.
+    print(f"\nerror: lost {name} ({how}); start all ranks again with resume=true", file=sys.stderr, flush=True)
     os._exit(1)
