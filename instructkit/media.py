@@ -179,7 +179,7 @@ def _advice(path: Path) -> str:
     """What to do about a file that is none of `PICTURES`."""
     if _is_heic(path):
         return " that is read: it is HEIC; save it as JPEG, for instance with heif-convert"
-    return f"; fetch it again, or save it in a format that is read ({', '.join(PICTURES)})"
+    return f" of a format that is read ({', '.join(PICTURES)}); fetch it again"
 
 
 def _rgb(image: Image.Image, kind: str | None) -> Image.Image:

@@ -84,7 +84,10 @@ def test_the_model_reads_the_instruction_as_it_is_and_learns_every_accepted_answ
         ({"image": "DROP"}, "needs either image, one picture, or images, a list"),
         ({"images": ["photos/1.png"]}, "needs either image, one picture, or images, a list"),
         ({"image": "photos/gone.png"}, "photos/gone.png: missing"),
-        ({"image": "photos/torn.png"}, "photos/torn.png: not a picture; fetch it again"),
+        (
+            {"image": "photos/torn.png"},
+            "AVIF, BMP, TIFF, PPM, JPEG2000); fetch it again",
+        ),
         ({"image": "/etc/1.png"}, "path '/etc/1.png' leaves the media folder"),
         ({"id": 1}, "id 'jsonl/bad/1' was there before"),
     ],
