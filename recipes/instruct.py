@@ -38,6 +38,7 @@ from instructkit.batches import Texts
 from instructkit.config import RunConfig, load_config, to_dict
 from instructkit.errors import UserError
 from instructkit.evaluation.run import evaluate_run
+from instructkit.models.packing import packing_note
 from instructkit.models.positions import positions_of
 from instructkit.models.saving import save_model
 from instructkit.models.towers import merge_lora, prepare_towers, set_modes, trained_and_frozen, transposed_towers
@@ -248,6 +249,8 @@ def _resolved(config: RunConfig, engine: Engine, data: TrainingData, world: int)
         f"({world} rank{'s' if world > 1 else ''}, {settings.accumulation} micro-batch each): "
         f"{samples * settings.max_steps:,.0f} samples in all"
     )
+    if config.throughput.packing and (note := packing_note(engine.model.language_model)) is not None:
+        lines.append(note)
     lines.append(f"optimizer {optimizer_name(settings)}, learning rate up to {settings.learning_rate:g}")
     if os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE":
         lines.append("cores     threads sleep while they wait for each other (OMP_WAIT_POLICY=PASSIVE)")

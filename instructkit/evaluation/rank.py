@@ -15,13 +15,10 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, PretrainedConfig, PreTrainedModel
 
 from instructkit.evaluation.trie import CandidateTrie
+from instructkit.models.packing import COMPARED_DECODERS
 
 Rule = Literal["sum", "mean"]
 
-# Classes whose masks, positions and output scaling a test has compared with rows; any other class gets rows.
-PACKED_DECODERS = frozenset(
-    "gemma gemma2 gemma3_text gpt2 gpt_neox llama mistral opt phi qwen2 qwen3".split()  # noqa: SIM905
-)
 PACKED_ENCODER_DECODERS = frozenset({"mt5", "t5"})
 
 # Attention is quadratic in a row: more states than this cost less in several rows than in one.
@@ -41,7 +38,7 @@ def score_candidates(
 
     LAVIS's ranking is `rule="sum"`, with the end token in the trie for encoder-decoders and without for decoders.
     Prefixes may be padded on any side and in the middle: padding is taken out, so a score depends on nothing but its
-    own question. Equal to one full forward a candidate; classes outside `PACKED_DECODERS` and
+    own question. Equal to one full forward a candidate; classes outside `COMPARED_DECODERS` and
     `PACKED_ENCODER_DECODERS`, and attention kernels other than sdpa and eager, get exactly that.
 
     Args:
@@ -91,7 +88,7 @@ def _check(embeds: Tensor, mask: Tensor, tries: Sequence[CandidateTrie], rule: s
 
 
 def _packs(config: PretrainedConfig) -> bool:
-    known = PACKED_ENCODER_DECODERS if config.is_encoder_decoder else PACKED_DECODERS
+    known = PACKED_ENCODER_DECODERS if config.is_encoder_decoder else COMPARED_DECODERS
     return config.model_type in known and config._attn_implementation in ("sdpa", "eager")
 
 

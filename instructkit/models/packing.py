@@ -8,18 +8,59 @@ some rows of similar length at once, so a token sees what it sees in a padded ba
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from functools import cached_property
+from functools import cache, cached_property
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+_log = logging.getLogger(__name__)
+
 ATTENTION = "packed_rows"
 """Name of this attention among transformers' implementations."""
+
+COMPARED_DECODERS = frozenset(
+    [
+        "apertus",
+        "arcee",
+        "ernie4_5",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "glm",
+        "glm4",
+        "gpt2",
+        "gpt_neox",
+        "helium",
+        "llama",
+        "mistral",
+        "mixtral",
+        "nemotron",
+        "olmo",
+        "olmo2",
+        "olmoe",
+        "opt",
+        "phi",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "qwen3_moe",
+        "seed_oss",
+        "smollm3",
+        "starcoder2",
+    ]
+)
+"""Decoder-only classes (`model_type`) whose layers know nothing but softmax attention, by test.
+
+Their rows may be packed and their candidates ranked over a shared prefix. A class that also has short convolutions, a
+state, attention sinks, chunks or a mask of its own would mix the rows without a word, so every other class is padded.
+"""
 
 # Some padding inside attention costs less than one more kernel call.
 PADDING = 1.25
@@ -159,6 +200,22 @@ class Rows:
         if self.order is not None:
             query, key, value = (part[self.order] for part in (query, key, value))
         longest = max(self.lengths)
+        known = _parameters(kernel)
+        options: dict[str, Any] = {}
+        if query.shape[1] != key.shape[1]:
+            if "enable_gqa" in known:
+                options["enable_gqa"] = True
+            else:
+                key, value = (part.repeat_interleave(query.shape[1] // key.shape[1], 1) for part in (key, value))
+        if scale is not None:
+            if "scale" in known:
+                options["scale"] = scale
+            else:  # the kernel then divides by the root of the head width
+                query = query * (scale * query.shape[-1] ** 0.5)
+        if "window_size" in known:
+            options["window_size"] = (-1, 0) if causal else (-1, -1)
+        else:
+            options["is_causal"] = causal
         out: Tensor = kernel(
             query.contiguous(),
             key.contiguous(),
@@ -167,9 +224,7 @@ class Rows:
             self.ends,
             longest,
             longest,
-            scale=scale,
-            window_size=(-1, 0) if causal else (-1, -1),
-            enable_gqa=query.shape[1] != key.shape[1],
+            **options,
         )
         return out if self.order is None else out[torch.argsort(self.order)]
 
@@ -203,14 +258,25 @@ class _Collect(torch.autograd.Function):
         return placed.masked_fill_(padding.view(-1, *[1] * (placed.ndim - 1)), 0), None, None, None
 
 
+@cache
 def _variable_length() -> Callable[..., Any] | None:
-    """PyTorch's variable-length attention, where this version has it (2.10 on)."""
+    """PyTorch's variable-length attention, where this version has one whose causal mask can be set; else None."""
     try:
         module = importlib.import_module("torch.nn.attention.varlen")
     except ModuleNotFoundError:
+        _log.warning("this torch has no variable-length attention: packed rows are padded inside attention")
         return None
     kernel: Callable[..., Any] = module.varlen_attn
+    if not {"window_size", "is_causal"} & _parameters(kernel):
+        _log.warning("this torch's variable-length attention has another signature: packed rows are padded inside it")
+        return None
     return kernel
+
+
+@cache
+def _parameters(kernel: Callable[..., Any]) -> frozenset[str]:
+    """Names of a kernel's arguments: torch 2.10 knows `is_causal`; 2.11 `scale`, `window_size`; 2.12 `enable_gqa`."""
+    return frozenset(signature(kernel).parameters)
 
 
 _packed: ContextVar[tuple[nn.Module, Rows]] = ContextVar("packed")
@@ -234,22 +300,47 @@ def attend(
 AttentionInterface.register(ATTENTION, attend)
 
 
-def can_pack(llm: nn.Module, longest: int) -> bool:
-    """Whether a decoder-only LLM of transformers computes the same with its rows packed.
-
-    Its attention must be exchangeable and look at whole rows, without a soft cap on the scores.
+def why_padded(llm: nn.Module, longest: int = 0) -> str | None:
+    """Why a decoder-only LLM's rows cannot be packed; None if they can.
 
     Args:
         llm: the LLM.
         longest: tokens of the longest row.
     """
     config: Any = llm.config
+    if config.model_type not in COMPARED_DECODERS:
+        return f"{config.model_type} is none of the classes that were compared packed and unpacked"
+    if not getattr(llm, "_supports_attention_backend", False):
+        return f"this transformers has no exchangeable attention for {config.model_type}"
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        return f"{config.model_type} caps its attention scores"
     window = getattr(config, "sliding_window", None)
-    return (
-        bool(getattr(llm, "_supports_attention_backend", False))
-        and getattr(config, "attn_logit_softcapping", None) is None
-        and (window is None or longest <= window)
-    )
+    if window is not None and longest > window:
+        return f"the row of {longest} tokens is longer than the attention window of {window}"
+    return None
+
+
+def can_pack(llm: nn.Module, longest: int) -> bool:
+    """Whether a decoder-only LLM of transformers computes the same with its rows packed.
+
+    Args:
+        llm: the LLM.
+        longest: tokens of the longest row.
+    """
+    return why_padded(llm, longest) is None
+
+
+def packing_note(llm: nn.Module) -> str | None:
+    """A line for the log of a run that asks for packing, where some or all rows are padded all the same."""
+    config: Any = llm.config
+    if getattr(config, "is_encoder_decoder", False):
+        return None
+    if (reason := why_padded(llm)) is not None:
+        return f"packing   off, rows are padded: {reason}"
+    window = getattr(config, "sliding_window", None)
+    if window is not None:
+        return f"packing   on, but a batch with a row over {window:,} tokens (the attention window) is padded"
+    return None
 
 
 @contextmanager

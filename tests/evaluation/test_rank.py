@@ -27,6 +27,7 @@ from transformers import (
 from instructkit.evaluation import rank
 from instructkit.evaluation.rank import Rule, score_candidates
 from instructkit.evaluation.trie import CandidateTrie
+from instructkit.models.packing import COMPARED_DECODERS
 
 VOCABULARY, WIDTH, END = 41, 16, 1
 SIZES = {
@@ -63,6 +64,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "t5_gated": ("t5", T5_SIZES | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
     "mt5": ("mt5", T5_SIZES),
 }
+EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+for _kind in COMPARED_DECODERS - {kind for kind, _ in MODELS.values()}:
+    _known = vars(AutoConfig.for_model(_kind))
+    MODELS[_kind] = (_kind, SIZES | {name: value for name, value in EXPERTS.items() if name in _known})
 BART = {"vocab_size": VOCABULARY, "d_model": WIDTH, "encoder_layers": 1, "decoder_layers": 2}
 BART |= {"encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
 ROW_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
