@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    RepetitionPenaltyLogitsProcessor,
+)
 
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.protocols import Decoding
@@ -66,17 +71,21 @@ def generate_ids(
         length_penalty=decoding.length_penalty if decoding.num_beams > 1 else None,
         min_new_tokens=decoding.min_new_tokens,
         max_new_tokens=decoding.most_new_tokens(not language_model.config.is_encoder_decoder),
-        repetition_penalty=decoding.repetition_penalty,
         eos_token_id=end,
         pad_token_id=pad,
         bos_token_id=getattr(language_model.config, "bos_token_id", None),
         decoder_start_token_id=getattr(language_model.config, "decoder_start_token_id", None),
     )
-    with _without_own_defaults(language_model), warnings.catch_warnings():
-        # That the penalty leaves the prompt out is what is meant: LAVIS's prompt is embeddings, too.
-        warnings.filterwarnings("ignore", message="Passing `repetition_penalty` with `inputs_embeds`")
+    # The penalty counts new tokens alone, as LAVIS's does, whose prompt is embeddings, too. As a setting, transformers
+    # would leave out as many new tokens as the row has padding.
+    value = decoding.repetition_penalty
+    penalty = [] if value == 1 else [RepetitionPenaltyLogitsProcessor(value)]
+    with _without_own_defaults(language_model):
         ids: Tensor = language_model.generate(
-            inputs_embeds=prefix_embeds, attention_mask=prefix_mask, generation_config=settings
+            inputs_embeds=prefix_embeds,
+            attention_mask=prefix_mask,
+            generation_config=settings,
+            logits_processor=LogitsProcessorList(penalty),
         )
     return ids
 
