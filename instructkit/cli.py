@@ -6,7 +6,6 @@ asked for, told in one line; 130 interrupted.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,11 +76,12 @@ def convert(
 ) -> None:
     """Convert raw releases into instruction examples: Parquet shards, a manifest and the list of rejects."""
     from instructkit import conversion, sources
+    from instructkit.workers import cores
 
     options: dict[str, Any] = {
         "images": images,
         "limit": limit,
-        "jobs": jobs or _cores(),
+        "jobs": jobs or cores(),
         "check_images": check_images,
     }
     if name == "all":
@@ -246,11 +246,6 @@ def _convert_all(raw: Path | None, out: Path, split: str | None, options: dict[s
         raise UserError(f"{raw}: holds no release that could be converted; `instructkit sources NAME` draws its folder")
     if any(result.bad for result in results):
         raise typer.Exit(1)
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

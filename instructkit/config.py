@@ -104,7 +104,8 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         weights: factors on a dataset's square-root weight (paper, section 3.3), by its name in `train`.
         group_size: at most so many questions of one image stand together in a batch.
         augment: random crops and flips of pictures.
-        workers: processes that prepare batches; 0 prepares them in the training process.
+        workers: processes that prepare batches; 0 prepares them in the training process. A conversion inside the run
+            has as many, or one a core where this is 0.
         instruction_tokens: instructions are cut to so many LLM tokens, from the left.
         answer_tokens: targets are cut to so many LLM tokens.
     """

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 
 # A script's own folder comes first on the path, where evaluate.py would hide the package of that name.
@@ -21,7 +20,6 @@ from instructkit.cores import share_cores
 
 share_cores()  # before torch is loaded
 
-import torch
 import torch.distributed as dist
 
 from instructkit.errors import UserError
@@ -30,6 +28,7 @@ from instructkit.evaluation.run import evaluate
 from instructkit.evaluation.settings import EvaluationSettings, settings_from_words
 from instructkit.reports.report import failed, last_lines, write_evaluation_report
 from instructkit.training.engine import start_ranks
+from instructkit.waiting import on_first_rank
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -52,15 +51,14 @@ def main(arguments: list[str] | None = None) -> None:
 def evaluate_and_report(settings: EvaluationSettings) -> None:
     """Evaluate on all ranks; the first writes the report."""
     start_ranks()
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     ranks = current_ranks()
     found = evaluate(settings, ranks, print)
-    if found is not None:
-        folder = write_evaluation_report(settings)
-        for line in last_lines(folder):
+
+    def report() -> None:
+        for line in last_lines(write_evaluation_report(settings)):
             print(line)
-    ranks.wait()
+
+    on_first_rank(report)
     if found is not None and failed(found):
         raise SystemExit(1)
 

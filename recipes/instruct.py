@@ -47,13 +47,14 @@ from instructkit.reports.report import finished_report, last_lines, write_report
 from instructkit.training.checkpoints import last_checkpoint, load_best, load_checkpoint, move_aside, save_checkpoint
 from instructkit.training.data import TrainingData
 from instructkit.training.deepspeed_config import users_settings
-from instructkit.training.engine import Engine, on_first_rank, start_ranks
+from instructkit.training.engine import Engine, start_ranks
 from instructkit.training.features import open_cache
 from instructkit.training.log import RunLog, step_line
 from instructkit.training.meter import Meter
 from instructkit.training.optimizers import optimizer_name
 from instructkit.training.setup import data_digest, parts_of, prepare_data, prepare_model, splits_of, training_splits
 from instructkit.training.watch import Watch
+from instructkit.waiting import meet, on_first_rank
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "easy_vqa.yaml"
 
@@ -90,12 +91,11 @@ def instruct(config: RunConfig) -> None:
         else:
             train(config, folder, rank, world, identity, log)
             evaluate_run(config, folder, log.say)
-            if first:
-                write_report(config, folder, identity)
+            on_first_rank(lambda: write_report(config, folder, identity))
         if first:
             for line in last_lines(folder):
                 log.say(line)
-        dist.barrier()
+        meet()
 
 
 def train(config: RunConfig, folder: Path, rank: int, world: int, identity: dict[str, Any], log: RunLog) -> None:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import torch.distributed as dist
 
+from instructkit.waiting import meet
+
 
 class Ranks(NamedTuple):
     """This process among those that evaluate.
@@ -24,9 +26,9 @@ class Ranks(NamedTuple):
         return self.rank == 0
 
     def wait(self) -> None:
-        """Go on when all have come here."""
+        """Go on when all have come here, however long the slowest takes."""
         if self.world > 1:
-            dist.barrier()
+            meet()
 
 
 def current_ranks() -> Ranks:

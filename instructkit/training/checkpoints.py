@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 
 from instructkit.errors import UserError
+from instructkit.waiting import meet, on_first_rank
 
 COMPLETE = "complete.json"
 _STATES = (ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address)
@@ -54,14 +54,12 @@ def save_checkpoint(
     """
     aside = root / f".step-{step:08}.partial"
     folder = checkpoint_folder(root, step)
-    first = dist.get_rank() == 0
-    if first:
+
+    def begin() -> None:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-    dist.barrier()
-    engine.save_checkpoint(str(aside), tag="state", save_latest=False, exclude_frozen_parameters=True)
-    dist.barrier()
-    if first:
+
+    def finish() -> None:
         files = {str(p.relative_to(aside)): _settle(p) for p in sorted(aside.rglob("*")) if p.is_file()}
         content = {"step": step, "facts": facts, "progress": progress or {}, "best": best, "files": files}
         (aside / COMPLETE).write_text(json.dumps(content, indent=1))
@@ -69,7 +67,11 @@ def save_checkpoint(
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(aside, folder)
         _remove_old(root, keep)
-    dist.barrier()
+
+    on_first_rank(begin)
+    engine.save_checkpoint(str(aside), tag="state", save_latest=False, exclude_frozen_parameters=True)
+    meet()
+    on_first_rank(finish)
     return folder
 
 
@@ -80,22 +82,20 @@ def checkpoint_folder(root: Path, step: int) -> Path:
 
 def last_checkpoint(root: Path, say: Callable[[str], None]) -> Path | None:
     """The newest checkpoint that is whole, as the first rank sees it; torn ones are named in a line."""
-    found: list[Path | None] = [None]
-    if dist.get_rank() == 0:
-        found = [_newest_whole(root, say)]
-    dist.broadcast_object_list(found, src=0)
-    return found[0]
+    return on_first_rank(lambda: _newest_whole(root, say))
 
 
 def move_aside(folder: Path) -> Path | None:
     """Rename a run's checkpoints, if there are any, to `checkpoints.1` or the next free number; call on every rank."""
-    moved: list[Path | None] = [None]
     checkpoints = folder / "checkpoints"
-    if dist.get_rank() == 0 and any(checkpoints.glob("step-*")):
+
+    def move() -> Path | None:
+        if not any(checkpoints.glob("step-*")):
+            return None
         free = (folder / f"checkpoints.{number}" for number in count(1))
-        moved = [checkpoints.rename(next(path for path in free if not path.exists()))]
-    dist.broadcast_object_list(moved, src=0)
-    return moved[0]
+        return checkpoints.rename(next(path for path in free if not path.exists()))
+
+    return on_first_rank(move)
 
 
 def torn(folder: Path) -> str | None:
@@ -161,11 +161,10 @@ def load_best(engine: Any, root: Path, step: int, facts: dict[str, Any]) -> None
         UserError: it is damaged.
     """
     folder = checkpoint_folder(root, step)
-    damage = [torn(folder) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(damage, src=0)
-    if damage[0] is not None:
+    damage = on_first_rank(lambda: torn(folder))
+    if damage is not None:
         raise UserError(
-            f"{folder}, the best checkpoint: {damage[0]}; resume=true evaluation.every=0 takes the last step's model"
+            f"{folder}, the best checkpoint: {damage}; resume=true evaluation.every=0 takes the last step's model"
         )
     load_checkpoint(engine, folder, facts)
 

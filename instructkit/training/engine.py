@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn
 
 import deepspeed
 import torch
@@ -25,8 +25,7 @@ from instructkit.training.features import keep
 from instructkit.training.heartbeat import watch_ranks
 from instructkit.training.optimizers import build_optimizer
 from instructkit.training.schedule import learning_rate
-
-T = TypeVar("T")
+from instructkit.waiting import meet
 
 
 class Step(NamedTuple):
@@ -50,9 +49,13 @@ class Step(NamedTuple):
 def start_ranks() -> tuple[int, int]:
     """Join the processes that the launcher started: (rank, world).
 
-    Without a launcher this process is the only one. On the CPU the cores are shared out between the ranks of a machine
-    unless OMP_NUM_THREADS says otherwise, and DeepSpeed's shared-memory operator stays out of use: it would be compiled
-    at first use, which costs minutes and a C++ compiler, and two ranks gain nothing from it over Gloo.
+    Without a launcher this process is the only one. With GPUs each rank takes its own before ranks first talk: the
+    first collective would otherwise run on GPU 0 for all of them. On the CPU the cores are shared out between the ranks of
+    a machine unless OMP_NUM_THREADS says otherwise, and DeepSpeed's shared-memory operator stays out of use: it would
+    be compiled at first use, which costs minutes and a C++ compiler, and two ranks gain nothing from it over Gloo.
+
+    Raises:
+        UserError: more ranks were started on this machine than it has GPUs.
     """
     os.environ.setdefault("RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
@@ -66,29 +69,22 @@ def start_ranks() -> tuple[int, int]:
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    else:
+        _take_device(int(os.environ["LOCAL_RANK"]))
     if not dist.is_initialized():
         deepspeed.init_distributed(verbose=False)
         watch_ranks(dist.get_rank(), dist.get_world_size(), local)
     return dist.get_rank(), dist.get_world_size()
 
 
-def on_first_rank(action: Callable[[], T]) -> T:
-    """Do something on the first rank alone and give its result to all; call on every rank.
-
-    Raises:
-        UserError: the action raised it; every rank then does, so that none waits for another that has gone.
-    """
-    outcome: list[Any] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            outcome[0] = action()
-        except UserError as error:
-            outcome[1] = str(error)
-    dist.broadcast_object_list(outcome, src=0)
-    if outcome[1] is not None:
-        raise UserError(outcome[1])
-    result: T = outcome[0]
-    return result
+def _take_device(local: int) -> None:
+    accelerator = get_accelerator()
+    if local >= accelerator.device_count():
+        raise UserError(
+            f"rank {local} of this machine has no {accelerator.device_name()} device: there are "
+            f"{accelerator.device_count()}; start fewer ranks (deepspeed --num_accelerators N)"
+        )
+    accelerator.set_device(local)
 
 
 def share(value: Sequence[float]) -> list[float]:
@@ -134,6 +130,7 @@ class Engine:
             recompute_layers(model)
         if config.zero_stage == 3:
             model.most_calls = most_calls
+        meet()  # ranks read the model at different speeds, and DeepSpeed begins with a collective
         settings = deepspeed_settings(config, model.language_model.config.hidden_size)
         optimizer = build_optimizer(model, config, offloads_optimizer(settings))
         self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -28,8 +25,9 @@ from instructkit.models.saving import load_model
 from instructkit.models.tokenizers import train_llm_tokenizer, train_qformer_tokenizer
 from instructkit.prompts import train_templates
 from instructkit.training.data import Part
+from instructkit.waiting import first_on_machine, on_first_rank
+from instructkit.workers import cores
 
-T = TypeVar("T")
 Say = Callable[[str], None]
 TOKENIZER_EXAMPLES = 20_000
 
@@ -55,12 +53,13 @@ def splits_of(config: RunConfig) -> list[str]:
 
 
 def prepare_data(config: RunConfig, say: Say) -> None:
-    """Convert what is not converted yet and can be; call on one rank.
+    """Convert what is not converted yet and can be, in `data.workers` processes or one a core; call on one rank.
 
     Raises:
         UserError: a split is neither converted nor can be, because nothing says where its release lies.
     """
     root = Path(config.data.root)
+    tqdm.monitor_interval = 0  # its thread and the forks of a conversion do not go together
     for name in splits_of(config):
         source, _, split = name.partition("/")
         raw = _release(config, source)
@@ -72,25 +71,13 @@ def prepare_data(config: RunConfig, say: Say) -> None:
                 )
             continue
         with tqdm(desc=f"convert {name}", unit=" records", leave=False) as bar:
-            outcome = conversion.convert(source, raw, root, split=split, progress=bar.update)
+            jobs = config.data.workers or cores()
+            outcome = conversion.convert(source, raw, root, split=split, jobs=jobs, progress=bar.update)
         manifest = outcome.manifest
         if outcome.too_many_rejects:
             raise UserError(f"{name}: {outcome.complaint()}")
         done = "converted" if outcome.converted else "unchanged, not converted again"
         say(f"data      {name}: {manifest.examples:,} examples, {manifest.rejected:,} rejected ({done})")
-
-
-def first_on_machine(action: Callable[[], T]) -> T:
-    """Let the first rank of each machine open datasets before its others; call on every rank.
-
-    `datasets` writes a cache when it opens one, and fails where two processes write the same.
-    """
-    if int(os.environ.get("LOCAL_RANK", 0)) > 0:
-        dist.barrier()
-        return action()
-    done = action()
-    dist.barrier()
-    return done
 
 
 def parts_of(config: RunConfig, entries: Sequence[str]) -> list[Part]:
@@ -159,7 +146,9 @@ def prepare_model(config: RunConfig, parts: list[Part], folder: Path, say: Say) 
 def _tokenizers(
     config: RunConfig, parts: list[Part], folder: Path
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
-    if dist.get_rank() == 0 and not (config.resume and folder.is_dir()):
+    def train() -> None:
+        if config.resume and folder.is_dir():
+            return
         pairs = list(_sample_texts(parts, config.seed))
         instructions = [instruction for instruction, _ in pairs]
         texts = [text for pair in pairs for text in pair]
@@ -168,7 +157,8 @@ def _tokenizers(
         train_qformer_tokenizer(instructions, config.model.vocabulary).save_pretrained(aside / "qformer")
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)
-    dist.barrier()
+
+    on_first_rank(train)
     return AutoTokenizer.from_pretrained(folder / "llm"), AutoTokenizer.from_pretrained(folder / "qformer")
 
 

@@ -37,9 +37,10 @@ from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.towers import set_modes
 from instructkit.training.best import MEAN, VALIDATION, Best, score_of
 from instructkit.training.data import Part, TrainingData
-from instructkit.training.engine import Engine, on_first_rank, share
+from instructkit.training.engine import Engine, share
 from instructkit.training.log import RunLog
-from instructkit.training.setup import first_on_machine, parts_of
+from instructkit.training.setup import parts_of
+from instructkit.waiting import first_on_machine, on_first_rank
 
 
 class Watch:
