@@ -144,10 +144,9 @@ def load_checkpoint(engine: Any, folder: Path, facts: dict[str, Any]) -> tuple[i
             f"{folder}: written with {'; '.join(differences)}; go on with the same settings, or start anew without "
             f"resume=true"
         )
-    bad = [foreign(folder) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(bad, src=0)
-    if bad[0] is not None:
-        raise UserError(f"{folder}: {bad[0]}; it could run code, so it is not loaded: go on from folders you wrote")
+    bad = on_first_rank(lambda: foreign(folder))
+    if bad is not None:
+        raise UserError(f"{folder}: {bad}; it could run code, so it is not loaded: go on from folders you wrote")
     loaded, _ = engine.load_checkpoint(str(folder), tag="state", load_module_strict=False)
     if loaded is None:
         raise UserError(f"{folder}: DeepSpeed finds no checkpoint in it; remove it to use the one before")

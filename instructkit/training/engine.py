@@ -50,9 +50,10 @@ def start_ranks() -> tuple[int, int]:
     """Join the processes that the launcher started: (rank, world).
 
     Without a launcher this process is the only one. With GPUs each rank takes its own before ranks first talk: the
-    first collective would otherwise run on GPU 0 for all of them. On the CPU the cores are shared out between the ranks of
-    a machine unless OMP_NUM_THREADS says otherwise, and DeepSpeed's shared-memory operator stays out of use: it would
-    be compiled at first use, which costs minutes and a C++ compiler, and two ranks gain nothing from it over Gloo.
+    first collective would otherwise run on GPU 0 for all of them. On the CPU the cores are shared out between the ranks
+    of a machine unless OMP_NUM_THREADS says otherwise, and DeepSpeed's shared-memory operator stays out of use: it
+    would be compiled at first use, which costs minutes and a C++ compiler, and two ranks gain nothing from it over
+    Gloo.
 
     Raises:
         UserError: more ranks were started on this machine than it has GPUs.

@@ -12,11 +12,10 @@ import os
 import socket
 import sys
 import threading
-from typing import Any, NoReturn, TextIO
-
-import torch.distributed as dist
+from typing import NoReturn, TextIO
 
 from instructkit.errors import UserError
+from instructkit.waiting import on_first_rank
 
 BEAT = 5.0
 """Seconds between two signs of life."""
@@ -43,9 +42,8 @@ def watch_ranks(rank: int, world: int, local: int) -> None:
         return
     here = f"rank {rank} on {socket.gethostname()}"
     listener = socket.create_server(("", 0), backlog=world) if rank == 0 else None
-    facts: list[Any] = [listener.getsockname()[1] if listener else None, here]
-    dist.broadcast_object_list(facts, src=0)
-    address = (os.environ["MASTER_ADDR"], int(facts[0]))
+    port, first = on_first_rank(lambda: (listener.getsockname()[1] if listener else 0, here))
+    address = (os.environ["MASTER_ADDR"], port)
     try:
         if listener:
             listener.settimeout(LOST)
@@ -58,7 +56,7 @@ def watch_ranks(rank: int, world: int, local: int) -> None:
         else:
             peer = socket.create_connection(address, timeout=LOST)
             peer.sendall(f"{here}\n".encode())
-            _peers[peer] = (facts[1], peer.makefile())
+            _peers[peer] = (first, peer.makefile())
     except OSError as error:
         raise UserError(
             f"ranks cannot reach {address[0]} port {address[1]} for their heartbeat ({error}); "

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from instructkit import sources
+from instructkit import conversion, sources
 from instructkit.cli import training_sizes
 from instructkit.collection import convert_all
 from instructkit.config import load_config
@@ -19,6 +19,7 @@ from instructkit.examples import Example, find_datasets, load_examples, read_man
 from instructkit.exports import FORMATS
 from instructkit.prompts import train_templates
 from instructkit.training.setup import prepare_data, splits_of
+from instructkit.workers import cores, in_processes
 from tests.sources import converted
 from tests.sources.mini import write_picture
 from tests.sources.mini.jsonl import write, write_lines
@@ -214,6 +215,24 @@ def test_a_run_converts_the_folder_and_says_what_is_wrong_with_it(raw: Path, tmp
         prepare_data(load_config(CONFIG, ["data.train=[jsonl/a/b]"]), said.append)
     with pytest.raises(UserError, match=r"jsonl/train: not converted yet; .* or set data.raw.jsonl=RELEASE"):
         prepare_data(load_config(CONFIG, [f"data.root={tmp_path / 'none'}"]), said.append)
+
+
+@pytest.mark.parametrize(("workers", "jobs"), [(0, cores()), (3, 3)])
+def test_a_run_converts_in_several_processes(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, jobs: int
+) -> None:
+    asked: list[int] = []
+
+    def in_some(work: Any, tasks: Any, jobs: int) -> Any:
+        asked.append(jobs)
+        return in_processes(work, tasks, jobs)
+
+    monkeypatch.setattr(conversion, "in_processes", in_some)
+    words = [f"data={raw}", f"data.root={tmp_path / 'data'}", "benchmarks=[]", f"data.workers={workers}"]
+    said: list[str] = []
+    prepare_data(load_config(CONFIG, words), said.append)
+    assert asked == [jobs]
+    assert said == ["data      jsonl/train: 3 examples, 0 rejected (converted)"]
 
 
 def test_a_picture_that_is_mended_is_seen_by_the_next_conversion(raw: Path, tmp_path: Path) -> None:
