@@ -122,7 +122,7 @@ class InstructBlip(InstructBlipForConditionalGeneration):
         Returns:
             Soft prompts `[pairs, queries, LLM width]`.
         """
-        # The encoder may compute in another precision, and transformers keeps query tokens in fp32 where the rest is fp16.
+        # The encoder may compute in another precision; transformers keeps query tokens in fp32 where all else is fp16.
         image_features = image_features.to(self.qformer.dtype)
         ids = qformer_input_ids[image_rows] if self.instruction_aware and qformer_input_ids is not None else None
         mask = None
