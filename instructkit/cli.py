@@ -68,7 +68,7 @@ def convert(
     raw: Annotated[Path | None, typer.Option(help="Folder of the release, or a .jsonl file of your own.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder that media paths start from.")] = None,
     split: Annotated[
-        str | None, typer.Option(help="Default: the paper's. With 'all': 'all' takes every split.")
+        str | None, typer.Option(help="Default: the paper's, with 'all' also the benchmarks'; 'all' takes every one.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many raw records.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one a core.")] = None,
@@ -243,7 +243,7 @@ def _convert_all(raw: Path | None, out: Path, split: str | None, options: dict[s
             results.append(result)
     print(collection.summary(results))
     if not any(result.outcome for result in results):
-        raise UserError(f"{raw}: holds no release that could be converted; `instructkit sources NAME` draws its folder")
+        raise UserError(collection.no_release(raw))
     if any(result.bad for result in results):
         raise typer.Exit(1)
 

@@ -10,7 +10,8 @@ from instructkit import sources
 from instructkit.conversion import Outcome, Progress, convert
 from instructkit.errors import UserError
 from instructkit.listing import number, table
-from instructkit.releases import MissingFile
+from instructkit.protocols import benchmarks, load_protocol
+from instructkit.releases import MissingFile, nearby
 from instructkit.sources import Source
 
 
@@ -57,7 +58,7 @@ def convert_all(
     Args:
         root: the folder.
         out: where converted datasets are kept.
-        every_split: all splits that are found, in place of the one that the paper uses.
+        every_split: all splits that are found, in place of those that `needed_splits` names.
         images: as in `convert`, likewise the others.
 
     Raises:
@@ -69,7 +70,7 @@ def convert_all(
         if source.examples_of is not None:
             yield Result(source.name, source.split, "needs none", f"uses the examples of {source.examples_of}")
             continue
-        for split in source.splits if every_split else [source.split]:
+        for split in source.splits if every_split else needed_splits(source):
             try:
                 raw = find_release(root, source, split)
                 outcome = convert(
@@ -89,6 +90,15 @@ def convert_all(
                 yield Result(source.name, split, "failed", str(error))
             else:
                 yield Result(source.name, split, "converted" if outcome.converted else "unchanged", "", outcome)
+
+
+def needed_splits(source: Source) -> list[str]:
+    """The split that the paper uses and those that benchmarks ask about or take their candidates from."""
+    splits = [source.split]
+    for protocol in map(load_protocol, benchmarks()):
+        if protocol.source == source.name:
+            splits += [protocol.split, *(protocol.vocabulary.splits if protocol.vocabulary else [])]
+    return list(dict.fromkeys(splits))
 
 
 def summary(results: Sequence[Result]) -> str:
@@ -143,6 +153,24 @@ def find_release(root: Path, source: Source, split: str) -> Path:
             )
         return folder
     raise MissingFile(f"{root}: no folder {source.name} and none with {', '.join(source.splits[split].files)}")
+
+
+def no_release(root: Path) -> str:
+    """What is wrong with a folder below which no release was found, and which folder beside it holds some."""
+    near = next((folder for folder in nearby(root) if _holds_any(folder)), None)
+    if near is None:
+        return f"{root}: holds no release that could be converted; `instructkit sources` lists the sources by name"
+    return f"{root}: holds no release that could be converted, but {near} does: did you mean --raw {near}?"
+
+
+def _holds_any(root: Path) -> bool:
+    return any(
+        _holds(folder, source, split)
+        for source in _releases()
+        if source.examples_of is None
+        for folder in (root, root / source.name)
+        for split in source.splits
+    )
 
 
 def _releases() -> list[Source]:

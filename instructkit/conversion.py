@@ -174,7 +174,7 @@ def convert(
     source.find_split(split)
     if images is not None and not images.is_dir():
         raise UserError(f"{images}: no such folder of images")
-    reading: Reading = sources.module(name).read(raw, split)
+    reading = sources.read(name, raw, split)
     plan = Plan(
         source=name,
         split=split,

@@ -213,10 +213,15 @@ def problem(example: Example, task: str, hidden: bool = False) -> str | None:
     return _unasked(example, task, hidden) or _out_of_range(example) or _bad_turn(example)
 
 
+def has_reply(example: Example, task: str) -> bool:
+    """Whether an example holds what a model is to write: references of captions, else answers or a choice."""
+    return bool(example.references) if task in _CAPTIONS else bool(example.answers) or example.choice is not None
+
+
 def _unasked(example: Example, task: str, hidden: bool) -> str | None:
     """What the task needs and the example lacks."""
     if task in _CAPTIONS:
-        return None if example.references or hidden else "has no references"
+        return None if has_reply(example, task) or hidden else "has no references"
     asks = example.question is not None
     if not asks and task == "visual_reasoning":
         asks = example.statement is not None
@@ -224,7 +229,7 @@ def _unasked(example: Example, task: str, hidden: bool) -> str | None:
         asks = example.context is not None
     if not asks:
         return "has no question"
-    return None if example.answers or example.choice is not None or hidden else "has no answer"
+    return None if has_reply(example, task) or hidden else "has no answer"
 
 
 def _out_of_range(example: Example) -> str | None:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from instructkit.errors import UserError
-from instructkit.examples import TASKS, Example, Examples, Turn, load_examples
+from instructkit.examples import TASKS, Example, Examples, Turn, has_reply, load_examples
 from instructkit.prompts import Prompt, train_templates
 
 _PLACE = re.compile(r"\s*<(?:image|video)>\s*")
@@ -45,6 +45,9 @@ class Rendered(NamedTuple):
 
 def render(folders: Iterable[Path], task: str | None = None, seed: int = 0) -> Iterator[Rendered]:
     """Every example of converted datasets in words, as a model reads it in training.
+
+    Examples without an answer, such as those of a split that a server scores, are left out; a line on standard error
+    says how many.
 
     Args:
         folders: converted splits.
@@ -164,8 +167,15 @@ def _examples(folders: Iterable[Path], task: str | None) -> Iterator[tuple[Examp
     for folder in folders:
         data = load_examples(folder)
         words = train_templates(task or data.manifest.task).render
+        left_out = 0
         for example in data:
-            yield data, example, words
+            if has_reply(example, data.manifest.task):
+                yield data, example, words
+            else:
+                left_out += 1
+        if left_out:
+            name = f"{data.manifest.source}/{data.manifest.split}"
+            print(f"render: left out {left_out:,} examples of {name} that have no answer", file=sys.stderr)
 
 
 def _media(data: Examples, example: Example) -> list[str]:
@@ -189,7 +199,7 @@ def _conversation(data: Examples, example: Example, words: Words, seed: int) -> 
 
 def _exchanges(prompt: Prompt, turns: list[Turn]) -> Iterator[tuple[str, str]]:
     for turn in turns:
-        yield turn.question, turn.answer
+        yield turn.question, turn.answer.strip()
     yield prompt.instruction, prompt.target or ""
 
 

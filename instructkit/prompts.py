@@ -157,7 +157,7 @@ class Templates:
         return found
 
     def render(self, example: Example, seed: int = 0, epoch: int = 0, wording: int | None = None) -> Prompt:
-        """Put an example into words.
+        """Put an example into words; blanks around the target are left out.
 
         Args:
             example: must have the fields that the wording uses.
@@ -176,7 +176,9 @@ class Templates:
         elif not 0 <= wording < len(self.wordings):
             raise UserError(f"{self.path}: no wording {wording}, there are 0 to {len(self.wordings) - 1}")
         name, instruction, target, _ = self.wordings[wording]
-        return make_prompt(example, name, instruction.render(example, draws), target.render(example, draws))
+        # Annotators typed blanks around answers; a model is not to learn them.
+        target_text = target.render(example, draws).strip()
+        return make_prompt(example, name, instruction.render(example, draws), target_text)
 
 
 def _compile(template: Template, file: TemplateFile, path: Path) -> Wording:

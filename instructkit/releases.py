@@ -10,7 +10,7 @@ import csv
 import mmap
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
@@ -53,16 +53,25 @@ def require(root: Path, *alternatives: str) -> Path:
     """The first of the alternative files that exists below `root`.
 
     Raises:
-        MissingFile: none does; the message names the folder and all that was looked for.
+        MissingFile: none does; the message names the folder, all that was looked for, and a folder beside that has it.
     """
     if not root.is_dir():
         raise MissingFile(f"{root}: no such folder")
-    for name in alternatives:
-        if (root / name).exists():
-            return root / name
-    raise MissingFile(
-        f"{root}: none of {', '.join(alternatives)} is here; see `instructkit sources NAME` for the layout"
-    )
+    found = _first_there(root, alternatives)
+    if found is not None:
+        return found
+    near = next((folder for folder in nearby(root) if _first_there(folder, alternatives)), None)
+    hint = "" if near is None else f"; {_first_there(near, alternatives)} is there: did you mean --raw {near}?"
+    raise MissingFile(f"{root}: none of {', '.join(alternatives)} is here{hint}")
+
+
+def nearby(root: Path) -> list[Path]:
+    """The folders that may be meant where a folder is one too high or too low: those in it, and the one around it."""
+    return [*sorted(path for path in root.iterdir() if path.is_dir()), root.absolute().parent]
+
+
+def _first_there(root: Path, alternatives: Iterable[str]) -> Path | None:
+    return next((root / name for name in alternatives if (root / name).exists()), None)
 
 
 def read_json(path: Path, kind: type[T]) -> T:

@@ -214,14 +214,15 @@ def dialog(history: Sequence[Turn], answer: str = " ", turn: str = " ") -> str:
 
 
 def most_common(answers: Sequence[str]) -> str:
-    """The answer most annotators gave, of several the first given; blank answers do not count."""
-    return max(filter(str.strip, answers), key=answers.count)
+    """The answer most annotators gave, the first of several; blanks around answers and blank ones do not count."""
+    filled = [answer.strip() for answer in answers if answer.strip()]
+    return max(filled, key=filled.count)
 
 
 @jinja2.pass_context
 def _choice(context: jinja2.runtime.Context, options: Sequence[str]) -> str:
-    """One of several at random, by the seed of the prompt; answers that annotators left blank are passed over."""
-    filled = list(filter(str.strip, options))
+    """One of several at random, by the seed of the prompt, without outer blanks; blank answers are passed over."""
+    filled = [option.strip() for option in options if option.strip()]
     if not filled:
         raise ValueError(f"nothing to choose from: all of {options!r} are blank")
     draws = context.get(_DRAWS)

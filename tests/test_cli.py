@@ -11,9 +11,12 @@ from pathlib import Path
 import msgspec
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from instructkit import cli, sources
+from instructkit.collection import needed_splits
 from instructkit.examples import find_datasets, load_examples, read_manifest
+from tests.evaluation.world import World
 from tests.sources.mini import vqav2
 from tests.test_conversion import TINY, record, write_release
 
@@ -136,6 +139,16 @@ def test_one_source_shows_its_folder_and_its_record(run: Run) -> None:
             assert f"  {field.encode_name}: " in shown
 
 
+def first_rows(out: str) -> dict[str, list[str]]:
+    """The first row of each source in the table of `convert all`."""
+    rows: dict[str, list[str]] = {}
+    for line in out.splitlines()[2:]:
+        if line.split()[1].endswith(":") or line.split()[1] == "found,":
+            break
+        rows.setdefault(line.split()[0], line.split())
+    return rows
+
+
 def test_convert_all_converts_what_it_finds(run: Run, tmp_path: Path) -> None:
     root = tmp_path / "raw"
     listed = [source.name for source in sources.sources() if not source.own]
@@ -146,7 +159,7 @@ def test_convert_all_converts_what_it_finds(run: Run, tmp_path: Path) -> None:
     write_release(root / "another folder", [record(0), record(1, question="reject me")])
     code, out, _ = run("convert", "all", "--raw", root, "--out", tmp_path / "out", "--jobs", 1)
     assert code == 1, "half of tiny is rejected"
-    rows = {line.split()[0]: line.split() for line in out.splitlines()[2 : 2 + len(listed)]}
+    rows = first_rows(out)
     assert sorted(rows) == listed
     assert rows["vqav2"][1:] == ["train", "converted", "3", "0", "443,757", "differs"]
     assert rows["tiny"][1:] == ["train", "converted", "1", "1", "3", "differs"]
@@ -154,12 +167,14 @@ def test_convert_all_converts_what_it_finds(run: Run, tmp_path: Path) -> None:
     assert rows["vqg_vqav2"][2:4] == ["needs", "none"]
     assert "vqg_vqav2 train: uses the examples of vqav2" in out
     assert "tiny train: 1 of 2 records (50.0%, more than 1%) do not fit" in out
-    assert last_line(out) == f"{len(names) + 1} found, 2 missing, 1 failed"
-    assert len(find_datasets(tmp_path / "out")) == len(names) + 1
+    splits = sum(len(needed_splits(sources.source(name))) for name in names)
+    missing = len(needed_splits(sources.source("msvd_qa"))) + len(needed_splits(sources.source("easy_vqa")))
+    assert last_line(out) == f"{splits + 1} found, {missing} missing, 1 failed"
+    assert len(find_datasets(tmp_path / "out")) == splits + 1
     assert {row[2] for name, row in rows.items() if name in names} == {"converted"}
 
     out = run("convert", "all", "--raw", root, "--out", tmp_path / "out", "--jobs", 1)[1]
-    rows = {line.split()[0]: line.split() for line in out.splitlines()[2 : 2 + len(listed)]}
+    rows = first_rows(out)
     assert {row[2] for name, row in rows.items() if name in names} == {"unchanged"}
 
     code, out, _ = run("mixture", tmp_path / "out", "--set", "aokvqa=0.5")
@@ -181,6 +196,37 @@ def test_convert_all_takes_every_split_on_request(run: Run, tmp_path: Path) -> N
     assert found == ["vqav2/test", "vqav2/test-dev", "vqav2/train", "vqav2/val"]
 
 
+def test_convert_all_is_all_that_the_held_out_benchmarks_need(run: Run, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    root, out = tmp_path / "raw", tmp_path / "out"
+    held_out = [source.name for source in sources.sources() if source.role == "held-out"]
+    for name in held_out:
+        importlib.import_module(f"tests.sources.mini.{name}").write(root / name)
+    assert run("convert", "all", "--raw", root, "--out", out, "--jobs", 1)[0] == 0
+    model = World(tmp_path / "world").model()
+    run("evaluate", "--model", model, "--data", out, "--benchmarks", "held-out", "--out", tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "report" / "report.json").read_text())
+    reached = {entry["protocol"]["source"] for entry in report["benchmarks"].values()}
+    assert report["not_evaluated"] == []
+    assert reached == set(held_out)
+    assert len(reached) == 13
+    for format in ("preview", "text", "messages", "llava"):
+        code, _, err = run("render", out, "--format", format, "--out", tmp_path / f"{format}.txt")
+        assert code == 0, err
+        assert ("left out" in err) == (format != "preview"), "a preview ends before the first example without answer"
+
+
+@pytest.mark.parametrize("given", ["too high", "too low"])
+def test_convert_all_names_the_folder_that_is_meant(run: Run, tmp_path: Path, given: str) -> None:
+    meant = tmp_path / "around" / "raw"
+    vqav2.write(meant / "vqav2")
+    (meant / "notes").mkdir()
+    raw = meant.parent if given == "too high" else meant / "notes"
+    code, _, err = run("convert", "all", "--raw", raw, "--out", tmp_path / "out", "--jobs", 1)
+    assert code == 2
+    assert last_line(err).endswith(f"did you mean --raw {meant}?")
+
+
 def test_convert_all_does_not_guess_between_two_sources(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "raw" / "videos"
     importlib.import_module("tests.sources.mini.msvd_qa").write(folder)
@@ -191,7 +237,7 @@ def test_convert_all_does_not_guess_between_two_sources(run: Run, tmp_path: Path
     assert f"msrvtt_qa test: {told.format('msrvtt_qa', 'msvd_qa')}" in out
     folder.rename(tmp_path / "raw" / "msvd_qa")
     code, out, _ = run("convert", "all", "--raw", tmp_path / "raw", "--out", tmp_path / "out", "--jobs", 1)
-    assert (code, last_line(out).split()[0]) == (0, "1")
+    assert (code, last_line(out).split()[0]) == (0, str(len(needed_splits(sources.source("msvd_qa")))))
 
 
 def test_render_writes_formats_to_a_file_or_the_terminal(run: Run, tmp_path: Path) -> None:

@@ -221,3 +221,22 @@ def test_llava_has_a_mark_for_each_picture_and_no_other(
     values = [message["value"] for message in record["conversations"]]
     assert values == [f"<{kind}>\n" * len(media) + "q", "a </s>", "What is it?", "a tag"]
     assert "texts of 1 conversations, the first of them a/b/" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_examples_without_an_answer_are_left_out_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], format: str
+) -> None:
+    asked = msgspec.structs.replace(QUESTION, id="a/b/9", answers=[])
+    whole = write_dataset(tmp_path / "whole", [QUESTION])
+    mixed = write_dataset(tmp_path / "mixed", [asked, QUESTION, asked])
+    hidden = write_dataset(tmp_path / "hidden", [asked] * 4, split="test")
+    caption = write_dataset(tmp_path / "captions", [asked], split="captions", task="captioning")
+    expected = list(FORMATS[format]([whole], None, 0, None))
+    assert capsys.readouterr().err == ""
+    assert list(FORMATS[format]([hidden, mixed, caption], None, 0, None)) == expected
+    assert capsys.readouterr().err.splitlines() == [
+        "render: left out 4 examples of a/test that have no answer",
+        "render: left out 2 examples of a/b that have no answer",
+        "render: left out 1 examples of a/captions that have no answer",
+    ]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instructkit.errors import UserError
-from instructkit.examples import Example, Turn
+from instructkit.examples import TASKS, Example, Turn
 from instructkit.prompts import Prompt, Templates, train_templates
 from instructkit.texts import Condition, Draws, Text, dialog, lettered, most_common
 
@@ -162,7 +162,7 @@ def test_what_looks_like_a_template_in_the_data_is_not_interpreted(tmp_path: Pat
     templates = one(tmp_path, "Q: {{ question }} A:")
     example = msgspec.structs.replace(BRIDGE, question=nasty, answers=[nasty])
     prompt = templates.render(example)
-    assert (prompt.instruction, prompt.target) == (f"Q: {nasty} A:", nasty)
+    assert (prompt.instruction, prompt.target) == (f"Q: {nasty} A:", nasty.strip())
 
 
 @given(st.lists(st.text(min_size=1).filter(str.strip), min_size=1, max_size=26))
@@ -401,3 +401,35 @@ def test_what_python_refuses_in_a_template_is_named(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(hungry, "_template", type("T", (), {"new_context": lacking, "root_render_func": str})())
     with pytest.raises(UserError, match=r"only': needs too much memory \(example vqav2/train/1\)"):
         hungry.render(BRIDGE)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_targets_have_no_blanks_around_them(task: str) -> None:
+    texts = [" a red\tbus \n", "\u00a0a red\tbus", "a red\tbus"]
+    example = Example(
+        id="a/b/1",
+        images=["1.png"],
+        question=" What is it? ",
+        answers=texts,
+        references=texts,
+        choices=[" a red\tbus ", " no "],
+        choice=0,
+        context="c",
+        ocr_tokens=["bus"],
+        rationales=["r"],
+        history=[Turn("q", "a")],
+    )
+    templates = train_templates(task)
+    found = {
+        templates.render(example, seed, 0, wording).target
+        for wording in templates.fitting(example)
+        for seed in range(6)
+    }
+    assert found
+    assert all(target is not None and target == target.strip() for target in found)
+
+
+def test_answers_inside_a_text_have_no_blanks_around_them() -> None:
+    example = Example(id="a/b/1", answers=[" cat", "cat ", "dog"])
+    assert text("It is {{ answers | most_common }}.").render(example) == "It is cat."
+    assert text("It is {{ answers | choice }}.").render(example) == "It is cat."

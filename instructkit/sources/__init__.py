@@ -25,7 +25,7 @@ import msgspec
 
 from instructkit.errors import UserError
 from instructkit.examples import Example
-from instructkit.releases import RawRecord
+from instructkit.releases import MissingFile, RawRecord
 
 Role = Literal["held-in", "held-out", "extra"]
 
@@ -151,6 +151,19 @@ def source(name: str) -> Source:
 def sources() -> list[Source]:
     """The facts of all sources, sorted by name."""
     return [source(name) for name in names()]
+
+
+def read(name: str, raw: Path, split: str) -> Reading:
+    """How to read one split of a release.
+
+    Raises:
+        UserError: it cannot be read; a `MissingFile` tells where the layout is shown.
+    """
+    try:
+        reading: Reading = module(name).read(raw, split)
+    except MissingFile as error:
+        raise MissingFile(f"{error}; `instructkit sources {name}` shows the layout") from error
+    return reading
 
 
 def default_raw(name: str) -> Path | None:

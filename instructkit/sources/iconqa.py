@@ -15,7 +15,7 @@ from instructkit.errors import UserError
 from instructkit.examples import Example
 from instructkit.fields import Natural, PictureName, Text
 from instructkit.problems_layout import problem_bytes, problems
-from instructkit.releases import RawRecord, Reject
+from instructkit.releases import RawRecord, Reject, require
 from instructkit.sources import Reading, Source, Split
 
 
@@ -32,6 +32,7 @@ class Record(msgspec.Struct):
     split: str | None = None
 
 
+_FILES = ("problems.json", "pid_splits.json")
 _FOLDERS = ("iconqa/{part}/{kind}", "{part}/{kind}", "{kind}")
 _COUNTS = {
     "choose_txt": {"train": 18_946, "val": 6_316, "test": 6_316},
@@ -47,10 +48,7 @@ SOURCE = Source(
     split="choose_txt_test",
     splits={
         f"{kind}_{part}": Split(
-            tuple(
-                " | ".join([name, *(folder.format(part=part, kind=kind) for folder in _FOLDERS)])
-                for name in ("problems.json", "pid_splits.json")
-            ),
+            tuple(" | ".join([name, *(folder.format(part=part, kind=kind) for folder in _FOLDERS)]) for name in _FILES),
             published=count,
         )
         for kind, counts in _COUNTS.items()
@@ -77,7 +75,7 @@ _decode = msgspec.json.Decoder(Record).decode
 def read(raw: Path, split: str) -> Reading:
     """Read one kind of problem, `{choose_txt,choose_img,fill_in_blank}_{train,val,test}`."""
     kind, _, part = split.rpartition("_")
-    problems_file, splits_file = raw / "problems.json", raw / "pid_splits.json"
+    problems_file, splits_file = (raw / name for name in _FILES)
     if problems_file.is_file() and splits_file.is_file():
         folder, files = f"iconqa/{part}/{kind}", [problems_file, splits_file]
         records, layout = problems(problems_file, splits_file, split), "problems.json"
@@ -100,10 +98,11 @@ def read(raw: Path, split: str) -> Reading:
 def _problem_folder(raw: Path, part: str, kind: str) -> str:
     """Where the folders of problems of one kind lie, relative to `raw`."""
     candidates = [folder.format(part=part, kind=kind) for folder in _FOLDERS]
-    found = next((name for name in candidates if (raw / name).is_dir()), None)
-    if found is None:
-        raise UserError(f"{raw}: neither problems.json with pid_splits.json nor one of {', '.join(candidates)} is here")
-    return found
+    found = require(raw, *candidates, *_FILES)
+    if found.name in _FILES:  # the file beside it is missing
+        for name in _FILES:
+            require(raw, name)
+    return found.relative_to(raw).as_posix()
 
 
 def _folders(files: list[Path], folder: str) -> Iterator[RawRecord]:

@@ -60,7 +60,8 @@ _decode = msgspec.json.Decoder(Record).decode
 def read(raw: Path, split: str) -> Reading:
     """Read the first of BLIP's lists that is there; its first record says what the pictures are named by."""
     path = require(raw, *spots(*_FILES))
-    kind = _kind(next(json_list(path), None))
+    first = _first_image(next(json_list(path), None))
+    kind = _kind(first)
 
     def convert(raw_record: RawRecord) -> list[Example]:
         record = _decode(raw_record.data)
@@ -75,7 +76,7 @@ def read(raw: Path, split: str) -> Reading:
         key = f"web_capfilt/train/{raw_record.key}"
         return [Example(id=key, images=[picture], references=[record.caption.strip()])]
 
-    root = Path("/") if kind == "absolute image" else media_folder(raw, "images")
+    root = Path("/") if kind == "absolute image" else media_folder(raw, "images", first=first)
     return Reading(f"{kind}, {path.name}", [path], json_list(path), convert, root)
 
 
@@ -84,12 +85,16 @@ def url_path(index: int) -> str:
     return f"{index // PER_FOLDER:05}/{index:09}.jpg"
 
 
-def _kind(first: RawRecord | None) -> str:
-    """What a record points to its picture with: `url`, `image` or `absolute image`."""
+def _first_image(first: RawRecord | None) -> str | None:
+    """The path of a record's picture; None where it has none or does not decode."""
     try:
-        image = _decode(first.data).image if first is not None else None
+        return _decode(first.data).image if first is not None else None
     except UNDECODABLE:
-        image = None
+        return None
+
+
+def _kind(image: str | None) -> str:
+    """What a record points to its picture with: `url`, `image` or `absolute image`."""
     if image is None:
         return "url"
     return "absolute image" if image.startswith("/") else "image"

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import importlib
 import re
+import shutil
 from pathlib import Path
 
 import msgspec
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image
 
 from instructkit import sources
+from instructkit.collection import needed_splits
 from instructkit.conversion import convert
 from instructkit.errors import UserError
 from instructkit.examples import SCHEMA, TASKS, load_examples
+from instructkit.prompts import templates_folder
+from instructkit.releases import MissingFile
 from tests.sources import converted
 
 HELD_IN = {
@@ -189,3 +194,34 @@ def test_miniature_release_converts_whole(name: str, split: str, releases: Path,
 
     again = convert(name, raw, tmp_path, split=split, limit=limit)
     assert (again.converted, again.manifest) == (False, manifest)
+
+
+@pytest.mark.parametrize("name", [name for name in CONVERTED if sources.default_raw(name) is None])
+@pytest.mark.parametrize("given", ["too high", "too low"])
+def test_a_folder_one_too_high_or_too_low_gets_the_right_one_named(
+    name: str, given: str, releases: Path, tmp_path: Path
+) -> None:
+    meant = tmp_path / "around" / "release"
+    meant.parent.mkdir()
+    shutil.copytree(releases / name, meant)
+    (meant / "other").mkdir()
+    raw = meant.parent if given == "too high" else meant / "other"
+    with pytest.raises(MissingFile) as error:
+        convert(name, raw, tmp_path / "out")
+    assert f"did you mean --raw {meant}?" in str(error.value)
+    assert f"`instructkit sources {name}`" in str(error.value)
+    assert "NAME" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", CONVERTED)
+def test_convert_all_takes_the_splits_that_benchmarks_read(name: str) -> None:
+    source = sources.source(name)
+    taken = needed_splits(source)
+    assert taken[0] == source.split
+    assert len(set(taken)) == len(taken)
+    read = set()
+    for path in (templates_folder() / "eval").glob("*.yaml"):
+        protocol = yaml.safe_load(path.read_text())
+        if protocol["source"] == name:
+            read |= {protocol["split"], *protocol.get("vocabulary", {}).get("splits", [])}
+    assert set(taken) == {source.split} | read

@@ -120,7 +120,7 @@ def test_a_listed_id_without_a_problem_is_rejected(raw: Path) -> None:
 
 
 def test_without_either_layout_the_error_names_both(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"neither problems\.json .* iconqa/test/choose_txt"):
+    with pytest.raises(UserError, match=r"none of iconqa/test/choose_txt, .* problems\.json"):
         converted("iconqa", tmp_path, "choose_txt_test")
 
 

@@ -88,3 +88,15 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, monkeypatch: pytest.
         tracemalloc.stop()
         assert converted_count == count
     assert peaks[1] < 1.2 * peaks[0]
+
+
+@pytest.mark.parametrize("below", ["", "images"])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_path_that_begins_with_images_is_not_doubled(tmp_path: Path, below: str, there: bool) -> None:
+    (tmp_path / "ccs_filtered.json").write_text(json.dumps([{"image": "images/00000/1.jpg", "caption": "a dog"}]))
+    picture = tmp_path / below / "images" / "00000" / "1.jpg"
+    picture.parent.mkdir(parents=True)
+    if there:
+        picture.write_bytes(b"")
+    root = sources.module("web_capfilt").read(tmp_path, "train").media_root
+    assert root == (tmp_path / below if there else tmp_path)
