@@ -73,6 +73,7 @@ def convert(
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many raw records.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one a core.")] = None,
     check_images: Annotated[bool, typer.Option("--check-images", help="Decode every picture and video.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Convert again, though nothing has changed.")] = False,
 ) -> None:
     """Convert raw releases into instruction examples: Parquet shards, a manifest and the list of rejects."""
     from instructkit import conversion, sources
@@ -83,6 +84,7 @@ def convert(
         "limit": limit,
         "jobs": jobs or cores(),
         "check_images": check_images,
+        "force": force,
     }
     if name == "all":
         _convert_all(raw, out, split, options)

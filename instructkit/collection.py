@@ -48,6 +48,7 @@ def convert_all(
     limit: int | None = None,
     jobs: int = 1,
     check_images: bool = False,
+    force: bool = False,
     progress: Progress = lambda records: None,
 ) -> Iterator[Result]:
     """Convert what is found below a folder, source by source.
@@ -82,6 +83,7 @@ def convert_all(
                     limit=limit,
                     jobs=jobs,
                     check_images=check_images,
+                    force=force,
                     progress=progress,
                 )
             except MissingFile as error:
@@ -118,6 +120,8 @@ def summary(results: Sequence[Result]) -> str:
             reason = result.outcome.complaint()
         if reason:
             lines.append(f"{result.source} {result.split}: {reason}")
+        for warning in result.outcome.warnings if result.outcome is not None else []:
+            lines.append(f"{result.source} {result.split}: note: {warning}")
     found = sum(result.outcome is not None for result in results)
     missing = sum(result.status == "missing" for result in results)
     lines.append(f"{found} found, {missing} missing, {sum(result.bad for result in results)} failed")

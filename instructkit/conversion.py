@@ -1,21 +1,22 @@
 """Raw release to examples: sharded, in several processes, safe to stop anywhere, with every misfit on record.
 
-What a shard holds depends on the release alone: so many raw records, or so many bytes of them. A shard that is there is
-whole; a conversion that was stopped, by kill -9 or a power cut of the shell, goes on with the shards that are missing
-and ends in the same bytes as one that never stopped, whatever the number of processes.
+What a shard holds depends on the release alone: so many raw records, or so many bytes of them. A shard that has the
+SHA-256 of its report is whole; a conversion that was stopped, by kill -9 or a power cut of the shell, goes on with the
+shards that are missing or damaged and ends in the same bytes as one that never stopped, whatever the number of
+processes. Which records are kept does not depend on where one shard ends and the next begins.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from instructkit import __version__, hashes, sources
+from instructkit.checksums import damage, sha256_of
+from instructkit.code_digest import code_digest
 from instructkit.errors import UserError
 from instructkit.examples import (
     FORMAT_VERSION,
@@ -44,6 +47,9 @@ from instructkit.shards import (
     STATUS_BITS,
     Guard,
     Rejected,
+    Seen,
+    ShardRecords,
+    ShardRejects,
     ShardReport,
     Task,
     admitted,
@@ -61,7 +67,7 @@ _LOCK_SECONDS = 10
 
 Progress = Callable[[int], object]
 Repeats = dict[int, dict[int, str]]
-"""Examples taken out because an earlier shard has their id: shard -> row -> id."""
+"""Records taken out because an earlier one has an id of theirs: shard -> number of the record -> reason."""
 
 
 class Plan(msgspec.Struct):
@@ -76,6 +82,7 @@ class Plan(msgspec.Struct):
     check_images: bool = False
     shard_records: int = SHARD_RECORDS
     shard_bytes: int = SHARD_BYTES
+    code: str = ""
     format: int = FORMAT_VERSION
     instructkit: str = __version__
 
@@ -87,7 +94,8 @@ class Outcome(NamedTuple):
         folder: where the examples are.
         manifest: what they are.
         converted: False if they were there already, made from the same files.
-        warnings: what the source found worth saying about the release.
+        warnings: what the source found worth saying about the release, and what an earlier conversion's files have
+            lost.
     """
 
     folder: Path
@@ -147,9 +155,13 @@ def convert(
     limit: int | None = None,
     jobs: int = 1,
     check_images: bool = False,
+    force: bool = False,
     progress: Progress = lambda records: None,
 ) -> Outcome:
     """Convert one split of one source into `out/<name>/<split>`.
+
+    What is there already is kept if it was made from the same files by the same code, and every file that was written
+    still has its SHA-256; if one is missing or damaged, all shards are made again and a warning names it.
 
     Args:
         name: a source (`instructkit sources`).
@@ -162,6 +174,7 @@ def convert(
         check_images: decode every picture and a frame of every video; records whose media are missing, broken or tiny
             are rejected. Always done for data of one's own. Found again with nothing amiss, the result is kept;
             otherwise the check is made anew.
+        force: convert again, though nothing has changed, and use nothing of a conversion that was stopped.
         progress: called with the number of raw records done since the last call.
 
     Raises:
@@ -185,17 +198,18 @@ def convert(
         check_images=check_images or source.own,
         shard_records=SHARD_RECORDS,
         shard_bytes=SHARD_BYTES,
+        code=code_digest(sources.module(name).__name__, Guard.__module__),
     )
     folder = out / name / split
     with _locked(folder):
-        finished = _finished(folder, plan)
+        finished, lost = (None, []) if force else _finished(folder, plan)
         if finished is not None:
             shutil.rmtree(folder / PARTIAL, ignore_errors=True)
             return Outcome(folder, finished, False, reading.warnings)
-        _start(folder, plan)
+        _start(folder, plan, force)
         reports = _make_shards(folder, plan, reading, jobs, progress)
         manifest = _finish(folder, plan, reports)
-    return Outcome(folder, manifest, True, reading.warnings)
+    return Outcome(folder, manifest, True, reading.warnings + lost)
 
 
 def convert_records(
@@ -205,8 +219,9 @@ def convert_records(
 
     Without a `guard` only the source's own conversion decides.
     """
-    rejected: list[Rejected] = []
-    return list(admitted(reading, records, guard, rejected)), rejected
+    rejected: dict[int, Rejected] = {}
+    seen = None if guard is None else Seen()
+    return list(admitted(reading, records, guard, rejected, seen)), list(rejected.values())
 
 
 def guard_of(name: str, split: str, media_root: Path | None = None) -> Guard:
@@ -221,9 +236,9 @@ def _make_shards(folder: Path, plan: Plan, reading: Reading, jobs: int, progress
 
     def missing() -> Iterator[Task]:
         for number, records in enumerate(_batches(reading, plan)):
-            path = folder / PARTIAL / f"{shard_name(number)}.json"
-            if path.exists():
-                reports.append(msgspec.json.decode(path.read_bytes(), type=ShardReport))
+            report = _made(folder, number)
+            if report is not None:
+                reports.append(report)
                 progress(len(records))
             else:
                 yield Task.of(number, records)
@@ -235,6 +250,22 @@ def _make_shards(folder: Path, plan: Plan, reading: Reading, jobs: int, progress
         reports.append(report)
         progress(report.records)
     return sorted(reports, key=lambda report: report.number)
+
+
+def _made(folder: Path, number: int) -> ShardReport | None:
+    """The report of a shard that a conversion before this one made, if the shard is whole."""
+    path = folder / PARTIAL / f"{shard_name(number)}.json"
+    shard = folder / f"{shard_name(number)}.parquet"
+    if not (path.exists() and shard.is_file()):
+        return None
+    report = msgspec.json.decode(path.read_bytes(), type=ShardReport)
+    return report if sha256_of(shard) in (report.sha256, _thinned(folder, number)) else None
+
+
+def _thinned(folder: Path, number: int) -> str | None:
+    """SHA-256 of a shard without its repeats; None while nobody has written it."""
+    path = folder / PARTIAL / f"{shard_name(number)}.thinned"
+    return path.read_text() if path.exists() else None
 
 
 def _batches(reading: Reading, plan: Plan) -> Iterator[list[RawRecord]]:
@@ -269,13 +300,13 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _start(folder: Path, plan: Plan) -> None:
-    """Make the folder ready: keep shards of the same plan, remove everything else of an earlier conversion."""
+def _start(folder: Path, plan: Plan, force: bool) -> None:
+    """Make the folder ready: keep shards of the same plan, remove everything else of an earlier conversion, or all."""
     partial_folder = folder / PARTIAL
     plan_file = partial_folder / "plan.json"
     encoded = msgspec.json.encode(plan)
     (folder / MANIFEST).unlink(missing_ok=True)
-    if not plan_file.exists() or plan_file.read_bytes() != encoded:
+    if force or not plan_file.exists() or plan_file.read_bytes() != encoded:
         # The plan goes first: without it whatever else is left counts for nothing, should we be stopped here.
         plan_file.unlink(missing_ok=True)
         shutil.rmtree(partial_folder, ignore_errors=True)
@@ -287,32 +318,44 @@ def _start(folder: Path, plan: Plan) -> None:
         path.unlink()
 
 
-def _finished(folder: Path, plan: Plan) -> Manifest | None:
-    """The manifest in the folder, if it was made from the same plan, is complete and misses no media."""
+def _finished(folder: Path, plan: Plan) -> tuple[Manifest | None, list[str]]:
+    """The manifest in the folder, if it was made from the same plan, all files are as written and no media are missing.
+
+    Returns:
+        the manifest or None, and what has been lost of files that would have been kept.
+    """
     path = folder / MANIFEST
     if not path.is_file():
-        return None
+        return None, []
     try:
         manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
-    except msgspec.DecodeError:
-        return None
-    names = ("source", "split", "layout", "media_root", "limit", "files", "format", "instructkit")
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return None, [f"{path}: damaged ({error}), so the dataset was converted again"]
+    names = ("source", "split", "layout", "media_root", "limit", "files", "code", "format", "instructkit")
     same = all(getattr(manifest, name) == getattr(plan, name) for name in names)
     media = manifest.media or {}
     same = same and plan.check_images == (manifest.media is not None)
     same = same and media.get("missing", 0) == media.get("broken", 0) == 0
-    return manifest if same and all((folder / shard).is_file() for shard in manifest.shards) else None
+    if not same or set(manifest.checksums) != {*manifest.shards, REJECTED}:
+        return None, []
+    lost = damage(folder, manifest.checksums, anew=True)
+    if lost:
+        return None, [f"{each}; all shards were made again" for each in lost]
+    return manifest, []
 
 
 def _finish(folder: Path, plan: Plan, reports: list[ShardReport]) -> Manifest:
-    """Take out repeats over shards, join the rejects, write the manifest, remove the traces of the work."""
+    """Take out repeats, join the rejects, write the manifest, remove the traces of the work."""
     repeats = _drop_repeats(folder, reports)
     _join_rejects(folder, reports, repeats)
     source = sources.source(plan.source)
-    shards = {
-        f"{shard_name(report.number)}.parquet": report.examples - len(repeats.get(report.number, ()))
-        for report in reports
-    }
+    shards, checksums = {}, {}
+    for report in reports:
+        name = f"{shard_name(report.number)}.parquet"
+        dropped = repeats.get(report.number, {})
+        shards[name] = report.examples - int(_rows_of(folder, report.number, dropped).sum() if dropped else 0)
+        checksums[name] = (_thinned(folder, report.number) if dropped else None) or report.sha256
+    checksums[REJECTED] = sha256_of(folder / REJECTED)
     manifest = Manifest(
         source=plan.source,
         split=plan.split,
@@ -327,7 +370,9 @@ def _finish(folder: Path, plan: Plan, reports: list[ShardReport]) -> Manifest:
         published=source.find_split(plan.split).published,
         media=_media_totals(folder, reports) if plan.check_images else None,
         shards=shards,
+        checksums=checksums,
         files=plan.files,
+        code=plan.code,
         instructkit=plan.instructkit,
     )
     write_atomically(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
@@ -336,45 +381,67 @@ def _finish(folder: Path, plan: Plan, reports: list[ShardReport]) -> Manifest:
 
 
 def _drop_repeats(folder: Path, reports: list[ShardReport]) -> Repeats:
-    """Remove examples whose id an earlier shard has too, and say which."""
+    """Remove the examples of records that repeat an id of a record before, and say which."""
     path = folder / PARTIAL / "repeats.json"
     if path.exists():
         repeats = msgspec.json.decode(path.read_bytes(), type=Repeats)
     else:
         repeats = _find_repeats(folder, reports)
         write_atomically(path, msgspec.json.encode(repeats))
-    for shard, rows in repeats.items():
+    for shard, records in repeats.items():
         path = folder / f"{shard_name(shard)}.parquet"
-        table = pq.read_table(path)
-        if len(table) == reports[shard].examples:  # else it is done, and we were stopped behind it
-            keep = np.ones(len(table), bool)
-            keep[list(rows)] = False
-            pq.write_table(table.filter(pa.array(keep)), path.with_suffix(".tmp"), ROW_GROUP, compression="zstd")
-            os.replace(path.with_suffix(".tmp"), path)
+        if sha256_of(path) != reports[shard].sha256:
+            continue  # it is done, and we were stopped behind it
+        keep = ~_rows_of(folder, shard, records)
+        partial = path.with_suffix(".tmp")
+        pq.write_table(pq.read_table(path).filter(pa.array(keep)), partial, ROW_GROUP, compression="zstd")
+        write_atomically(folder / PARTIAL / f"{shard_name(shard)}.thinned", sha256_of(partial))
+        os.replace(partial, path)
     return repeats
 
 
 def _find_repeats(folder: Path, reports: list[ShardReport]) -> Repeats:
-    repeats: Repeats = {}
+    """Go through the records that share an id's hash with another, in order; each shard's ids are read once at most."""
+    rows: dict[int, list[int]] = defaultdict(list)
     for places in hashes.repeated([folder / PARTIAL / f"{shard_name(report.number)}.ids" for report in reports]):
-        seen: set[str] = set()
         for shard, row in places:
-            name = pq.read_table(folder / f"{shard_name(shard)}.parquet", columns=["id"])["id"][row].as_py()
-            if name in seen:
-                repeats.setdefault(shard, {})[row] = name
-            seen.add(name)
-    return {shard: dict(sorted(rows.items())) for shard, rows in sorted(repeats.items())}
+            rows[shard].append(row)
+    seen = Seen()
+    repeats: Repeats = {}
+    for shard in sorted(rows):
+        chosen = sorted(rows.pop(shard))
+        record_of = _records(folder, shard).examples
+        column = pq.read_table(folder / f"{shard_name(shard)}.parquet", columns=["id"])["id"]
+        ids = column.take(pa.array(chosen)).to_pylist()
+        pairs = zip((record_of[row] for row in chosen), ids, strict=True)
+        for record, group in groupby(pairs, key=lambda pair: pair[0]):
+            reason = seen.take([name for _, name in group])
+            if reason is not None:
+                repeats.setdefault(shard, {})[record] = reason
+    return repeats
+
+
+def _records(folder: Path, shard: int) -> ShardRecords:
+    return msgspec.json.decode((folder / PARTIAL / f"{shard_name(shard)}.records").read_bytes(), type=ShardRecords)
+
+
+def _rows_of(folder: Path, shard: int, records: Iterable[int]) -> np.ndarray:
+    """Of each example that a shard was made with whether it belongs to one of these records."""
+    return np.isin(_records(folder, shard).examples, list(records))
 
 
 def _join_rejects(folder: Path, reports: list[ShardReport], repeats: Repeats) -> None:
-    """Write `rejected.jsonl`: the shards' lines in order, each shard's repeats behind its own."""
+    """Write `rejected.jsonl`, in the order of the records."""
     path = folder / REJECTED
     with path.with_suffix(".tmp").open("wb") as joined:
         for report in reports:
-            joined.write((folder / PARTIAL / f"{shard_name(report.number)}.rejected").read_bytes())
-            for name in repeats.get(report.number, {}).values():
-                reject = Rejected(report.file, name, "another record before has an example with this id")
-                joined.write(msgspec.json.encode(reject) + b"\n")
+            content = (folder / PARTIAL / f"{shard_name(report.number)}.records").read_bytes()
+            rejected = msgspec.json.decode(content, type=ShardRejects).rejected
+            if report.number in repeats:
+                places = _records(folder, report.number).places()
+                for record, reason in repeats[report.number].items():
+                    rejected[record] = Rejected(*places[record], reason)
+            joined.writelines(msgspec.json.encode(rejected[number]) + b"\n" for number in sorted(rejected))
     os.replace(path.with_suffix(".tmp"), path)
 
 
@@ -387,10 +454,6 @@ def _media_totals(folder: Path, reports: list[ShardReport]) -> dict[str, int]:
 
 
 def _fingerprint(path: Path, raw: Path) -> SourceFile:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
     folder = raw.parent if path == raw else raw
     name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
-    return SourceFile(path=name, bytes=path.stat().st_size, sha256=digest.hexdigest())
+    return SourceFile(path=name, bytes=path.stat().st_size, sha256=sha256_of(path))

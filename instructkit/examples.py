@@ -12,6 +12,7 @@ which `datasets.load_dataset("parquet", data_dir=...)` reads as well as `load_ex
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +26,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from instructkit.checksums import damage
 from instructkit.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -154,7 +158,10 @@ class Manifest(msgspec.Struct, kw_only=True):
         published: number of examples that the authors state for this split, None where they state none.
         media: totals of `--check-images`: checked, missing, broken; None without the check.
         shards: name and rows of each shard.
+        checksums: SHA-256 of each shard and of the list of rejects, as they were written; empty in manifests from
+            before there were checksums.
         files: what was read.
+        code: digest of the source's module and what it imports (`instructkit.code_digest`).
         format: `FORMAT_VERSION` at the time of writing.
         instructkit: version of the toolkit.
     """
@@ -172,7 +179,9 @@ class Manifest(msgspec.Struct, kw_only=True):
     published: int | None
     media: dict[str, int] | None = None
     shards: dict[str, int]
+    checksums: dict[str, str] = {}
     files: list[SourceFile]
+    code: str = ""
     format: int = FORMAT_VERSION
     instructkit: str = ""
 
@@ -367,29 +376,21 @@ def find_datasets(folder: Path) -> list[Path]:
 class Examples(Sequence[Example]):
     """Random access to a converted split, memory-mapped through `datasets`.
 
+    Each shard must have the SHA-256 that the manifest states. It is read in full for that, or remembered from an
+    earlier reading of the same file (`instructkit.checksums`).
+
     Args:
         folder: a folder with a manifest.
 
     Raises:
-        UserError: no manifest, or a shard that it lists is missing.
+        UserError: no manifest, or a shard that it lists is missing, damaged or has another number of rows.
     """
 
     def __init__(self, folder: Path) -> None:
-        import datasets
-
         self.folder = folder
         self.manifest = read_manifest(folder)
-        shards = [folder / name for name in self.manifest.shards]
-        for shard in shards:
-            if not shard.is_file():
-                raise UserError(f"{shard}: missing, though {MANIFEST} lists it; convert the dataset again")
-        filled = [str(folder / name) for name, rows in self.manifest.shards.items() if rows]
-        if filled:
-            datasets.disable_progress_bars()
-            self.rows = datasets.Dataset.from_parquet(filled)
-            datasets.enable_progress_bars()
-        else:
-            self.rows = datasets.Dataset(SCHEMA.empty_table())
+        _check_shards(folder, self.manifest)
+        self.rows = _open_rows(folder, self.manifest)
 
     @property
     def name(self) -> str:
@@ -423,6 +424,47 @@ class Examples(Sequence[Example]):
     def media_path(self, relative: str, root: Path | None = None) -> Path:
         """Where a path of `images` or `video` lies on this machine; `root` replaces the manifest's `media_root`."""
         return (root or Path(self.manifest.media_root)) / relative
+
+
+def _check_shards(folder: Path, manifest: Manifest) -> None:
+    unchecked = [name for name in manifest.shards if name not in manifest.checksums]
+    if unchecked:
+        _log.warning(
+            "%s: states no checksum of %d shards, so nothing shows whether they are damaged; convert the dataset again",
+            folder / MANIFEST,
+            len(unchecked),
+        )
+    checksums = {name: manifest.checksums.get(name, "") for name in manifest.shards if name not in unchecked}
+    wrong = damage(folder, checksums) + [
+        f"{folder / name}: missing" for name in unchecked if not (folder / name).is_file()
+    ]
+    if wrong:
+        others = f" ({len(wrong) - 1} more shards, too)" if len(wrong) > 1 else ""
+        raise UserError(f"{wrong[0]}{others}; convert the dataset again: instructkit convert makes it anew")
+
+
+def _open_rows(folder: Path, manifest: Manifest) -> Any:
+    """The rows as a `datasets.Dataset`."""
+    import datasets
+
+    filled = [str(folder / name) for name, rows in manifest.shards.items() if rows]
+    if not filled:
+        rows = datasets.Dataset(SCHEMA.empty_table())
+    else:
+        datasets.disable_progress_bars()
+        try:
+            rows = datasets.Dataset.from_parquet(filled)
+        except (OSError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"{folder}: the shards cannot be read ({reason}); convert the dataset again") from error
+        finally:
+            datasets.enable_progress_bars()
+    if len(rows) != manifest.examples:
+        raise UserError(
+            f"{folder}: the shards hold {len(rows):,} examples, {MANIFEST} says {manifest.examples:,}; "
+            "convert the dataset again"
+        )
+    return rows
 
 
 def load_examples(folder: Path) -> Examples:

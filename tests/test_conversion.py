@@ -71,10 +71,10 @@ def test_what_comes_out_and_what_is_rejected(tmp_path: Path) -> None:
     assert rejects(outcome.folder) == [
         ("list.json", "2", "asked to"),
         ("list.json", "5", "id 'tiny/train/4' was there before"),
-        ("list.json", "tiny/train/1", "another record before has an example with this id"),
-        ("list.json", "tiny/train/0", "another record before has an example with this id"),
+        ("list.json", "9", "id 'tiny/train/1' was there before"),
+        ("list.json", "10", "id 'tiny/train/0' was there before"),
+        ("list.json", "17", "id 'tiny/train/1' was there before"),
         ("list.json", "18", "Object missing required field `image`"),
-        ("list.json", "tiny/train/1", "another record before has an example with this id"),
     ]
     manifest = outcome.manifest
     assert (manifest.records, manifest.examples, manifest.rejected) == (22, 16, 6)

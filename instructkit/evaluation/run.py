@@ -24,6 +24,7 @@ from instructkit.evaluation.submissions import write_submissions
 from instructkit.evaluation.wanted import Wanted, wanted_benchmarks
 from instructkit.examples import write_atomically
 from instructkit.models.saving import load_model
+from instructkit.waiting import first_on_machine
 
 Say = Callable[[str], None]
 EVALUATION = "evaluation"
@@ -164,8 +165,10 @@ class _Runner:
         name = question.wording.name if question.wording else None
         place = benchmark_folder(self.folder, question.protocol.benchmark, name)
         settings = self.settings
-        return make_task(
-            question, self.root, place, limit=settings.limit, batch_size=settings.batch_size, hidden=hidden
+        return first_on_machine(
+            lambda: make_task(
+                question, self.root, place, limit=settings.limit, batch_size=settings.batch_size, hidden=hidden
+            )
         )
 
     def _answers(self, task: Task) -> list[Answer]:

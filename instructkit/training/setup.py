@@ -78,6 +78,8 @@ def prepare_data(config: RunConfig, say: Say) -> None:
             raise UserError(f"{name}: {outcome.complaint()}")
         done = "converted" if outcome.converted else "unchanged, not converted again"
         say(f"data      {name}: {manifest.examples:,} examples, {manifest.rejected:,} rejected ({done})")
+        for warning in outcome.warnings:
+            say(f"note      {name}: {warning}")
 
 
 def parts_of(config: RunConfig, entries: Sequence[str]) -> list[Part]:
