@@ -63,6 +63,7 @@ from instructkit.workers import in_processes
 SHARD_RECORDS = 16_384
 SHARD_BYTES = 16 << 20
 REJECT_LIMIT = 0.01
+SHOWN_REJECTS = 3
 _LOCK_SECONDS = 10
 
 Progress = Callable[[int], object]
@@ -79,6 +80,7 @@ class Plan(msgspec.Struct):
     media_root: str
     limit: int | None
     files: list[SourceFile]
+    notes: list[str] = []
     check_images: bool = False
     shard_records: int = SHARD_RECORDS
     shard_bytes: int = SHARD_BYTES
@@ -94,8 +96,8 @@ class Outcome(NamedTuple):
         folder: where the examples are.
         manifest: what they are.
         converted: False if they were there already, made from the same files.
-        warnings: what the source found worth saying about the release, and what an earlier conversion's files have
-            lost.
+        warnings: what the source found worth saying about the release, the first reasons of rejects, and what
+            an earlier conversion's files have lost.
     """
 
     folder: Path
@@ -195,6 +197,7 @@ def convert(
         media_root=str((images or reading.media_root).resolve()),
         limit=limit,
         files=[_fingerprint(path, raw) for path in reading.files],
+        notes=reading.warnings,
         check_images=check_images or source.own,
         shard_records=SHARD_RECORDS,
         shard_bytes=SHARD_BYTES,
@@ -205,11 +208,20 @@ def convert(
         finished, lost = (None, []) if force else _finished(folder, plan)
         if finished is not None:
             shutil.rmtree(folder / PARTIAL, ignore_errors=True)
-            return Outcome(folder, finished, False, reading.warnings)
+            return Outcome(folder, finished, False, reading.warnings + _first_rejects(folder, finished))
         _start(folder, plan, force)
         reports = _make_shards(folder, plan, reading, jobs, progress)
         manifest = _finish(folder, plan, reports)
-    return Outcome(folder, manifest, True, reading.warnings + lost)
+    return Outcome(folder, manifest, True, reading.warnings + _first_rejects(folder, manifest) + lost)
+
+
+def _first_rejects(folder: Path, manifest: Manifest) -> list[str]:
+    """Lines that tell the first reasons of rejects, and where the others are listed."""
+    with (folder / REJECTED).open("rb") as file:
+        first = [msgspec.json.decode(line, type=Rejected) for line in islice(file, SHOWN_REJECTS)]
+    lines = [f"rejected {each.file}, {each.record}: {each.reason}" for each in first]
+    more = manifest.rejected - len(lines)
+    return [*lines, f"{more:,} more rejects are listed in {folder / REJECTED}"] if more > 0 else lines
 
 
 def convert_records(
@@ -331,7 +343,7 @@ def _finished(folder: Path, plan: Plan) -> tuple[Manifest | None, list[str]]:
         manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         return None, [f"{path}: damaged ({error}), so the dataset was converted again"]
-    names = ("source", "split", "layout", "media_root", "limit", "files", "code", "format", "instructkit")
+    names = ("source", "split", "layout", "media_root", "limit", "files", "notes", "code", "format", "instructkit")
     same = all(getattr(manifest, name) == getattr(plan, name) for name in names)
     media = manifest.media or {}
     same = same and plan.check_images == (manifest.media is not None)
@@ -372,6 +384,7 @@ def _finish(folder: Path, plan: Plan, reports: list[ShardReport]) -> Manifest:
         shards=shards,
         checksums=checksums,
         files=plan.files,
+        notes=plan.notes,
         code=plan.code,
         instructkit=plan.instructkit,
     )

@@ -161,6 +161,7 @@ class Manifest(msgspec.Struct, kw_only=True):
         checksums: SHA-256 of each shard and of the list of rejects, as they were written; empty in manifests from
             before there were checksums.
         files: what was read.
+        notes: what the source found worth saying about the release; reports show it at the scores.
         code: digest of the source's module and what it imports (`instructkit.code_digest`).
         format: `FORMAT_VERSION` at the time of writing.
         instructkit: version of the toolkit.
@@ -181,6 +182,7 @@ class Manifest(msgspec.Struct, kw_only=True):
     shards: dict[str, int]
     checksums: dict[str, str] = {}
     files: list[SourceFile]
+    notes: list[str] = []
     code: str = ""
     format: int = FORMAT_VERSION
     instructkit: str = ""

@@ -47,6 +47,12 @@ def rosetta_file(raw: Path, split: str) -> Path | None:
     return next((path for path in places if path.is_file()), None)
 
 
+def missing_note(raw: Path, split: str) -> str:
+    """What a release without the file of OCR tokens means for its scores."""
+    path = raw / f"TextVQA_Rosetta_OCR_v0.2_{split}.json"
+    return f"{path} is not here: no example has OCR tokens, with which published models were asked"
+
+
 def lay_beside(records: Iterable[RawRecord], rosetta: Path | None) -> Iterator[RawRecord]:
     """Wrap each record as `{"record": ..., "ocr_tokens": ...}`, null for a picture without an entry, all undecoded.
 

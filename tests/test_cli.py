@@ -64,7 +64,10 @@ def test_too_many_rejects_end_with_code_1_and_the_reason(run: Run, tmp_path: Pat
     code, _, err = run("convert", "tiny", "--raw", raw, "--out", tmp_path / "out", "--jobs", 1)
     assert code == 1, "rejects count again when nothing has changed"
     write_release(raw, [record(number) for number in range(99)] + [{}])
-    assert run("convert", "tiny", "--raw", raw, "--out", tmp_path / "out", "--jobs", 1)[0] == 0
+    for arguments in (["tiny", "--raw", raw], ["all", "--raw", raw.parent]):
+        code, out, _ = run("convert", *arguments, "--out", tmp_path / "out", "--jobs", 1)
+        assert code == 0
+        assert "note: rejected list.json, 99: Object missing required field `id`" in out
 
 
 @pytest.mark.parametrize(
@@ -214,6 +217,22 @@ def test_convert_all_is_all_that_the_held_out_benchmarks_need(run: Run, tmp_path
         code, _, err = run("render", out, "--format", format, "--out", tmp_path / f"{format}.txt")
         assert code == 0, err
         assert ("left out" in err) == (format != "preview"), "a preview ends before the first example without answer"
+
+
+def test_a_score_without_the_ocr_tokens_of_the_release_says_so(run: Run, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    raw, out = tmp_path / "textvqa", tmp_path / "out"
+    importlib.import_module("tests.sources.mini.textvqa").write(raw)
+    (raw / "TextVQA_Rosetta_OCR_v0.2_val.json").unlink()
+    assert "note: " in run("convert", "textvqa", "--raw", raw, "--out", out, "--jobs", 1)[1]
+    model = World(tmp_path / "world").model()
+    asked = ["evaluate", "--model", model, "--data", out, "--benchmarks", "textvqa", "--out", tmp_path / "run"]
+    told = "TextVQA_Rosetta_OCR_v0.2_val.json is not here: no example has OCR tokens"
+    code, printed, _ = run(*asked)
+    assert code == 0
+    assert any(line.startswith("note      TextVQA: ") and told in line for line in printed.splitlines())
+    for name in ("report.md", "report.html", "report.json"):
+        assert told in (tmp_path / "run" / "report" / name).read_text().replace("\\", "")
 
 
 @pytest.mark.parametrize("given", ["too high", "too low"])

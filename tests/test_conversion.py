@@ -83,7 +83,13 @@ def test_what_comes_out_and_what_is_rejected(tmp_path: Path) -> None:
     assert (manifest.task, manifest.role, manifest.layout, manifest.published) == ("vqa", "extra", "list", 3)
     assert outcome.agrees is False
     assert outcome.too_many_rejects
-    assert outcome.warnings == ["tiny is made up"]
+    assert outcome.warnings == [
+        "tiny is made up",
+        "rejected list.json, 2: asked to",
+        "rejected list.json, 5: id 'tiny/train/4' was there before",
+        "rejected list.json, 9: id 'tiny/train/1' was there before",
+        f"3 more rejects are listed in {outcome.folder / 'rejected.jsonl'}",
+    ]
     assert "6 of 22 records (27.3%, more than 1%) do not fit" in outcome.complaint()
     assert "list.json, 2: asked to" in outcome.complaint()
     assert not (outcome.folder / ".partial").exists()

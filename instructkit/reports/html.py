@@ -110,6 +110,7 @@ def _benchmark(entry: dict[str, Any], data: dict[str, Any]) -> str:
         f"<p><b>{escape(words.measure(entry))} {entry['value']:.2f}</b> ({words.interval(entry)}) "
         f'on {words.size(entry)} examples <span class="soft">of {escape(split)}, {entry["role"]}, '
         f"protocol v{entry['protocol_version']}</span></p>",
+        _data_notes(entry),
         _errors(entry),
         _cut(entry),
         f'<div class="figures">{_figures(entry)}</div>',
@@ -147,6 +148,11 @@ def _numbers(entry: dict[str, Any]) -> str:
         rows = [[name, words.group_value(value), f"{n:,}"] for name, (value, n) in entry["groups"].items()]
         parts.append(table([entry["protocol"]["group_by"], words.measure(entry), "examples"], rows, (1, 2)))
     return "\n".join(parts)
+
+
+def _data_notes(entry: dict[str, Any]) -> str:
+    notes = entry.get("data_notes", [])
+    return "\n".join(f'<p class="warn"><b>Note:</b> {escape(note)}.</p>' for note in notes)
 
 
 def _errors(entry: dict[str, Any]) -> str:

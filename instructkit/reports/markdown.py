@@ -98,7 +98,7 @@ def _benchmark(entry: dict[str, Any]) -> list[str]:
     if entry["groups"]:
         rows = [[name, words.group_value(value), f"{n:,}"] for name, (value, n) in entry["groups"].items()]
         lines += ["", *table([protocol["group_by"], words.measure(entry), "examples"], rows)]
-    lines += _errors(entry) + _cut(entry)
+    lines += _data_notes(entry) + _errors(entry) + _cut(entry)
     lines += ["", "Prompt, as Jinja and for the first example, byte for byte (JSON):", ""]
     lines += fenced(f"{words.literal(protocol['instruction'])}\n{words.literal(entry['prompt'])}")
     lines += ["", plain(words.answering(protocol)), "", plain(protocol["notes"])]
@@ -111,6 +111,10 @@ def _benchmark(entry: dict[str, Any]) -> list[str]:
         )
     lines += _calibration(entry) + _cases(entry)
     return lines
+
+
+def _data_notes(entry: dict[str, Any]) -> list[str]:
+    return [line for note in entry.get("data_notes", []) for line in ("", f"**Note:** {plain(note)}.")]
 
 
 def _errors(entry: dict[str, Any]) -> list[str]:

@@ -108,6 +108,7 @@ def last_lines(folder: Path) -> list[str]:
         lines.append(
             f"reached   {entry['title']}: {entry['metric']} {entry['value']:.2f} on {entry['n']:,}{failed}{beside}"
         )
+        lines += [f"note      {entry['title']}: {note}" for note in entry.get("data_notes", [])]
     for entry in report.get("not_evaluated", []):
         lines.append(f"no score  {entry['title']}: {entry['reason']}")
     return [*lines, f"report    {folder / 'report' / 'report.html'}, report.md and report.json"]

@@ -114,6 +114,8 @@ class Reading:
         convert: one record to its examples, in order; runs in a worker. Raises `Reject` or `msgspec.ValidationError`
             for a record that does not fit.
         media_root: default folder that the examples' media paths start from (`--images` replaces it).
+        warnings: what is worth saying about the release, such as that an optional file is not there; reports show it at
+            the scores.
     """
 
     layout: str

@@ -95,6 +95,7 @@ def read(raw: Path, split: str) -> Reading:
         records=ocr.lay_beside(records if split == "train" else _first_of_each_image(records), rosetta),
         convert=convert,
         media_root=raw,
+        warnings=[] if rosetta else [ocr.missing_note(raw, split)],
     )
 
 

@@ -87,4 +87,5 @@ def read(raw: Path, split: str) -> Reading:
         records=ocr.lay_beside(json_member(path, "data"), rosetta),
         convert=convert,
         media_root=raw,
+        warnings=[] if rosetta else [ocr.missing_note(raw, split)],
     )

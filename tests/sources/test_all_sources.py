@@ -225,3 +225,27 @@ def test_convert_all_takes_the_splits_that_benchmarks_read(name: str) -> None:
         if protocol["source"] == name:
             read |= {protocol["split"], *protocol.get("vocabulary", {}).get("splits", [])}
     assert set(taken) == {source.split} | read
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "optional"),
+    [
+        *[("textvqa", split, f"TextVQA_Rosetta_OCR_v0.2_{split}.json") for split in ("train", "val", "test")],
+        *[("textcaps", split, f"TextVQA_Rosetta_OCR_v0.2_{split}.json") for split in ("train", "val", "test")],
+        ("visdial", "val", "visdial_1.0_val_dense_annotations.json"),
+    ],
+)
+def test_an_optional_file_that_is_not_there_is_noted(
+    name: str, split: str, optional: str, releases: Path, tmp_path: Path
+) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(releases / name, raw)
+    whole = convert(name, raw, tmp_path / "out", split=split)
+    assert whole.manifest.notes == []
+    next(raw.rglob(optional)).unlink()
+    outcome = convert(name, raw, tmp_path / "out", split=split)
+    (note,) = outcome.manifest.notes
+    assert optional in note
+    assert "is not here" in note
+    assert outcome.warnings == [note]
+    assert convert(name, raw, tmp_path / "out", split=split).warnings == [note], "also when nothing has changed"
