@@ -65,9 +65,9 @@ def evaluate(settings: EvaluationSettings, ranks: Ranks, say: Say, *, replace: b
         UserError: no such model, benchmark or folder, or the run's folder holds responses of something else.
     """
     ranks.wait()  # the first one may have written the model just now
-    chosen = wanted_benchmarks(settings.benchmarks)
     if not Path(settings.data).is_dir():
         raise UserError(f"{settings.data}: no such folder with converted datasets")
+    chosen = first_on_machine(lambda: wanted_benchmarks(settings.benchmarks, Path(settings.data)))
     model, texts = load_model(settings.model, allow_packages=settings.allow_packages, dtype=DTYPES[settings.dtype])
     model.to(f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu")
     runner = _Runner(settings, Evaluator(model, texts), model_identity(settings.model), ranks, say, replace)

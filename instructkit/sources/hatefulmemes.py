@@ -17,9 +17,9 @@ CHOICES = ["no", "yes"]
 
 
 class Record(msgspec.Struct):
-    """One line; test files came without labels at first."""
+    """One line; test files came without labels at first. Some copies have the id as a text, with zeros in front."""
 
-    id: Natural
+    id: Natural | Annotated[str, msgspec.Meta(pattern=r"\A[0-9]{1,18}\Z")]
     img: Annotated[str, msgspec.Meta(pattern=r"\Aimg/\w+\.png\Z")]
     text: Text
     label: Annotated[int, msgspec.Meta(ge=0, le=1)] | None = None
@@ -73,7 +73,7 @@ def read(raw: Path, split: str) -> Reading:
         record = _decode(raw_record.data)
         return [
             Example(
-                id=f"hatefulmemes/{split}/{record.id}",
+                id=f"hatefulmemes/{split}/{int(record.id)}",
                 images=[record.img],
                 context=record.text.strip(),
                 answers=[] if record.label is None else [CHOICES[record.label]],

@@ -62,7 +62,7 @@ class Watch:
         # Benchmarks cut texts as the evaluation at the end does, whatever training cuts them to.
         self._texts = Texts(texts.llm, texts.qformer, engine.model.config)
         self._ranks = current_ranks()
-        watched = wanted_benchmarks(config.evaluation.watch) if config.evaluation.watch else []
+        watched = first_on_machine(lambda: _watched(config))
         self.best = Best(config.evaluation, [each.protocol.benchmark for each in watched])
         self._parts: list[HeldIn] = []
         self._tasks: list[Task] = []
@@ -220,6 +220,11 @@ def _no_hooks(model: nn.Module, sharded: bool) -> Iterator[None]:
     finally:
         for module, kind, hooks in before:
             setattr(module, kind, hooks)
+
+
+def _watched(config: RunConfig) -> list[Wanted]:
+    root = Path(config.data.root)
+    return wanted_benchmarks(config.evaluation.watch, root) if config.evaluation.watch else []
 
 
 def _task(config: RunConfig, wanted: Wanted) -> Task:

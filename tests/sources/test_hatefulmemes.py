@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from instructkit import sources
+from instructkit.conversion import convert
 from instructkit.examples import Example, problem
 from tests.sources import converted
 from tests.sources.mini import hatefulmemes as mini
@@ -37,6 +38,18 @@ def raw(tmp_path: Path) -> Path:
 
 def test_the_text_on_the_meme_and_its_label(raw: Path) -> None:
     assert converted("hatefulmemes", raw, "dev_seen") == ([CAKE, MONDAYS], [])
+
+
+@pytest.mark.parametrize("ids", [["01235", "42953"], ["1235", 42953], ["0000001235", "042953"]])
+def test_ids_as_texts_give_the_same_examples(raw: Path, ids: list[Any]) -> None:
+    write_lines(raw / "dev_seen.jsonl", [{**line, "id": given} for line, given in zip(mini.LINES, ids, strict=True)])
+    assert converted("hatefulmemes", raw, "dev_seen") == ([CAKE, MONDAYS], [])
+
+
+def test_one_meme_under_both_forms_of_its_id_is_a_repeat(raw: Path) -> None:
+    write_lines(raw / "dev_seen.jsonl", [mini.LINES[0], {**mini.LINES[0], "id": "01235"}])
+    outcome = convert("hatefulmemes", raw, raw / "out")
+    assert (outcome.manifest.examples, outcome.manifest.rejected) == (1, 1)
 
 
 @pytest.mark.parametrize(("split", "name"), [("dev_seen", "dev"), ("test_seen", "test")])
@@ -77,7 +90,16 @@ def test_a_meme_without_a_label_is_unusable_outside_the_test_sets(raw: Path) -> 
         ({"text": " "}, "at `$.text`"),
         ({"img": "01235.png"}, "at `$.img`"),
         ({"img": "img/../01235.png"}, "at `$.img`"),
-        ({"id": None}, "Expected `int`, got `null` - at `$.id`"),
+        ({"id": None}, "Expected `int | str`, got `null` - at `$.id`"),
+        ({"id": -1}, "Expected `int` >= 0 - at `$.id`"),
+        ({"id": "1235a"}, "at `$.id`"),
+        ({"id": "-1235"}, "at `$.id`"),
+        ({"id": " 1235"}, "at `$.id`"),
+        ({"id": "1235\n"}, "at `$.id`"),
+        ({"id": "१२३"}, "at `$.id`"),
+        ({"id": ""}, "at `$.id`"),
+        ({"id": "9" * 5000}, "at `$.id`"),
+        ({"id": 1.5}, "Expected `int | str`, got `float` - at `$.id`"),
     ],
 )
 def test_broken_lines_are_rejected_with_the_reason(raw: Path, change: dict[str, Any], reason: str) -> None:
