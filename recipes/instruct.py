@@ -10,7 +10,9 @@ What it does, and the settings that govern it (`instructkit/config.py` explains 
                 accumulation and clipping; checkpoints of what is trained; resume=true goes on      training.*
     throughput  what a step leaves out without changing its loss; features of images on disk            throughput.*
     evaluation  benchmarks by protocol, then runs/<name>/report/report.{json,md,html}                    evaluation.*
-Same seed, same losses, on one rank and on several.
+Same seed, same losses, on one rank and on several, up to rounding. Dropout is the exception: it is drawn by rank and
+micro-batch, so that a model with dropout (the published Q-Former has 0.1) has other losses where its batches are split
+otherwise. With resume=true a larger max_steps lengthens a finished run, and at ZeRO 0 other ranks may go on.
 """
 
 from __future__ import annotations
@@ -135,6 +137,11 @@ def train(config: RunConfig, folder: Path, rank: int, world: int, identity: dict
     if progress:
         meter.restore(progress["meter"])
         watch.restore(progress["best"])
+        if watch.best.exhausted and start < settings.max_steps:
+            log.say(
+                f"evaluate  no step is done: no gain in the last {config.evaluation.patience} evaluations; a larger "
+                f"patience goes on"
+            )
     for line in _resolved(config, engine, data, world):
         log.say(line)
     if rank == 0:
@@ -208,7 +215,7 @@ def _start(
         log.say(f"resume    no checkpoint in {folder / 'checkpoints'}: starting at step 0")
         log.rewind(0)
         return 0, {}
-    done, progress = load_checkpoint(engine.deepspeed, checkpoint, facts)
+    done, progress = load_checkpoint(engine.deepspeed, checkpoint, facts, log.say)
     log.rewind(done)
     log.say(f"resume    going on from {checkpoint}")
     return done, progress

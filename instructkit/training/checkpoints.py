@@ -13,10 +13,10 @@ import pickle
 import re
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
@@ -29,7 +29,25 @@ from instructkit.waiting import meet, on_first_rank
 COMPLETE = "complete.json"
 _STATES = (ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address)
 """What DeepSpeed puts into its states beside tensors and plain values."""
+_LENGTH = "settings.training.max_steps"
+_SPLIT = ("ranks", "settings.training.accumulation")
+"""How a global batch is cut: its loss does not depend on it."""
+_OWN = "settings.training.deepspeed"
+_FOLLOWING = (
+    f"{_OWN}.scheduler.params.total_num_steps",
+    f"{_OWN}.gradient_accumulation_steps",
+    f"{_OWN}.train_micro_batch_size_per_gpu",
+)
+"""Keys of the user's DeepSpeed file that follow from these; `users_settings` has checked that they do."""
 _PIECE = 1 << 24
+
+
+class Difference(NamedTuple):
+    """A fact in which a checkpoint and the run that goes on from it differ."""
+
+    name: str
+    saved: Any
+    now: Any
 
 
 def save_checkpoint(
@@ -131,19 +149,29 @@ def foreign(folder: Path) -> str | None:
     return None
 
 
-def load_checkpoint(engine: Any, folder: Path, facts: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+def load_checkpoint(
+    engine: Any, folder: Path, facts: dict[str, Any], say: Callable[[str], None]
+) -> tuple[int, dict[str, Any]]:
     """Load a checkpoint into the engine; returns the number of steps done and the `progress` it was saved with.
+
+    A run may go on with more steps, with batches cut otherwise and, where each rank has the whole state (ZeRO 0), on
+    another number of ranks.
+
+    Args:
+        engine: the DeepSpeed engine.
+        folder: of the checkpoint.
+        facts: of the run, as `save_checkpoint` takes them.
+        say: takes a line for each difference that is allowed.
 
     Raises:
         UserError: the checkpoint is of a run with other settings, or holds more than DeepSpeed writes.
     """
     saved = json.loads((folder / COMPLETE).read_text())
-    differences = list(_differences(saved["facts"], json.loads(json.dumps(facts))))
-    if differences:
-        raise UserError(
-            f"{folder}: written with {'; '.join(differences)}; go on with the same settings, or start anew without "
-            f"resume=true"
-        )
+    every = _differences(saved["facts"], json.loads(json.dumps(facts)))
+    differences = [each for each in every if each.name not in _FOLLOWING]
+    _check(folder, differences, engine.zero_optimization_stage())
+    for name, before, now in differences:
+        say(f"resume    {name.rpartition('.')[2]} was {before} and is {now}: {_meaning(name)}")
     bad = on_first_rank(lambda: foreign(folder))
     if bad is not None:
         raise UserError(f"{folder}: {bad}; it could run code, so it is not loaded: go on from folders you wrote")
@@ -151,6 +179,35 @@ def load_checkpoint(engine: Any, folder: Path, facts: dict[str, Any]) -> tuple[i
     if loaded is None:
         raise UserError(f"{folder}: DeepSpeed finds no checkpoint in it; remove it to use the one before")
     return int(saved["step"]), saved.get("progress", {})
+
+
+def _check(folder: Path, differences: Sequence[Difference], stage: int) -> None:
+    """Refuse what a run may not change when it goes on."""
+    refused = [each for each in differences if not _allowed(each)]
+    if refused:
+        listed = "; ".join(f"{name} = {saved}, now {now}" for name, saved, now in refused)
+        longer = " (max_steps may only grow)" if any(each.name == _LENGTH for each in refused) else ""
+        raise UserError(
+            f"{folder}: written with {listed}; go on with the same settings{longer}, or start anew without resume=true"
+        )
+    for name, saved, now in differences:
+        if name == "ranks" and stage:
+            raise UserError(
+                f"{folder}: written by {saved} rank{'s' if saved > 1 else ''} under ZeRO {stage}, which shards the "
+                f"optimizer's state over the ranks, and this run has {now}; go on with {saved} (deepspeed "
+                f"--num_accelerators {saved}), or start anew without resume=true"
+            )
+
+
+def _allowed(difference: Difference) -> bool:
+    name, saved, now = difference
+    return name in _SPLIT or (name == _LENGTH and now > saved)
+
+
+def _meaning(name: str) -> str:
+    if name == _LENGTH:
+        return "the learning rate follows the longer run's schedule from here on"
+    return "losses differ by rounding and, where the model has dropout, by its draws"
 
 
 def load_best(engine: Any, root: Path, step: int, facts: dict[str, Any]) -> None:
@@ -165,7 +222,7 @@ def load_best(engine: Any, root: Path, step: int, facts: dict[str, Any]) -> None
         raise UserError(
             f"{folder}, the best checkpoint: {damage}; resume=true evaluation.every=0 takes the last step's model"
         )
-    load_checkpoint(engine, folder, facts)
+    load_checkpoint(engine, folder, facts, lambda line: None)  # what differs was said when the run went on
 
 
 def _remove_old(root: Path, keep: int) -> None:
@@ -209,10 +266,10 @@ def _checksum(path: Path) -> int:
     return value
 
 
-def _differences(saved: Any, now: Any, name: str = "") -> Iterator[str]:
-    """Leaves of two trees of settings that differ, as `key = saved, now now`."""
+def _differences(saved: Any, now: Any, name: str = "") -> Iterator[Difference]:
+    """Leaves of two trees of settings that differ, with keys joined by points."""
     if isinstance(saved, dict) and isinstance(now, dict):
         for key in [*saved, *(key for key in now if key not in saved)]:
             yield from _differences(saved.get(key), now.get(key), f"{name}.{key}" if name else key)
     elif saved != now:
-        yield f"{name} = {saved}, now {now}"
+        yield Difference(name, saved, now)

@@ -87,8 +87,10 @@ def command(ranks: int) -> list[str]:
     return [str(launcher), "--num_accelerators", str(ranks), "--master_port", str(free_port())]
 
 
-def run_all(ranks: int, folder: Path, runs: dict[str, list[str]], timeout: float = 600) -> None:
+def run_all(ranks: int, folder: Path, runs: dict[str, list[str]], timeout: float = 600) -> str:
     """Start the recipe once for several runs, one behind the other; each writes to `folder/<name>`.
+
+    Returns what they said.
 
     Ranks that have not ended after `timeout` seconds are killed, and the test fails with what they wrote.
     """
@@ -107,7 +109,9 @@ def run_all(ranks: int, folder: Path, runs: dict[str, list[str]], timeout: float
         finally:
             end_all(process)
         said.seek(0)
-        assert code == 0, f"exit code {code}\n{said.read()[-8000:]}"
+        text = said.read()
+        assert code == 0, f"exit code {code}\n{text[-8000:]}"
+        return text
 
 
 def end_all(process: subprocess.Popen[Any]) -> None:

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from instructkit.models.saving import load_model
-from tests.training.mini import log, losses, repeatable
+from instructkit.prompts import Prompt
+from tests.training.mini import log, losses, repeatable, write_model
 
 STAGES = [f"zero{stage}-fp32" for stage in (0, 1, 2, 3)]
 HALF = [f"zero{stage}-bf16" for stage in (0, 1, 2, 3)]
@@ -142,3 +143,29 @@ def test_the_saved_part_loads_onto_its_base(one, hard):
     assert "language_model.model.layers.0.self_attn.q_proj.weight" in moved
     assert not any(name.startswith("vision_model.encoder") for name in moved)
     assert "language_model.model.embed_tokens.weight" not in moved
+
+
+def drawn(name: str, llm: str, dropout: float, folder: Path) -> bool:
+    """Whether a model in training mode has another loss after another seed."""
+    model, texts = load_model(str(write_model(folder / name, llm, dropout)))
+    model.train()
+    prompt = Prompt("a/b/0", "t", "is there a triangle in the picture?", "no", ["0"])
+    rows = texts.rows(texts.encode([prompt]), [1])
+    noise = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    found = set()
+    for seed in range(3):
+        torch.manual_seed(seed)
+        found.add(float(model.answer_loss(noise, torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long), **rows).total))
+    return len(found) > 1
+
+
+@pytest.mark.parametrize("llm", ["llama", "t5"])
+def test_the_models_of_which_one_rank_and_two_are_compared_draw_nothing(llm, tmp_path):
+    assert not drawn("plain", llm, 0.0, tmp_path)
+    assert drawn("dropout", llm, 0.2, tmp_path)
+
+
+def test_dropout_is_drawn_by_rank_so_that_another_split_has_other_losses(one, two):
+    assert losses(two / "frozen") == pytest.approx(losses(one / "frozen"), abs=1e-5)
+    apart = [abs(a - b) for a, b in zip(losses(one / "hard"), losses(two / "hard"), strict=True)]
+    assert max(apart) > 1e-3
