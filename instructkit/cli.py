@@ -190,6 +190,52 @@ def evaluate(
         raise typer.Exit(1)
 
 
+@app.command("plan")
+def plan_run(
+    config: Annotated[str, typer.Option(help="YAML file of a run, or the name of one in recipes/configs.")],
+    words: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings over the file's.")] = None,
+    gpus: Annotated[str, typer.Option(help="How many; several with commas show how the run scales.")] = "8",
+    memory: Annotated[float, typer.Option(min=0, help="GB (10^9 bytes) of a GPU.")] = 80.0,
+    reserve: Annotated[float, typer.Option(min=0, help="GB of it that CUDA, NCCL and fragments take.")] = 4.0,
+    peak: Annotated[float, typer.Option(min=0.001, help="TFLOP/s of a GPU in bf16.")] = 989.0,
+    peak_fp32: Annotated[float, typer.Option(min=0.001, help="TFLOP/s of a GPU in fp32.")] = 67.0,
+    efficiency: Annotated[float, typer.Option(min=0.001, max=1, help="Share of the peak that is reached.")] = 0.35,
+    link: Annotated[float, typer.Option(min=0.001, help="GB/s a GPU inside a machine.")] = 300.0,
+    network: Annotated[float, typer.Option(min=0.001, help="GB/s a GPU between machines.")] = 25.0,
+    memory_bandwidth: Annotated[float, typer.Option(min=0.001, help="GB/s of a GPU's memory.")] = 3350.0,
+    per_machine: Annotated[int, typer.Option(min=1, help="GPUs of a machine.")] = 8,
+    instruction: Annotated[int, typer.Option(min=1, help="Tokens of an instruction.")] = 40,
+    answer: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 24,
+    device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cuda",
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
+) -> None:
+    """Say what a training run will take: memory, time, disk, evaluation. No GPU and no weights are needed."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would say on stdout that it found no other
+    import msgspec
+
+    from instructkit.config import find_config, load_config
+    from instructkit.training.plan import Assumed, make_plan
+    from instructkit.training.plan_text import plan_text
+    from instructkit.training.shapes import Lengths
+
+    if device not in ("cuda", "cpu"):
+        raise UserError(f"--device {device}: is cuda or cpu")
+    assumed = Assumed(
+        memory=memory,
+        reserve=reserve,
+        peak=peak,
+        peak_fp32=peak_fp32,
+        efficiency=efficiency,
+        link=link,
+        network=network,
+        memory_bandwidth=memory_bandwidth,
+        per_machine=per_machine,
+        lengths=Lengths(instruction, answer, instruction),
+    )
+    plan = make_plan(load_config(find_config(config), words or []), _counts(gpus), assumed, device)
+    print(msgspec.json.format(msgspec.json.encode(plan_dict(plan))).decode() if as_json else plan_text(plan))
+
+
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of evaluated runs.")],
@@ -248,6 +294,26 @@ def _convert_all(raw: Path | None, out: Path, split: str | None, options: dict[s
         raise UserError(collection.no_release(raw))
     if any(result.bad for result in results):
         raise typer.Exit(1)
+
+
+def plan_dict(value: Any) -> Any:
+    """Named tuples as objects with their fields' names, for JSON."""
+    if hasattr(value, "_asdict"):
+        return {name: plan_dict(part) for name, part in value._asdict().items()}
+    if isinstance(value, dict):
+        return {name: plan_dict(part) for name, part in value.items()}
+    return [plan_dict(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def _counts(text: str) -> list[int]:
+    """`8,64` as numbers of GPUs."""
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1:
+        raise UserError(f"--gpus {text}: must be a number of GPUs, or several with commas, such as 64,512")
+    return counts
 
 
 @contextmanager

@@ -278,6 +278,21 @@ def load_config(path: Path, words: Sequence[str] = ()) -> RunConfig:
         raise UserError(f"{path}{' with ' + ' '.join(words) if words else ''}: {error}") from error
 
 
+def find_config(name: str) -> Path:
+    """A config file by its path, or by its name in `recipes/configs` of this folder or of the checkout.
+
+    Raises:
+        UserError: there is none.
+    """
+    if Path(name).is_file() or name.endswith((".yaml", ".yml")):
+        return Path(name)
+    folders = [root / "recipes" / "configs" for root in (Path(), Path(__file__).resolve().parents[1])]
+    found = [folder / f"{name}.yaml" for folder in folders if (folder / f"{name}.yaml").is_file()]
+    if not found:
+        raise UserError(f"{name}: no such config file, and recipes/configs has none of that name")
+    return found[0]
+
+
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """A config as plain values, for YAML and reports."""
     plain: dict[str, Any] = msgspec.to_builtins(config)

@@ -7,6 +7,7 @@ square, where CLIP's preprocessor would cut its edges off.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -93,24 +94,65 @@ def _load_other(name: str, config: PreTrainedConfig, dtype: torch.dtype, layer: 
     size, mean, std = _preprocessing(name, config)
     features = _probe(name, encoder, size, dtype, layer)
     _, tokens, width = features.shape
-    own = encoder.config
-    layers = getattr(own, "num_hidden_layers", None) or sum(getattr(own, "depths", ()))
-    shape = InstructBlipVisionConfig(
-        hidden_size=width,
-        intermediate_size=getattr(own, "intermediate_size", 4 * width),
-        num_hidden_layers=layers,
-        num_attention_heads=_number(own, "num_attention_heads") or 1,
-        image_size=size,
-        patch_size=_number(own, "patch_size") or max(1, size // math.isqrt(tokens)),
-    )
-    foreign: dict[str, Any] = {"config": _plain(own), "mean": mean, "std": std}
-    if layer is not None:
-        foreign["layer"] = layer
+    shape = _shape(encoder.config, size, tokens, width)
+    layers = shape.num_hidden_layers
+    foreign = _facts(encoder.config, mean, std, layer)
     module = VisionEncoder(encoder, width, mean, std, layer).to(dtype)
     depth = f"{layers} layers, " if layers else ""
     read = "" if layer is None else f"layer {layer}, "
     note = f"{type(encoder).__name__}, {depth}{read}{size} pixels, {tokens} patches of {width}"
     return Vision(Loaded(module, frozenset({"post_layernorm.weight", "post_layernorm.bias"})), shape, foreign, note)
+
+
+def vision_shape(
+    name: str, layer: int | None, read: Callable[[str, str], PreTrainedConfig]
+) -> tuple[InstructBlipVisionConfig, dict[str, Any] | None]:
+    """Shape and facts (`Vision.config`, `Vision.foreign`) of an encoder that `load_vision` would load, without weights.
+
+    Args:
+        name: as `load_vision` takes it.
+        layer: likewise.
+        read: gives the configuration of a checkpoint, by its name and the setting that named it.
+
+    Raises:
+        UserError: there is none.
+    """
+    whole = read(name, "vision")
+    if is_blip(whole):
+        config = InstructBlipVisionConfig.from_dict(whole.vision_config.to_dict())
+        if layer is not None:
+            config.num_hidden_layers = layer if layer > 0 else config.num_hidden_layers + 1 + layer
+        return config, getattr(whole, "vision_encoder", None)
+    own = getattr(whole, "vision_config", whole)
+    if getattr(own, "vision_use_head", False):
+        own.vision_use_head = False
+    if own.model_type == "clip_vision_model" and layer is None:
+        own.num_hidden_layers -= 1
+    size, mean, std = _preprocessing(name, own)
+    with torch.device("meta"), torch.no_grad(), failing(f"model.vision={name}", "gives no features of patches"):
+        encoder = AutoModel.from_config(own)
+        _, tokens, width = read_features(encoder.eval(), torch.empty(1, 3, size, size), layer).shape
+    return _shape(encoder.config, size, tokens, width), _facts(encoder.config, mean, std, layer)
+
+
+def _shape(own: Any, size: int, tokens: int, width: int) -> InstructBlipVisionConfig:
+    """An encoder's shape in InstructBLIP's terms."""
+    return InstructBlipVisionConfig(
+        hidden_size=width,
+        intermediate_size=getattr(own, "intermediate_size", 4 * width),
+        num_hidden_layers=getattr(own, "num_hidden_layers", None) or sum(getattr(own, "depths", ())),
+        num_attention_heads=_number(own, "num_attention_heads") or 1,
+        image_size=size,
+        patch_size=_number(own, "patch_size") or max(1, size // math.isqrt(tokens)),
+    )
+
+
+def _facts(own: PreTrainedConfig, mean: list[float], std: list[float], layer: int | None) -> dict[str, Any]:
+    """What `VisionEncoder.from_config` needs."""
+    facts: dict[str, Any] = {"config": _plain(own), "mean": mean, "std": std}
+    if layer is not None:
+        facts["layer"] = layer
+    return facts
 
 
 @torch.no_grad()

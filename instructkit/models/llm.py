@@ -78,6 +78,17 @@ def load_llm(name: str, dtype: torch.dtype, bits: int | None = None) -> Llm:
     return Llm(loaded, _tokenizer(name, place, options), note if bits is None else f"{note} in {bits} bits")
 
 
+def llm_config(name: str) -> PreTrainedConfig:
+    """The configuration of an LLM that `load_llm` would load; no weight is read.
+
+    Raises:
+        UserError: there is none.
+    """
+    place, options = _locate(name)
+    config = _config(name, place, options)
+    return config.text_config if is_blip(config) else config
+
+
 def image_token(tokenizer: PreTrainedTokenizerBase) -> int:
     """Number that stands for an image in the LLM's rows: its `<image>` token, else the first that no token has.
 

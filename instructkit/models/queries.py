@@ -86,20 +86,10 @@ def load_qformer(
         UserError: there is none.
     """
     config = read_config(name, "qformer")
-    if is_blip(config):
-        source, mapping, queries = config.qformer_config, _FROM_BLIP, config.num_query_tokens
-    elif config.model_type == "bert":
-        source, mapping = config, _FROM_BERT
-    else:
-        raise UserError(
-            f"model.qformer={name}: a {config.model_type}; a Q-Former starts from BLIP-2, InstructBLIP or BERT"
-        )
-    shape = InstructBlipQFormerConfig(
-        **{key: getattr(source, key) for key in _SHAPE.split()},
-        cross_attention_frequency=getattr(source, "cross_attention_frequency", 2),
-        encoder_hidden_size=encoder_width,
-    )
-    words = config.model_type != "blip-2" or getattr(source, "use_qformer_text_input", False)
+    queries = config.num_query_tokens if is_blip(config) else queries
+    mapping = _FROM_BLIP if is_blip(config) else _FROM_BERT
+    shape = qformer_config(name, config, encoder_width)
+    words = config.model_type != "blip-2" or getattr(config.qformer_config, "use_qformer_text_input", False)
     if not words:
         shape.vocab_size = vocabulary
     read = read_part(InstructBlipQFormerModel, name, "qformer", config=shape, dtype=dtype, key_mapping=mapping)
@@ -109,6 +99,29 @@ def load_qformer(
     note = f"{config.model_type}, {shape.num_hidden_layers} layers, width {shape.hidden_size}, {queries} queries"
     joints = _load_joints(name, config, shape, llm, queries, dtype)
     return Queries(loaded, joints, _tokenizer(name, config) if words else None, note)
+
+
+def qformer_config(name: str, config: Any, encoder_width: int) -> InstructBlipQFormerConfig:
+    """The configuration of a Q-Former that `load_qformer` would load; no weight is read.
+
+    Args:
+        name: as `load_qformer` takes it.
+        config: of that checkpoint.
+        encoder_width: of the image encoder.
+
+    Raises:
+        UserError: the checkpoint has no Q-Former.
+    """
+    if not is_blip(config) and config.model_type != "bert":
+        raise UserError(
+            f"model.qformer={name}: a {config.model_type}; a Q-Former starts from BLIP-2, InstructBLIP or BERT"
+        )
+    source = config.qformer_config if is_blip(config) else config
+    return InstructBlipQFormerConfig(
+        **{key: getattr(source, key) for key in _SHAPE.split()},
+        cross_attention_frequency=getattr(source, "cross_attention_frequency", 2),
+        encoder_hidden_size=encoder_width,
+    )
 
 
 def fresh_joints(config: InstructBlipConfig, dtype: torch.dtype) -> Loaded:

@@ -29,6 +29,14 @@ def deepspeed_settings(config: TrainingConfig, width: int) -> Tree:
     Raises:
         UserError: the settings or the user's file contradict each other, or DeepSpeed does not take the file.
     """
+    merged = merged_settings(config, width)
+    if config.deepspeed is not None:
+        _check_by_deepspeed(merged, config.deepspeed)
+    return merged
+
+
+def merged_settings(config: TrainingConfig, width: int) -> Tree:
+    """As `deepspeed_settings`, for so many ranks as WORLD_SIZE says, without asking DeepSpeed; no rank need run."""
     offload = {"device": "cpu"}
     zero: Tree = {"stage": config.zero_stage}
     if config.offload != "none":
@@ -48,10 +56,7 @@ def deepspeed_settings(config: TrainingConfig, width: int) -> Tree:
         "wall_clock_breakdown": False,
     }
     theirs = {key: part for key, part in users_settings(config).items() if key not in ("optimizer", "scheduler")}
-    merged = _over(own, _filled(theirs, config, width))
-    if config.deepspeed is not None:
-        _check_by_deepspeed(merged, config.deepspeed)
-    return merged
+    return _over(own, _filled(theirs, config, width))
 
 
 def users_settings(config: TrainingConfig) -> Tree:

@@ -1,0 +1,77 @@
+"""Peak of allocated bytes of training steps on each rank, as PyTorch's allocator reports every allocation.
+
+Started by DeepSpeed's launcher with a file of cases; each line of output that starts with RESULT is one case as JSON.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from instructkit.config import RunConfig, load_config
+from instructkit.models.instruct_blip import InstructBlip
+from instructkit.models.presets import build
+from instructkit.models.towers import prepare_towers, set_modes
+from instructkit.training.data import Batch
+from instructkit.training.engine import Engine, start_ranks
+from instructkit.training.plan import Assumed
+from instructkit.training.shapes import rows_on_shapes, shape_of
+
+STEP = "the step that counts"
+
+
+def measured(config: RunConfig, folder: Path) -> int:
+    """Bytes allocated at the peak of the second step, when the optimizer's state is there."""
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        model = build(shape_of(config.model), config.seed)
+        prepare_towers(model, config.towers, config.seed)
+        model.throughput = config.throughput
+        batches = [batch(model, config) for _ in range(config.training.accumulation)]
+        engine = Engine(model, config.training, folder)
+        set_modes(engine.model, training=True)
+        engine.step(0, batches)
+        with record_function(STEP):
+            engine.step(1, batches)
+    events = profiler.profiler.kineto_results.events()
+    step = next(event for event in events if event.name() == STEP)
+    begin, end = step.start_ns(), step.start_ns() + step.duration_ns()
+    alive, peak = 0, 0
+    for event in sorted((event for event in events if event.name() == "[memory]"), key=lambda event: event.start_ns()):
+        alive += event.nbytes()
+        if begin <= event.start_ns() <= end:
+            peak = max(peak, alive)
+    return peak
+
+
+def batch(model: InstructBlip, config: RunConfig) -> Batch:
+    """A micro-batch of the lengths that the plan assumes."""
+    training = config.training
+    groups = training.batch_size // (dist.get_world_size() * training.accumulation)
+    inputs = rows_on_shapes(model, groups, Assumed().lengths, config.data.group_size)
+    inputs["pixel_values"] = torch.randn(inputs["pixel_values"].shape)
+    rows = len(inputs["labels"])
+    return Batch(inputs, [""] * rows, [""] * rows)
+
+
+def main() -> None:
+    """Measure every case of the file that the command line ends with."""
+    start_ranks()
+    cases: dict[str, list[str]] = json.loads(Path(sys.argv[-1]).read_text())
+    found: dict[str, Any] = {}
+    for name, words in cases.items():
+        config = load_config(Path(__file__).with_name("mini.yaml"), words)
+        found[name] = measured(config, Path(sys.argv[-1]).parent)
+    if dist.get_rank() == 0:
+        print("RESULT " + json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()
