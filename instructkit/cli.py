@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -210,11 +210,12 @@ def plan_run(
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
 ) -> None:
     """Say what a training run will take: memory, time, disk, evaluation. No GPU and no weights are needed."""
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would say on stdout that it found no other
     import msgspec
 
     from instructkit.config import find_config, load_config
-    from instructkit.training.plan import Assumed, make_plan
+
+    with redirect_stdout(sys.stderr):  # where DeepSpeed then logs, which would break JSON
+        from instructkit.training.plan import Assumed, make_plan
     from instructkit.training.plan_text import plan_text
     from instructkit.training.shapes import Lengths
 
