@@ -155,7 +155,8 @@ def drawn(name: str, llm: str, dropout: float, folder: Path) -> bool:
     found = set()
     for seed in range(3):
         torch.manual_seed(seed)
-        found.add(float(model.answer_loss(noise, torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long), **rows).total))
+        place = torch.zeros(1, dtype=torch.long)
+        found.add(float(model.answer_loss(noise, place, place, **rows).total))
     return len(found) > 1
 
 
