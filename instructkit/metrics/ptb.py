@@ -17,11 +17,12 @@ from functools import cache
 # The scorers list -LRB- and other brackets as well, but in capitals, while the tokens are in lower case: so brackets
 # stay, also in all published scores.
 _DROPPED = frozenset(("''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "---", "----", "...", ";"))
+_ELLIPSIS = re.compile(r"\.{3,5}|\.(?:\u00a0\.)+")
 _LINE_BREAKS = str.maketrans(dict.fromkeys("\n\r\v\f\u2028\u2029", " "))
-_RENDERED = str.maketrans(
+# Of an address or emoticon only these are rendered.
+_BRACKETS = str.maketrans({"(": "-lrb-", ")": "-rrb-", " ": "\u00a0"})
+_RENDERED = _BRACKETS | str.maketrans(
     {
-        "(": "-lrb-",
-        ")": "-rrb-",
         "[": "-lsb-",
         "]": "-rsb-",
         "{": "-lcb-",
@@ -35,36 +36,50 @@ _RENDERED = str.maketrans(
         "\u00be": "3/4",
         "\u2153": "1/3",
         "\u2154": "2/3",
-        " ": "\u00a0",
         "\u00ad": "",
-        "\u2019": "'",
-        "\u2018": "'",
-        "\u0092": "'",
     }
 )
-# Quotation marks and dashes: whatever the tokenizer renders them as, it is among the dropped tokens.
+# In ASCII; the signs left out stay as they are.
+_TYPOGRAPHIC_QUOTES = "\u0091-\u0094\u2018-\u201f\u00ab\u00bb\u2039\u203a"
+_ASCII_QUOTES = str.maketrans(
+    dict.fromkeys("\u0091\u2018\u201b\u2039", "`")
+    | dict.fromkeys("\u0092\u2019\u203a", "'")
+    | dict.fromkeys("\u0093\u201c\u00ab", "``")
+    | dict.fromkeys("\u0094\u201d\u00bb", "''")
+)
 _DROPPED_SIGNS = frozenset(
     "\"'`\u2018\u2019\u201b\u201c\u201d\u00ab\u00bb\u2039\u203a\u300c\u300d\u301d\u2026\ufffd"
     "\u2010\u2011\u2012\u2013\u2014\u2015\u0091\u0092\u0093\u0094\u0096\u0097"
 )
-_ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">"} | dict.fromkeys(
-    ("&quot;", "&apos;", "&nbsp;", "&mdash;", "&ndash;"), "."
-)
+# In any case, but only the lower case of these two is understood as a quotation mark.
+_SIGN_ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">"}
+_SIGN_ENTITY = re.compile("|".join(_SIGN_ENTITIES), re.IGNORECASE)
+_QUOTE_ENTITIES = frozenset(("&quot;", "&apos;"))
+_BLANK_ENTITIES = frozenset(("&nbsp;", "&mdash;", "&ndash;"))
+_ENTITY = r"(?i:&(?:amp|lt|gt|quot|apos|nbsp|[mn]dash|[aeiou](?:acute|grave|uml)|#\d+);)"
 
-# Alternatives of regular expressions. Abbreviations keep their period.
+# Alternatives of regular expressions. Abbreviations keep their period. The tokenizer ignores case except in character
+# classes; an abbreviation that starts with a class for its capital is an ordinary word without one ("mass", "Mass.").
 _JOINED = "cannot|gonna|gotta|lemme|gimme|wanna"
-_ABBREVIATIONS = (
-    "jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|mon|tues?|wed|thu|thurs|fri"
-    "|ala|ariz|az|calif|colo|conn|dak|del|fla|ga|ind|kans?|ky|la|md|mich|minn|mo|mont|neb|nev|okla|penn|tenn|va|vt"
-    "|wisc?|wyo|inc|cos?|corp|ptys?|ltd|plc|rt|bancorp|dept|bhd|assn|univ|intl|sys"
-    "|jr|sr|bros|blvd|rd|esq|etc|al|seq|bldg|sq|(?:ed|ph)\\.d|vs|alex|wm|jos|cie|a\\.k\\.a|cf|treas"
-    "|mr|mrs|ms|drs?|profs?|sens?|reps?|attys?|lt|col|gen|messrs|govs?|adm|rev|maj|sgt|cpl|pvt|capt|ste?|ave|pres"
+_TITLES = (
+    "(?i:mr|mrs|ms|drs?|profs?|sens?|reps?|attys?|lt|col|gen|messrs|govs?|adm|rev|maj|sgt|cpl|pvt|capt|ste?|ave|pres"
     "|lieut|hon|brig|co?mdr|pfc|spc|supts?|det|mt|ft|adj|adv|asst|assoc|ens|insp|mlle|mme|msgr|sfc"
+    "|dept|elec|invt|natl|treas|vs|alex|wm|jos|cie|cf|ph|a\\.k\\.a)|(?i:m)[ft](?i:g)"
 )
-# Ordinary words unless they have a capital.
-_PROPER_ABBREVIATIONS = "Ark|Ill|Mass|Miss|Ore|Pa|Tex|Wash"
+# These may end a sentence, so they are looked for with the two characters that follow.
+_ENDINGS = (
+    "(?i:jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|mon|tues?|wed|thu|thurs|fri"
+    "|ala|ariz|calif|colo|conn|ct|dak|fla|ga|ind|kans?|ky|md|mich|minn|mo|mont|neb|nev|okla|penn|tenn|va|vt"
+    "|wisc?|wyo|inc|cos?|corp|ltd|plc|rt|bancorp|bhd|assn|univ|intl|sys|est|ext|tel"
+    "|jr|sr|bros|blvd|rd|esq|etc|al|seq|bldg|sq|(?:ed|ph)\\.d)"
+    "|A(?i:rk|z)|D(?i:el)|I(?i:ll)|L(?i:a)|M(?i:ass|iss)|O(?i:re)|P(?i:a)|T(?i:ex)|W(?i:ash)|(?i:pp?t)[ey](?i:s?)"
+)
 # Abbreviations only before a number.
-_NUMBERED = "nos?|pp?|figs?|ca|prop|ch|art"
+_NUMBERED = "nos?|pp?|figs?|ca|prop|op|art"
+_FILE_TYPES = (
+    "bat|bmp|c|class|cgi|cpp|dll|docx?|exe|gif|gz|h|html?|jar|java|jpe?g|mov|mp3|pdf|php|pl|png|ppt|ps|py|sql|tar|txt"
+    "|wav|x|xml|zip"
+)
 # After an initial they show that a sentence ended with it.
 _STARTERS = (
     "A|About|According|Additionally|After|An|And|As|At|But|Earlier|He|Her|Here|However|If|In|It|Last|Many|More"
@@ -75,7 +90,7 @@ _STARTERS = (
 _PLAIN_CAPTION = re.compile(r"[A-Za-z]+(?:[ ,]+[A-Za-z]+)* ?\.?")
 _JOINED_WORDS = frozenset(_JOINED.split("|"))
 _PLAIN_WORD = re.compile(r"[A-Za-z]+(?=\s)")
-_NOT_PLAIN = re.compile(rf"\b(?:(?:{_JOINED})\b|(?:[a-z]|{_ABBREVIATIONS}|{_PROPER_ABBREVIATIONS})\.)", re.IGNORECASE)
+_NOT_PLAIN = re.compile(rf"(?i)\b(?:(?:{_JOINED})\b|(?:[a-z]|{_TITLES}|{_ENDINGS})\.)")
 
 
 @cache
@@ -86,10 +101,17 @@ def _category(letters: str, stop: int = 0x10000) -> str:
     return "".join(f"{re.escape(run[0])}-{re.escape(run[-1])}" for run in runs)
 
 
-_APOSTROPHE = "['\u0092\u2019]"
-_QUOTE = "['`\u0091\u0092\u2018\u2019\u201b]"
-_ACRONYM = r"(?:[A-Za-z](?:\.[A-Za-z])*|(?:Canada|Sino|Korean|EU|Japan|non)-U\.S)"
-_NUMBER = r"[-+]?(?:\d*(?:[.,]\d+)+|\d+(?:[.:,\u00ad]\d+)*)"
+# A curly apostrophe and an entity make a clitic also where letters follow ("dog’sbody"), the plain one does not.
+_CURLY = "(?:[\u0092\u2019]|(?i:&apos;))"
+_APOSTROPHE = f"(?:'|{_CURLY})"
+_QUOTE = "(?:['`\u0091\u0092\u2018\u2019\u201b]|(?i:&apos;))"
+_AND = "(?:(?i:&amp;)|[+&])"
+_INITIALISM = rf"[A-Z]+(?:{_AND}[A-Z]+)+"
+_INITIALS = r"[A-Za-z](?:\.[A-Za-z])+"
+_NATION = r"(?:Canada|Sino|Korean|EU|Japan|non)-U\.S"
+_ACRONYM = rf"(?:[A-Za-z](?:\.[A-Za-z])*|{_NATION})"
+_NUMBER = r"[-+]?(?:\d*(?:[.,:\u00ad]\d+)+|\d+)"
+_SLASH = r"\\?/"
 
 
 @cache
@@ -100,47 +122,71 @@ def _alpha() -> str:
 @cache
 def _word() -> str:
     # Accents and vowel signs belong to a word; the marks after 0x2000 modify symbols.
-    letter = f"[{_category('L')}{_category('M', 0x2000)}\u00ad]"
+    letter = rf"(?:[{_category('L')}{_category('M', 0x2000)}\u00ad]|(?i:&[aeiou](?:acute|grave|uml);))"
     return rf"{letter}(?:{letter}|\d)*(?:[.!?]{letter}(?:{letter}|\d)*)*"
 
 
+@cache
+def _thing() -> str:
+    letter = rf"(?:{_alpha()}|\d)"
+    elided = rf"(?:[dDoOlL]{_QUOTE}{letter})?{letter}+"
+    return rf"{elided}(?:[-_\u058a\u2010\u2011]{elided})*"
+
+
+@cache
+def _compound() -> str:
+    return rf"[A-Za-z0-9][A-Za-z0-9.,]*(?:-(?:(?:{_INITIALS}|{_NATION})\.|[A-Za-z0-9]+))+"
+
+
 def _clitic_rules() -> list[str]:
-    apostrophe, alpha = _APOSTROPHE, _alpha()
     return [
-        rf"({_word()}){apostrophe}(?:[msdMSD]|(?i:re|ve|ll))",
+        rf"({_CURLY}(?:[msdMSD]|(?i:re|ve|ll)))",
+        r"('[msdMSD])(?:[^A-Za-z]|$)",
+        r"('(?i:re|ve|ll))[^A-Za-z]",
+        rf"((?i:n){_QUOTE}(?i:t))",
+    ]
+
+
+def _apostrophe_rules() -> list[str]:
+    alpha = _alpha()
+    return [
+        rf"({_word()}){_APOSTROPHE}(?:[msdMSD]|(?i:re|ve|ll))",
         rf"([A-Za-z\u00ad]*[A-MO-Za-mo-z]\u00ad*)[nN]{_QUOTE}[tT]",
-        rf"([nN]{_QUOTE}[tT])",
-        rf"({apostrophe}[msdMSD])(?:[^A-Za-z]|$)",
-        rf"({apostrophe}(?i:re|ve|ll))[^A-Za-z]",
-        rf"({apostrophe}(?i:n))\s",
-        rf"([yY]{apostrophe}){alpha}",
-        rf"((?i:{apostrophe}(?:n{apostrophe}|em|till?|cause|t(?=is|was))|ol{apostrophe}))",
-        rf"((?i:c{apostrophe}mon|s{apostrophe}mores|nat{apostrophe}l)|{apostrophe}[2-9]0s)",
-        rf"({alpha}+[aeiouyAEIOUY]{apostrophe}[aeiouA-Z]{alpha}*)",
+        r"('[nN])\s",
+        rf"({_CURLY}[nN])",
+        rf"([yY]{_APOSTROPHE}){alpha}",
+        rf"([dDjJlL]{_APOSTROPHE})",
+        rf"((?i:{_APOSTROPHE}(?:n{_APOSTROPHE}|em|till?|cause)|(?:ol|dunkin|somethin){_APOSTROPHE}))",
+        r"((?i:'t))(?i:is|was)",
+        r"((?i:c'mon|s'mores|nat'l|e'er|ev'ry|li'l|nor'easter|cont'd\.))",
+        rf"((?i:cap{_APOSTROPHE}n|c{_APOSTROPHE}est|o{_QUOTE}o)|{_APOSTROPHE}[2-9]0[sS])",
+        rf"({_APOSTROPHE}\d\d)\s",
+        rf"([A-HJ-XZn]{_QUOTE}{alpha}{{2,}})",
+        rf"({alpha}+[aeiouyAEIOUY]{_QUOTE}[aeiouA-Z]{alpha}*)",
     ]
 
 
 def _word_rules() -> list[str]:
-    elided = rf"(?:[dDoOlL]{_QUOTE}{_alpha()})?(?:{_alpha()}|\d)+"
     slashed = "[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
     return [
         rf"({_word()})",
-        rf"({elided}(?:[-_\u058a\u2010\u2011]{elided})*)",
-        rf"([A-Za-z0-9][A-Za-z0-9.,]*(?:-(?:[A-Za-z0-9]+|{_ACRONYM}\.))+)",
-        rf"({slashed}(?:/{slashed}){{1,2}})",
-        r"(-(?:RRB|LRB|RCB|LCB|RSB|LSB)-|(?i:pro-|anti-)|[A-Z]+(?:[+&][A-Z]+)+|C\+\+|C#)",
+        rf"((?:{_ENDINGS})\.)(?s:..)",
+        rf"({_thing()})",
+        rf"({_compound()})",
+        rf"({slashed}(?:{_SLASH}{slashed}){{1,2}})",
+        r"(-(?:RRB|LRB|RCB|LCB|RSB|LSB)-|(?i:pro-|anti-)|C\+\+|C#)",
         rf"({_ACRONYM}\.)",
-        rf"((?:(?i:{_ABBREVIATIONS})|{_PROPER_ABBREVIATIONS})\.)",
+        rf"((?:{_TITLES}|{_ENDINGS})\.)",
         rf"((?i:{_NUMBERED})\.)[ \u00a0]*\d",
-        rf"((?:{_word()}|{_NUMBER})\.)[,;:]",
+        *(rf"({word}\.)[,;:]" for word in (_word(), _thing(), _compound())),
     ]
 
 
 def _number_rules() -> list[str]:
     return [
         rf"({_NUMBER})",
-        r"(\d{1,2}[-/]\d{1,2}[-/]\d{2,4})",
-        r"((?:\d{1,4}[- \u00a0])?\d{1,4}[/\u2044]\d{1,4})",
+        rf"(\d{{1,2}}(?:-|{_SLASH})\d{{1,2}}(?:-|{_SLASH})\d{{2,4}})",
+        rf"((?:\d{{1,4}}[- \u00a0])?\d{{1,4}}(?:{_SLASH}|\u2044)\d{{1,4}})",
         r"((?:\([0-9]{2,3}\)[ \u00a0]?|(?:\+\+?)?(?:[0-9]{2,4}[- \u00a0])?[0-9]{2,4}[- \u00a0])"
         r"[0-9]{3,4}[- \u00a0]?[0-9]{3,5})",
         r"([\u00b9\u00b2\u00b3\u2070-\u2079]+|[\u2080-\u2089]+)",
@@ -148,26 +194,38 @@ def _number_rules() -> list[str]:
 
 
 def _web_rules() -> list[str]:
-    tail = r"[^ \t\n\"<>|()]+[^ \t\n\"<>|.!?(){},-]"
+    end = r"[^ \t\n\"<>|.!?(){},-]"
+    letter = rf"(?:{_alpha()}|\d)"
+    path = rf"/[^ \t\n\"<>|()]+{end}"
+    labels = r"(?i:www)\.(?:[^ \t\n\"<>|.!?(){},]+\.)+"
     name = "[A-Za-z][A-Za-z0-9:._-]*"
     attribute = rf"{name}(?: *= *(?:'[^'\n]*'|\"[^\"\n]*\"))?|/"
     return [
-        rf"((?i:https?)://{tail})",
-        rf"(www\.(?:[^ \t\n\"<>|.!?(){{}},]+\.)+[a-zA-Z]{{2,4}}(?:/{tail})?)",
-        rf"((?:[^ \t\n\"`'<>|.!?(){{}},_$-]+\.)+(?:com|net|org|edu)(?:/{tail})?)",
-        r"([a-zA-Z0-9][^ \t\n\"<>|(){}]*@(?:[^ \t\n\"<>|(){}.]+\.)*[^ \t\n\"<>|(){}.]+)",
+        rf"((?i:https?)://[^ \t\n\"<>|(){{}}]+{end})",
+        rf"({labels}[a-zA-Z]{{2,4}})",
+        # Labels may hold slashes: the longest match starts its path as early as possible.
+        rf"({labels}?[a-zA-Z]{{2,4}}{path})",
+        # Its class excludes the range from comma to underscore: digits, capitals and more.
+        rf"((?:[^ \t\n!\"$'(),-_`{{|}}]+\.)+(?i:com|net|org|edu)(?:{path})?)",
+        r"(<?[a-zA-Z0-9][^ \t\n\"<>|(){}\u00a0]*@(?:[^ \t\n\"<>|(){}.\u00a0]+\.)*[^ \t\n\"<>|(){}.\u00a0]+>?)",
+        rf"({letter}+(?:\.{letter}+)*\.(?i:{_FILE_TYPES}))[\s.!?,]",
         rf"(@[a-zA-Z_][a-zA-Z_0-9]*|#{_alpha()}+)",
         rf"(<(?:[!?][A-Za-z-][^>\n]*|/?{name}(?: +(?:{attribute}))* */?)>)",
     ]
 
 
+def _emoticon_rules() -> list[str]:
+    return [
+        r"([<>]?[:;=][-o*']?[()DPdpO\\{@|\[\]])(?:[^A-Za-z0-9]|$)",
+        r"([-^x=~<>']_[-^x=~<>']|\([-^x=~<>'][_.]?[-^x=~<>']\))",
+    ]
+
+
 def _sign_rules() -> list[str]:
     return [
-        r"([<>]?[:;=][-o*']?[()DPdpO\\{@|\[\]])(?:[^A-Za-z]|$)",
-        r"([-^x=~<>']_[-^x=~<>'])",
         r"([?!]+|\*+|@+|_+|#+|-+|<<|>>)",
+        r"(\.{3,5}|\.(?:[ \u00a0]\.){2,4})",
         r"([A-Z]*\$)",
-        rf"({'|'.join(_ENTITIES)})",
     ]
 
 
@@ -178,13 +236,18 @@ def _rules() -> list[tuple[re.Pattern[str], str]]:
     As in a generated scanner, the longest match with its context wins, the first rule among equals, and the context is
     then read again.
     """
-    table = [(rf"((?i:{_JOINED}))", "joined")]
-    table += [
-        (pattern, "token")
-        for rules in (_clitic_rules, _word_rules, _number_rules, _web_rules, _sign_rules)
-        for pattern in rules()
-    ]
-    table += [(rf"({_ACRONYM}\.)\s+(?:{_STARTERS})\s", "sentence end"), (r"(.)", "other")]
+    kinds = {
+        "joined": [rf"((?i:{_JOINED}))"],
+        "clitic": _clitic_rules(),
+        "token": _apostrophe_rules() + _word_rules() + _number_rules() + _sign_rules(),
+        "entities": [rf"({_INITIALISM}\.)[,;:]", rf"({_INITIALISM})", rf"({_ENTITY})"],
+        "address": _web_rules(),
+        "emoticon": _emoticon_rules(),
+        "quotes": [rf"(''|[`{_TYPOGRAPHIC_QUOTES}]{{1,2}})"],
+        "sentence end": [rf"({_ACRONYM}\.)\s+(?:{_STARTERS})\s"],
+        "other": ["(.)"],
+    }
+    table = [(pattern, kind) for kind, patterns in kinds.items() for pattern in patterns]
     return [(re.compile(pattern), kind) for pattern, kind in table]
 
 
@@ -198,6 +261,10 @@ def _is_dropped(char: str) -> bool:
     return char in _DROPPED_SIGNS or char > "\uffff" or unicodedata.category(char)[0] in "CM"
 
 
+def _ascii_apostrophe(token: str) -> str:
+    return token.replace("&apos;", "'").translate(_ASCII_QUOTES)
+
+
 def _render(token: str, kind: str) -> list[str]:
     if kind == "joined":
         return _split_joined(token.lower())
@@ -205,8 +272,14 @@ def _render(token: str, kind: str) -> list[str]:
         return []
     if kind == "sentence end" and len(token) == 2:
         token = token[0]
-    rendered = _ENTITIES.get(token, token.translate(_RENDERED).lower())
-    return [] if rendered in _DROPPED else [rendered]
+    if token in _QUOTE_ENTITIES or token.lower() in _BLANK_ENTITIES:
+        return []
+    if kind in ("clitic", "quotes"):
+        token = _ascii_apostrophe(token)
+    if kind == "entities":
+        token = _SIGN_ENTITY.sub(lambda found: _SIGN_ENTITIES[found[0].lower()], token)
+    rendered = token.translate(_BRACKETS if kind in ("address", "emoticon") else _RENDERED).lower()
+    return [] if rendered in _DROPPED or _ELLIPSIS.fullmatch(rendered) else [rendered]
 
 
 def _longest_match(text: str, position: int) -> tuple[str, str]:
@@ -220,6 +293,7 @@ def _longest_match(text: str, position: int) -> tuple[str, str]:
 
 def _lex(text: str, start: int, end: int) -> list[str]:
     tokens: list[str] = []
+    end = start + len(text[start:end].rstrip())
     while start < end:
         if text[start].isspace():
             start += 1
@@ -228,7 +302,8 @@ def _lex(text: str, start: int, end: int) -> list[str]:
             start = plain.end()
         else:
             token, kind = _longest_match(text, start)
-            tokens += filter(None, _render(token, kind))
+            # A no-break space can belong to an address, but not at the end of a caption.
+            tokens += filter(None, _render(token[: end - start], kind))
             start += len(token)
     return tokens
 
