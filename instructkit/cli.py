@@ -1,7 +1,7 @@
 """The `instructkit` command. Each subcommand is a few lines: what it does lives in the module that it calls.
 
-Exit codes: 0 done; 1 done, but too many records were rejected or something failed on the way; 2 a mistake in what was
-asked for, told in one line; 130 interrupted.
+Exit codes: 0 done; 1 done, but too many records were rejected, no picture is there or something failed on the way; 2 a
+mistake in what was asked for, told in one line; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -101,6 +101,9 @@ def convert(
     print(outcome.summary())
     if outcome.too_many_rejects:
         print(f"instructkit: {outcome.complaint()}", file=sys.stderr)
+    if outcome.no_media:
+        print(f"instructkit: {outcome.no_media}", file=sys.stderr)
+    if outcome.too_many_rejects or outcome.no_media:
         raise typer.Exit(1)
 
 

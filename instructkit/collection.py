@@ -35,8 +35,9 @@ class Result(NamedTuple):
 
     @property
     def bad(self) -> bool:
-        """Whether it failed, or too many records were rejected."""
-        return self.status == "failed" or (self.outcome is not None and self.outcome.too_many_rejects)
+        """Whether it failed, too many records were rejected, or no media file is there."""
+        made = self.outcome
+        return self.status == "failed" or (made is not None and (made.too_many_rejects or bool(made.no_media)))
 
 
 def convert_all(
@@ -118,6 +119,8 @@ def summary(results: Sequence[Result]) -> str:
         reason = result.reason
         if result.outcome is not None and result.outcome.too_many_rejects:
             reason = result.outcome.complaint()
+        elif result.outcome is not None and result.outcome.no_media:
+            reason = result.outcome.no_media
         if reason:
             lines.append(f"{result.source} {result.split}: {reason}")
         for warning in result.outcome.warnings if result.outcome is not None else []:

@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from instructkit import __version__, hashes, sources
+from instructkit import __version__, hashes, media_files, sources
 from instructkit.checksums import damage, sha256_of
 from instructkit.code_digest import code_digest
 from instructkit.errors import UserError
@@ -97,13 +97,15 @@ class Outcome(NamedTuple):
         manifest: what they are.
         converted: False if they were there already, made from the same files.
         warnings: what the source found worth saying about the release, the first reasons of rejects, and what
-            an earlier conversion's files have lost.
+            an earlier conversion's files have lost; of media files, how many of some that were looked at are missing.
+        no_media: why the examples cannot be used, as none of the media files that were looked at is there; else empty.
     """
 
     folder: Path
     manifest: Manifest
     converted: bool
     warnings: list[str] = []
+    no_media: str = ""
 
     @property
     def too_many_rejects(self) -> bool:
@@ -208,11 +210,19 @@ def convert(
         finished, lost = (None, []) if force else _finished(folder, plan)
         if finished is not None:
             shutil.rmtree(folder / PARTIAL, ignore_errors=True)
-            return Outcome(folder, finished, False, reading.warnings + _first_rejects(folder, finished))
+            return _outcome(folder, finished, False, [])
         _start(folder, plan, force)
         reports = _make_shards(folder, plan, reading, jobs, progress)
         manifest = _finish(folder, plan, reports)
-    return Outcome(folder, manifest, True, reading.warnings + _first_rejects(folder, manifest) + lost)
+    return _outcome(folder, manifest, True, lost)
+
+
+def _outcome(folder: Path, manifest: Manifest, converted: bool, lost: list[str]) -> Outcome:
+    """The outcome with all that is worth saying, after a look at some media files."""
+    looked = media_files.look(folder)
+    missing = [looked.line()] if looked.missing and not looked.none_there else []
+    warnings = manifest.notes + _first_rejects(folder, manifest) + missing + lost
+    return Outcome(folder, manifest, converted, warnings, looked.line() if looked.none_there else "")
 
 
 def _first_rejects(folder: Path, manifest: Manifest) -> list[str]:

@@ -24,6 +24,7 @@ import msgspec
 
 from instructkit.errors import UserError
 from instructkit.examples import TASKS, Example, Examples, Turn, has_reply, load_examples
+from instructkit.media import located
 from instructkit.prompts import Prompt, train_templates
 
 _PLACE = re.compile(r"\s*<(?:image|video)>\s*")
@@ -180,7 +181,7 @@ def _examples(folders: Iterable[Path], task: str | None) -> Iterator[tuple[Examp
 
 def _media(data: Examples, example: Example) -> list[str]:
     paths = example.images if example.video is None else [example.video]
-    return [str(data.media_path(path)) for path in paths]
+    return [str(located(data.media_path(path))) for path in paths]
 
 
 def _goes_on(example: Example, following: Example) -> bool:

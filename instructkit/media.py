@@ -26,6 +26,9 @@ CLIP_STD: Final = (0.26862954, 0.26130258, 0.27577711)
 VIDEO_SUFFIXES: Final = frozenset(
     {".avi", ".mp4", ".webm", ".mkv", ".mov", ".m4v", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv"}
 )
+PICTURE_SUFFIXES: Final = frozenset(
+    {".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm"}
+)
 MIN_SIDE: Final = 8
 """Pixels; smaller pictures are placeholders, such as the 1 x 1 that shops serve for a cover that is gone."""
 
@@ -52,6 +55,7 @@ def load_image(path: Path) -> Image.Image:
         UserError: the file is missing, truncated, no picture of the formats `PICTURES`, has more pixels than Pillow
             decodes (179 million), or float values that are not finite; the message names it and says which.
     """
+    path = located(path)
     if not there(path):
         raise UserError(f"{path}: no such picture")
     try:
@@ -85,6 +89,28 @@ def there(path: Path) -> bool:
         raise UserError(f"{path}: cannot be opened ({error.strerror})") from error
 
 
+def located(path: Path) -> Path:
+    """Where a picture or video lies: there, or beside it under the same stem with another usual suffix.
+
+    Releases name files as their authors had them, and downloads are often saved or passed on in another format. Where
+    nothing is found, the path is given back as it is.
+
+    Raises:
+        UserError: two files have that stem, so that it is open which one is meant; or the system cannot tell.
+    """
+    if there(path):
+        return path
+    suffix = path.suffix.lower()
+    kin = next((kind for kind in (PICTURE_SUFFIXES, VIDEO_SUFFIXES) if suffix in kind), frozenset())
+    beside = [path.with_suffix(each) for name in sorted(kin) for each in (name, name.upper())]
+    found = [each for each in beside if each.is_file()]
+    distinct = {each.stat().st_ino: each for each in found}  # where capitals do not count, a file is found twice
+    if len(distinct) > 1:
+        names = " and ".join(each.name for each in distinct.values())
+        raise UserError(f"{path}: not there, but {names} are; keep one of them")
+    return found[0] if found else path
+
+
 def load_frames(path: Path, count: int, start: float | None = None, end: float | None = None) -> list[Image.Image]:
     """Decode `count` frames of a video or of a clip of it, spread evenly and turned as the video is to be shown.
 
@@ -103,6 +129,7 @@ def load_frames(path: Path, count: int, start: float | None = None, end: float |
     """
     import av  # here, as pictures need none of it
 
+    path = located(path)
     if not there(path):
         raise UserError(f"{path}: no such video")
     try:

@@ -23,7 +23,7 @@ from instructkit.checksums import sha256_of
 from instructkit.errors import UserError
 from instructkit.examples import Example, problem, write_atomically, write_shard
 from instructkit.hashes import hash_texts
-from instructkit.media import check_media, there
+from instructkit.media import check_media, located, there
 from instructkit.releases import UNDECODABLE, RawRecord, Reject
 from instructkit.sources import Reading
 
@@ -222,7 +222,7 @@ def shard_name(number: int) -> str:
 def _look_at(path: Path) -> tuple[int, str | None]:
     """(status, reason) of a picture or video; each is decoded once a process, unless very many others come between."""
     try:
-        if not there(path):
+        if not there(located(path)):
             return MISSING, f"{path}: missing"
     except UserError as error:
         return MISSING, str(error)

@@ -54,7 +54,16 @@ from instructkit.training.features import open_cache
 from instructkit.training.log import RunLog, step_line
 from instructkit.training.meter import Meter
 from instructkit.training.optimizers import optimizer_name
-from instructkit.training.setup import data_digest, parts_of, prepare_data, prepare_model, splits_of, training_splits
+from instructkit.training.setup import (
+    check_media,
+    data_digest,
+    media_digests,
+    parts_of,
+    prepare_data,
+    prepare_model,
+    splits_of,
+    training_splits,
+)
 from instructkit.training.watch import Watch
 from instructkit.waiting import meet, on_first_rank
 
@@ -87,7 +96,12 @@ def instruct(config: RunConfig) -> None:
     folder = Path(config.output)
     with RunLog(folder, to_dict(config), config.project, active=first) as log:
         on_first_rank(lambda: prepare_data(config, log.say))
-        identity = {"config": _identity(config), "data": data_digest(config, splits_of(config))}
+        on_first_rank(lambda: check_media(config, log.say))
+        identity = {
+            "config": _identity(config),
+            "data": data_digest(config, splits_of(config)),
+            "media": on_first_rank(lambda: media_digests(config, log.say)),
+        }
         if finished_report(folder, identity):
             log.say("nothing has changed since the run that lies here; it is not trained again")
         else:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pyarrow.parquet as pq
@@ -18,7 +19,8 @@ from instructkit.collection import needed_splits
 from instructkit.examples import find_datasets, load_examples, read_manifest
 from tests.evaluation.world import World
 from tests.sources.mini import vqav2
-from tests.test_conversion import TINY, record, write_release
+from tests.test_conversion import TINY, record
+from tests.test_conversion import write_release as write_records
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -36,6 +38,15 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return int(end.value.code or 0), told.out, told.err
 
     return run
+
+
+def write_release(raw: Path, records: list[Any]) -> Path:
+    """A release of the source tiny with its pictures."""
+    write_records(raw, records)
+    for each in records:
+        if "image" in each:
+            (raw / each["image"]).touch()
+    return raw
 
 
 def last_line(text: str) -> str:

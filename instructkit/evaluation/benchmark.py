@@ -15,6 +15,7 @@ from instructkit.evaluation.plan import Plan, Question, draw, make_plan
 from instructkit.evaluation.ranks import Ranks
 from instructkit.evaluation.responses import ResponseLog
 from instructkit.examples import MANIFEST, Examples, load_examples
+from instructkit.media_files import Stamps
 from instructkit.protocols import VOCABULARY, Protocol
 
 
@@ -86,6 +87,7 @@ def answer_benchmark(
     ranks: Ranks | None = None,
     replace: bool = False,
     leave: bool = True,
+    media: Stamps | None = None,
 ) -> ResponseLog:
     """Have every example answered, or those that an evaluation which was stopped left; all ranks call it.
 
@@ -96,6 +98,7 @@ def answer_benchmark(
         ranks: the processes that share the batches out.
         replace: throw away responses that depend on something else, in place of an error.
         leave: whether the progress bar stays when it has ended.
+        media: the stamps of the split's media files, by which replaced ones are noticed.
 
     Returns:
         The finished log.
@@ -106,7 +109,7 @@ def answer_benchmark(
     ranks = ranks or Ranks()
     protocol, plan = task.question.protocol, task.plan
     log = ResponseLog(task.folder, ranks)
-    todo = log.open(identity, plan.names, replace)
+    todo = log.open(identity, plan.names, replace, media)
     mine = todo[ranks.rank :: ranks.world]
     shared = evaluator.shared_trie(protocol, task.vocabulary) if mine else None
     done = len(plan.order) - sum(len(plan.batches[number]) for number in todo)

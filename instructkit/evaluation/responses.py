@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import msgspec
 from instructkit.errors import UserError
 from instructkit.evaluation.ranks import Ranks
 from instructkit.examples import write_atomically
+from instructkit.media_files import Stamps
 
 
 class Answer(msgspec.Struct, kw_only=True):
@@ -59,6 +60,7 @@ class Response(Answer, kw_only=True):
 class _Line(msgspec.Struct):
     example: str
     error: str | None = None
+    images: list[str] = []
 
 
 _read_line = msgspec.json.Decoder(_Line).decode
@@ -67,6 +69,7 @@ _read_response = msgspec.json.Decoder(Response).decode
 
 IDENTITY = "identity.json"
 RESPONSES = "responses.jsonl"
+MEDIA = "media.json"
 
 
 class ResponseLog:
@@ -74,7 +77,7 @@ class ResponseLog:
 
     While ranks write, the first rank's lines lie in `responses.jsonl` and those of rank r in `responses.<r>.jsonl`. A
     finished evaluation has all in `responses.jsonl`, in the order of the split. `identity.json` beside it says what the
-    lines depend on.
+    lines depend on, `media.json` which pictures and videos they were given about: size and time of change of each.
 
     Args:
         folder: made by `open`.
@@ -84,18 +87,27 @@ class ResponseLog:
     def __init__(self, folder: Path, ranks: Ranks) -> None:
         self.folder, self.ranks = folder, ranks
         self.path = folder / RESPONSES
+        self.replaced = 0
+        """Answers that were thrown away, as their pictures are not those that they were given about."""
         self._own = self.path if ranks.first else folder / f"responses.{ranks.rank}.jsonl"
 
-    def open(self, identity: dict[str, Any], batches: Sequence[Sequence[str]], replace: bool = False) -> list[int]:
+    def open(
+        self,
+        identity: dict[str, Any],
+        batches: Sequence[Sequence[str]],
+        replace: bool = False,
+        media: Stamps | None = None,
+    ) -> list[int]:
         """Begin, or go on where an evaluation was stopped; all ranks call it.
 
-        Batches of which an example is missing or has an error are dropped: they are answered again as a whole, so that
-        an evaluation that goes on forms the same batches as one that never stopped.
+        Batches of which an example is missing, has an error or was asked about another picture are dropped: they are
+        answered again as a whole, so that an evaluation that goes on forms the same batches as one that never stopped.
 
         Args:
             identity: what responses depend on.
             batches: example ids of each batch.
             replace: throw away responses that depend on something else, in place of an error.
+            media: the stamps of the split's media files; None where none are compared.
 
         Returns:
             the batches that are still to be answered.
@@ -107,8 +119,13 @@ class ResponseLog:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._check(identity, replace)
             lines = self._lines()
+            for name in self._outdated(media or {}, lines):
+                del lines[name]
+                self.replaced += 1
             whole = {name for batch in batches if all(map(lines.__contains__, batch)) for name in batch}
             self._rewrite([place for name, place in lines.items() if name in whole])
+            if media is not None:
+                write_atomically(self.folder / MEDIA, msgspec.json.encode(media))
         self.ranks.wait()
         done = self._lines()
         self.ranks.wait()
@@ -153,6 +170,16 @@ class ResponseLog:
             for file in self._files():
                 file.unlink()
         write_atomically(path, msgspec.json.format(msgspec.json.encode(wanted, order="sorted")) + b"\n")
+
+    def _outdated(self, media: Stamps, names: Collection[str]) -> list[str]:
+        """Examples among `names` whose media files are no longer those that were answered about."""
+        path = self.folder / MEDIA
+        if not (names and media and path.is_file()):
+            return []
+        before = msgspec.json.decode(path.read_bytes(), type=Stamps)
+        changed = {name for name, stamp in media.items() if name in before and before[name] != stamp}
+        lines = (_read_line(line) for file in self._files() for _, line in _whole_lines(file)) if changed else ()
+        return [line.example for line in lines if line.example in names and not changed.isdisjoint(line.images)]
 
     def _files(self) -> list[Path]:
         return [path for path in sorted(self.folder.glob("responses*.jsonl")) if path.is_file()]

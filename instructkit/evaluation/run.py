@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import torch
 
+from instructkit import media_files
 from instructkit.config import RunConfig
 from instructkit.errors import UserError
 from instructkit.evaluation.benchmark import Task, answer_benchmark, make_task
@@ -22,9 +23,9 @@ from instructkit.evaluation.settings import DTYPES, EvaluationSettings
 from instructkit.evaluation.spread import wordings
 from instructkit.evaluation.submissions import write_submissions
 from instructkit.evaluation.wanted import Wanted, wanted_benchmarks
-from instructkit.examples import write_atomically
+from instructkit.examples import MANIFEST, write_atomically
 from instructkit.models.saving import load_model
-from instructkit.waiting import first_on_machine
+from instructkit.waiting import first_on_machine, on_first_rank
 
 Say = Callable[[str], None]
 EVALUATION = "evaluation"
@@ -68,9 +69,11 @@ def evaluate(settings: EvaluationSettings, ranks: Ranks, say: Say, *, replace: b
     if not Path(settings.data).is_dir():
         raise UserError(f"{settings.data}: no such folder with converted datasets")
     chosen = first_on_machine(lambda: wanted_benchmarks(settings.benchmarks, Path(settings.data)))
+    without_media = on_first_rank(lambda: _without_media(settings, chosen, say))
     model, texts = load_model(settings.model, allow_packages=settings.allow_packages, dtype=DTYPES[settings.dtype])
     model.to(f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu")
-    runner = _Runner(settings, Evaluator(model, texts), model_identity(settings.model), ranks, say, replace)
+    evaluator, identity = Evaluator(model, texts), model_identity(settings.model)
+    runner = _Runner(settings, evaluator, identity, ranks, say, replace, without_media)
     outcomes = [runner.evaluate(wanted) for wanted in chosen]
     if not ranks.first:
         return None
@@ -127,18 +130,56 @@ def benchmark_folder(folder: Path, benchmark: str, wording: str | None = None) -
     return place if wording is None else place / "wordings" / wording
 
 
+def _without_media(settings: EvaluationSettings, chosen: list[Wanted], say: Say) -> dict[str, str]:
+    """Benchmarks of which no picture is there, and what to do about it, after a look at the first some hundred.
+
+    Raises:
+        UserError: none of those that are converted has pictures.
+    """
+    found: dict[str, str] = {}
+    asked = 0
+    for protocol in (each.protocol for each in chosen):
+        folder = Path(settings.data) / protocol.source / protocol.split
+        if not (folder / MANIFEST).is_file():
+            continue  # told when its turn comes
+        asked += 1
+        looked = media_files.look(folder, settings.limit)
+        if looked.none_there:
+            found[protocol.benchmark] = (
+                f"{looked.line()}: instructkit convert {protocol.source} --split {protocol.split} --raw RELEASE "
+                f"--images FOLDER --out {settings.data}"
+            )
+        elif looked.missing:
+            say(f"data      {protocol.source}/{protocol.split}: {looked.line()}")
+    if found and len(found) == asked:
+        benchmark, reason = next(iter(found.items()))
+        raise UserError(f"{benchmark}: {reason}")
+    return found
+
+
 class _Runner:
     def __init__(
-        self, settings: EvaluationSettings, evaluator: Evaluator, model: str, ranks: Ranks, say: Say, replace: bool
+        self,
+        settings: EvaluationSettings,
+        evaluator: Evaluator,
+        model: str,
+        ranks: Ranks,
+        say: Say,
+        replace: bool,
+        without_media: dict[str, str],
     ) -> None:
         self.settings, self.evaluator, self.model = settings, evaluator, model
         self.ranks, self.say, self.replace = ranks, say, replace
         self.root, self.folder = Path(settings.data), Path(settings.out)
         self.hidden: dict[str, list[Answer]] = {}
+        self.media: dict[Path, media_files.Stamps] = {}
+        self.without_media = without_media
 
     def evaluate(self, wanted: Wanted) -> Result | NotEvaluated:
         """One benchmark; on other ranks than the first the outcome says nothing."""
         protocol = wanted.protocol
+        if (reason := self.without_media.get(protocol.benchmark)) is not None:
+            return self._without(wanted, reason)
         try:
             task = self._task(Question(protocol), wanted.hidden)
         except UserError as error:
@@ -182,8 +223,19 @@ class _Runner:
             dtype=settings.dtype,
             limits=self.evaluator.texts.limits,
         )
-        log = answer_benchmark(self.evaluator, task, identity, ranks=self.ranks, replace=self.replace)
+        media = self._stamps(task)
+        log = answer_benchmark(self.evaluator, task, identity, ranks=self.ranks, replace=self.replace, media=media)
+        if log.replaced:
+            name = task.question.protocol.benchmark
+            self.say(f"media     {name}: pictures of {log.replaced:,} answers were replaced; these are given anew")
         return log.answers() if self.ranks.first else []
+
+    def _stamps(self, task: Task) -> media_files.Stamps:
+        """Those of the split's media files, asked for once; the first rank alone compares them."""
+        folder = task.examples.folder
+        if self.ranks.first and folder not in self.media:
+            self.media[folder] = media_files.stamps(folder, self.say)
+        return self.media.get(folder, {})
 
     def _spread(self, task: Task) -> list[Spread]:
         """The scores under training wordings."""

@@ -22,6 +22,7 @@ from torch import Tensor
 from instructkit.batches import Picture
 from instructkit.config import RunConfig
 from instructkit.errors import UserError
+from instructkit.media import located
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.vision import VisionEncoder
 
@@ -62,7 +63,7 @@ class FeatureCache:
         Raises:
             UserError: there is no such picture.
         """
-        path = picture.path.absolute()
+        path = located(picture.path.absolute())
         try:
             facts = path.stat()
         except OSError as error:

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from instructkit import conversion, sources
+from instructkit import conversion, media_files, sources
 from instructkit.batches import Limits, Texts
 from instructkit.config import RunConfig
 from instructkit.errors import UserError
@@ -37,8 +37,13 @@ def training_splits(config: RunConfig) -> list[str]:
     return [_train_split(entry) for entry in config.data.train]
 
 
-def splits_of(config: RunConfig) -> list[str]:
-    """All `source/split` that a run reads: what it trains on, then what its evaluations need."""
+def splits_of(config: RunConfig, candidates: bool = True) -> list[str]:
+    """All `source/split` that a run reads: what it trains on, then what its evaluations need.
+
+    Args:
+        config: of the run.
+        candidates: also those that only give an evaluation's candidates, whose pictures nobody looks at.
+    """
     wanted = training_splits(config)
     benchmarks = [*config.evaluation.benchmarks]
     if config.evaluation.every:
@@ -47,7 +52,7 @@ def splits_of(config: RunConfig) -> list[str]:
     for each in wanted_benchmarks(benchmarks) if benchmarks else []:
         protocol = each.protocol
         wanted.append(f"{protocol.source}/{protocol.split}")
-        if protocol.vocabulary is not None:
+        if candidates and protocol.vocabulary is not None:
             wanted += [f"{protocol.source}/{split}" for split in protocol.vocabulary.splits]
     return list(dict.fromkeys(wanted))
 
@@ -80,6 +85,31 @@ def prepare_data(config: RunConfig, say: Say) -> None:
         say(f"data      {name}: {manifest.examples:,} examples, {manifest.rejected:,} rejected ({done})")
         for warning in outcome.warnings:
             say(f"note      {name}: {warning}")
+
+
+def check_media(config: RunConfig, say: Say) -> None:
+    """Ask for some media files of each split that the run shows to its model; call on one rank.
+
+    Raises:
+        UserError: not a single one of a split is there.
+    """
+    root = Path(config.data.root)
+    for name in splits_of(config, candidates=False):
+        looked = media_files.look(root / name)
+        if looked.none_there:
+            source, _, split = name.partition("/")
+            raise UserError(
+                f"{name}: {looked.line()}: instructkit convert {source} --split {split} --raw RELEASE --images FOLDER "
+                f"--out {root}"
+            )
+        if looked.missing:
+            say(f"data      {name}: {looked.line()}")
+
+
+def media_digests(config: RunConfig, say: Say) -> dict[str, str]:
+    """What tells, of each split that the run shows to its model, that a picture or video was replaced."""
+    root = Path(config.data.root)
+    return {name: media_files.digest(root / name, say) for name in splits_of(config, candidates=False)}
 
 
 def parts_of(config: RunConfig, entries: Sequence[str]) -> list[Part]:
