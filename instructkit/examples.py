@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from operator import attrgetter
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any, overload
 
 import msgspec
@@ -69,7 +70,7 @@ class Example(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_f
         end: last second of the clip inside the video.
         question: the question, without any prompt around it.
         answers: one a human annotator, in the release's order and with repeats; the reply for LLaVA data.
-        choices: answer options or ranking candidates, in the release's order.
+        choices: answer options or ranking candidates, in the release's order; a blank one is never shown or chosen.
         choice: index of the right one in `choices`.
         relevance: how right each of `choices` is, 0 to 1 (VisDial's dense annotations).
         context: text that comes with the question: ScienceQA's hint, the text on a meme.
@@ -188,8 +189,11 @@ class Manifest(msgspec.Struct, kw_only=True):
     instructkit: str = ""
 
 
+LETTERS = len(ascii_lowercase)
+"""Options that a prompt can letter."""
+
 _CAPTIONS = frozenset({"captioning", "reading_captioning"})
-_TEXTS = ("choices", "references", "rationales", "ocr_tokens", "images")
+_TEXTS = ("references", "rationales", "ocr_tokens", "images")
 _LINES = ("question", "statement", "context", "lecture", "video")
 
 
@@ -199,7 +203,9 @@ def problem(example: Example, task: str, hidden: bool = False) -> str | None:
     It needs a picture or a video, what the task asks with (captions: nothing; visual reasoning: a question or a
     statement; classification: a question or a text; the others: a question) and the right reply (captions: references;
     the others: answers or a choice). No text may be blank, an index must lie in its list, a number must be finite.
-    Some of several answers may be blank: annotators left them so, and VQA accuracy is a mean over all ten.
+    Some of several answers may be blank: annotators left them so, and VQA accuracy is a mean over all ten. Some choices
+    may be blank as well, since releases have such and the index of the right one counts them; the right one may not.
+    Options are lettered in prompts, so there are at most 26; the candidates of a dialog are only ranked.
 
     Args:
         example: to look at.
@@ -221,7 +227,7 @@ def problem(example: Example, task: str, hidden: bool = False) -> str | None:
     for path in example.images if example.video is None else (*example.images, example.video):
         if path.startswith("/") or (".." in path and ".." in path.split("/")):
             return f"path {path!r} leaves the media folder"
-    return _unasked(example, task, hidden) or _out_of_range(example) or _bad_turn(example)
+    return _unasked(example, task, hidden) or _out_of_range(example, task) or _bad_turn(example)
 
 
 def has_reply(example: Example, task: str) -> bool:
@@ -243,10 +249,17 @@ def _unasked(example: Example, task: str, hidden: bool) -> str | None:
     return None if has_reply(example, task) or hidden else "has no answer"
 
 
-def _out_of_range(example: Example) -> str | None:
+def _out_of_range(example: Example, task: str) -> str | None:
     choices = len(example.choices)
     if example.choice is not None and not 0 <= example.choice < choices:
         return f"choice {example.choice} is not one of {choices} choices"
+    if example.choices and not all(map(str.strip, example.choices)):
+        if example.choice is not None and not example.choices[example.choice].strip():
+            return f"choice {example.choice}, the right one, is blank"
+        if not any(map(str.strip, example.choices)):
+            return "all choices are blank"
+    if choices > LETTERS and task != "visual_dialog":
+        return f"{choices} choices are more than the alphabet has letters"
     if example.relevance:
         if len(example.relevance) != choices:
             return f"{len(example.relevance)} relevances for {choices} choices"

@@ -202,10 +202,15 @@ def environment() -> jinja2.sandbox.SandboxedEnvironment:
 
 
 def lettered(choices: Sequence[str]) -> str:
-    """Options as the paper writes them: `(a) apple (b) pear`."""
+    """Options as the paper writes them: `(a) apple (b) pear`. A blank one is left out, the others keep their letters.
+
+    Raises:
+        ValueError: there are more than letters.
+    """
     if len(choices) > len(ascii_lowercase):
         raise ValueError(f"{len(choices)} choices are more than the alphabet has letters")
-    return " ".join(f"({letter}) {choice}" for letter, choice in zip(ascii_lowercase, choices, strict=False))
+    lettered_ones = zip(ascii_lowercase, choices, strict=False)
+    return " ".join(f"({letter}) {choice}" for letter, choice in lettered_ones if choice.strip())
 
 
 def dialog(history: Sequence[Turn], answer: str = " ", turn: str = " ") -> str:

@@ -166,7 +166,10 @@ def test_sound_examples(task: str, fields: dict[str, Any]) -> None:
         ("vqa", {"answers": []}, "has no answer"),
         ("vqa", {"answers": [" ", ""]}, "all answers are blank"),
         ("vqa", {"statement": "s", "question": None}, "has no question"),
-        ("vqa", {"choices": ["x", ""], "choice": 0}, "one of choices is blank"),
+        ("vqa", {"choices": ["x", " "], "choice": 1}, "choice 1, the right one, is blank"),
+        ("vqa", {"choices": ["", " "]}, "all choices are blank"),
+        ("knowledge_vqa", {"choices": ["x"] * 27, "choice": 26}, "27 choices are more than the alphabet has letters"),
+        ("visual_reasoning", {"choices": ["x"] * 27}, "27 choices are more than the alphabet has letters"),
         ("vqa", {"choices": ["x", "y"], "choice": 2}, "choice 2 is not one of 2 choices"),
         ("vqa", {"choices": ["x", "y"], "choice": -1}, "choice -1 is not one of 2 choices"),
         ("vqa", {"choice": 0}, "choice 0 is not one of 0 choices"),
@@ -188,6 +191,13 @@ def test_sound_examples(task: str, fields: dict[str, Any]) -> None:
 )
 def test_examples_that_cannot_be_used(task: str, fields: dict[str, Any], reason: str) -> None:
     assert problem(example(**fields), task) == reason
+
+
+def test_blank_choices_and_many_candidates_of_a_dialog_are_no_problem() -> None:
+    assert problem(example(choices=["x", ""], choice=0), "knowledge_vqa") is None
+    assert problem(example(choices=["", "x"]), "knowledge_vqa", hidden=True) is None
+    assert problem(example(choices=["x"] * 26, choice=25), "knowledge_vqa") is None
+    assert problem(example(choices=[*["x"] * 99, ""], choice=0), "visual_dialog") is None
 
 
 def test_hidden_answers_are_no_problem_where_they_are_known_to_be() -> None:

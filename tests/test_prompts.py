@@ -349,6 +349,7 @@ def test_filters() -> None:
     assert dialog([Turn("Who?", "a man"), Turn("Where?", "here")]) == "Who? a man Where? here"
     assert dialog([Turn("Who?", "a man"), Turn("Where?", "here")], " - ", "; ") == "Who? - a man; Where? - here"
     assert most_common(["", "", "", "red", "blue", "blue", "red"]) == "red"
+    assert lettered(["apple", "", "pear", " "]) == "(a) apple (c) pear"
     with pytest.raises(ValueError, match="27 choices"):
         lettered(["x"] * 27)
 

@@ -36,7 +36,7 @@ class Row(NamedTuple):
         prompt: the question.
         looks: its pictures.
         reference: what the metric compares with.
-        candidates: answers to rank.
+        candidates: answers to rank; a blank one of an example is behind all others.
         room: positions that the LLM has left for the prompt; None for as many as it takes.
     """
 
@@ -46,6 +46,16 @@ class Row(NamedTuple):
     reference: Any
     candidates: list[Candidate]
     room: int | None
+
+    @property
+    def asked(self) -> list[int]:
+        """Which of the candidates the LLM is asked for: those that are not blank."""
+        return [index for index, texts in enumerate(self.candidates) if any(map(str.strip, texts))]
+
+    @property
+    def rankable(self) -> tuple[Candidate, ...]:
+        """The candidates that are not blank."""
+        return tuple(self.candidates[index] for index in self.asked)
 
 
 class Batch(NamedTuple):
@@ -118,7 +128,7 @@ class Evaluator:
         if self.texts.decoder_only:
             answer = protocol.decoding.most_new_tokens(decoder_only=True)
             if protocol.mode == "rank":
-                answer = 1 + max(map(len, self._candidate_ids(tuple(row.candidates))))
+                answer = 1 + max(map(len, self._candidate_ids(row.rankable)))
         room = self.positions.read - soft - answer
         if room <= len(self.texts.before) + len(self.texts.behind):
             raise UserError(
@@ -207,7 +217,7 @@ class Evaluator:
     def _rank(
         self, protocol: Protocol, rows: Sequence[Row], embeds: Tensor, mask: Tensor, shared: CandidateTrie | None
     ) -> list[Response]:
-        tries = shared or [self.trie(row.candidates, protocol) for row in rows]
+        tries = shared or [self.trie(row.rankable, protocol) for row in rows]
         with torch.no_grad():
             scores = score_candidates(self.model.language_model, embeds, mask, tries, rule=protocol.score)
         return [_ranked(protocol, row, each.tolist()) for row, each in zip(rows, scores, strict=True)]
@@ -217,8 +227,8 @@ def _row(question: Question, example: Example, root: Path, vocabulary: Sequence[
     protocol = question.protocol
     prompt = question.prompt(example)
     candidates = protocol.options(example, vocabulary) if protocol.mode == "rank" else []
-    if any(not text.strip() for candidate in candidates for text in candidate):
-        raise UserError(f"{protocol.benchmark}: example {example.id} has a blank candidate")
+    if candidates and not any(text.strip() for candidate in candidates for text in candidate):
+        raise UserError(f"{protocol.benchmark}: all candidates of example {example.id} are blank")
     looks = pictures(prompt, root, protocol.frames)
     return Row(example, prompt, looks, None if hidden else protocol.reference(example), candidates, None)
 
@@ -233,8 +243,13 @@ def _ranked(protocol: Protocol, row: Row, text_scores: Sequence[float]) -> Respo
         return Response(
             example=row.example.id, images=_media(row.example), prompt=row.prompt.instruction, error=problem
         )
-    scores = merge_scores(row.candidates, text_scores)
-    order = sorted(range(len(scores)), key=lambda index: -scores[index])
+    asked = row.asked
+    merged = merge_scores(row.rankable, text_scores)
+    # A blank candidate is never chosen; metrics over all candidates see it behind the last of the others.
+    scores = [min(merged) - 1] * len(row.candidates)
+    for index, score in zip(asked, merged, strict=True):
+        scores[index] = score
+    order = sorted(asked, key=lambda index: -scores[index])
     best = row.candidates[order[0]][0]
     prediction: Any = best
     if protocol.metric == "visdial":
@@ -243,7 +258,7 @@ def _ranked(protocol: Protocol, row: Row, text_scores: Sequence[float]) -> Respo
         prediction = scores[protocol.positive] - scores[1 - protocol.positive]
     response = _response(protocol, row, best, prediction)
     response.ranked = [(row.candidates[index][0], scores[index]) for index in order[:RANKED]]
-    response.confidence = 1 / sum(math.exp(score - scores[order[0]]) for score in scores)
+    response.confidence = 1 / sum(math.exp(score - scores[order[0]]) for score in merged)
     return response
 
 

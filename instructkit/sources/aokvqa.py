@@ -15,13 +15,13 @@ from instructkit.sources import Reading, Source, Split
 
 
 class Record(msgspec.Struct):
-    """One question; test has neither answers nor rationales."""
+    """One question; test has neither answers nor rationales. A few have an option that is blank."""
 
     split: str
     image_id: Natural
     question_id: Key
     question: Text
-    choices: Annotated[list[Text], msgspec.Meta(min_length=2)]
+    choices: Annotated[list[str], msgspec.Meta(min_length=2)]
     correct_choice_idx: Natural | None = None
     direct_answers: list[str] | None = None
     difficult_direct_answer: bool | None = None

@@ -27,7 +27,7 @@ class Record(msgspec.Struct):
     ques_type: Literal["choose_txt", "choose_img", "fill_in_blank"]
     grade: str
     label: str
-    choices: Annotated[list[Text], msgspec.Meta(max_length=26)] = []
+    choices: Annotated[list[str], msgspec.Meta(max_length=26)] = []
     image: PictureName = "image.png"
     split: str | None = None
 

@@ -19,7 +19,7 @@ class Record(msgspec.Struct):
     """One problem; `image` is null for about half of them."""
 
     question: Text
-    choices: Annotated[list[Text], msgspec.Meta(min_length=2)]
+    choices: Annotated[list[str], msgspec.Meta(min_length=2)]
     answer: Natural
     hint: str
     image: PictureName | None

@@ -177,7 +177,7 @@ def _add_candidates(example: Example, entry: Round, pools: Pools, answered: bool
     where = f"round {example.meta['round']}"
     if entry.answer_options is None:
         raise Reject(f"{where} has no answer_options")
-    example.choices = [_look_up(pools.answers, option, "answers") for option in entry.answer_options]
+    example.choices = [_look_up(pools.answers, option, "answers", blank=True) for option in entry.answer_options]
     if not answered:
         return
     if entry.answer is None or entry.gt_index is None:
@@ -194,10 +194,10 @@ def _add_relevance(examples: list[Example], dense: Dense) -> None:
     examples[dense.round_id - 1].relevance = dense.gt_relevance
 
 
-def _look_up(pool: list[str], index: int, name: str) -> str:
+def _look_up(pool: list[str], index: int, name: str, blank: bool = False) -> str:
     if index >= len(pool):
         raise Reject(f"{index} is beyond the {len(pool)} {name} of the file")
     text = pool[index].strip()
-    if not text:
+    if not (text or blank):
         raise Reject(f"entry {index} of {name} is blank")
     return text

@@ -49,7 +49,6 @@ def test_test_has_options_only(tmp_path: Path) -> None:
         ({"direct_answers": []}, "no direct answer that is not blank"),
         ({"direct_answers": "jacket"}, "$.direct_answers"),
         ({"choices": ["jacket"]}, "$.choices"),
-        ({"choices": ["jacket", ""]}, "$.choices[1]"),
         ({"question": ""}, "$.question"),
         ({"question_id": "a/b"}, "$.question_id"),
         ({"split": "val"}, "is of the split 'val'"),
