@@ -94,7 +94,9 @@ def assert_holds_together(example: Example, name: str, split: str) -> None:
         assert path.strip()
         assert not Path(path).is_absolute()
         assert ".." not in Path(path).parts
-    for texts in (example.choices, example.references, example.ocr_tokens, example.rationales):
+    assert not example.choices or any(map(str.strip, example.choices))
+    assert example.choice is None or example.choices[example.choice].strip()
+    for texts in (example.references, example.ocr_tokens, example.rationales):
         assert all(isinstance(text, str) and text.strip() for text in texts)
     for line in (example.question, example.statement, example.context, example.lecture):
         assert line is None or line.strip()
