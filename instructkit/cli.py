@@ -151,6 +151,32 @@ def mixture(
 
 
 @app.command()
+def world(
+    out: Annotated[Path, typer.Option(help="Folder of the releases; `convert all --raw` reads it.")] = Path(
+        "data/world/raw"
+    ),
+    seed: Annotated[int, typer.Option(help="Decides all that is drawn.")] = 0,
+    size: Annotated[str, typer.Option(help="tiny, small or full.")] = "tiny",
+    sheet: Annotated[Path | None, typer.Option(help="Only draw twelve examples into this PNG.")] = None,
+) -> None:
+    """Make the mini-world: the raw releases of the 26 datasets in miniature, all pictures and films drawn."""
+    from instructkit.world.build import WRITERS, build
+    from instructkit.world.sheet import write_sheet
+
+    if sheet is not None:
+        write_sheet(sheet, seed)
+        print(f"wrote {sheet}")
+        return
+    pictures = films = 0
+    with _bar("world", " releases", total=len(WRITERS)) as progress:
+        for release in build(out, seed, size):
+            pictures, films = pictures + len(release.pictures), films + len(release.films)
+            progress(1)
+    print(f"{out}: {len(WRITERS)} releases with {pictures:,} pictures and {films:,} films; next:")
+    print(f"instructkit convert all --raw {out} --out {out.parent}")
+
+
+@app.command()
 def evaluate(
     model: Annotated[str, typer.Option(help="Folder of a model, a published size's name or a name on the hub.")],
     data: Annotated[str, typer.Option(help="Folder with converted datasets.")],
@@ -321,13 +347,13 @@ def _counts(text: str) -> list[int]:
 
 
 @contextmanager
-def _bar(name: str) -> Iterator[Any]:
-    """A progress bar over records; gives the function that moves it. An interrupt is told to be no loss."""
+def _bar(name: str, unit: str = " records", total: int | None = None) -> Iterator[Any]:
+    """A progress bar, over records; gives the function that moves it. An interrupt is told to be no loss."""
     from tqdm import tqdm
 
     tqdm.monitor_interval = 0  # its thread and the forks of a conversion do not go together
     try:
-        with tqdm(desc=name, unit=" records", unit_scale=True) as bar:
+        with tqdm(desc=name, unit=unit, unit_scale=True, total=total) as bar:
             try:
                 yield bar.update
             finally:

@@ -39,6 +39,7 @@ from instructkit.examples import (
     SourceFile,
     write_atomically,
 )
+from instructkit.miniatures import is_miniature, with_ledger
 from instructkit.releases import RawRecord
 from instructkit.shards import (
     BROKEN,
@@ -82,6 +83,7 @@ class Plan(msgspec.Struct):
     files: list[SourceFile]
     notes: list[str] = []
     check_images: bool = False
+    miniature: bool = False
     shard_records: int = SHARD_RECORDS
     shard_bytes: int = SHARD_BYTES
     code: str = ""
@@ -115,7 +117,7 @@ class Outcome(NamedTuple):
     @property
     def agrees(self) -> bool | None:
         """Whether there are as many examples as the authors state; None where that cannot be said."""
-        if self.manifest.published is None or self.manifest.limit is not None:
+        if self.manifest.published is None or self.manifest.limit is not None or self.manifest.miniature:
             return None
         return self.manifest.examples == self.manifest.published
 
@@ -128,7 +130,9 @@ class Outcome(NamedTuple):
         ]
         if made.media is not None:
             parts.append("{checked:,} media files checked, {missing:,} missing, {broken:,} broken".format(**made.media))
-        if made.published is None:
+        if made.miniature:
+            parts.append("a miniature")
+        elif made.published is None:
             parts.append("no count published")
         elif made.limit is not None:
             parts.append(f"published {made.published:,}, not compared as --limit was {made.limit:,}")
@@ -192,6 +196,9 @@ def convert(
     if images is not None and not images.is_dir():
         raise UserError(f"{images}: no such folder of images")
     reading = sources.read(name, raw, split)
+    miniature = is_miniature(raw)
+    if miniature:
+        reading = with_ledger(reading, raw)
     plan = Plan(
         source=name,
         split=split,
@@ -201,6 +208,7 @@ def convert(
         files=[_fingerprint(path, raw) for path in reading.files],
         notes=reading.warnings,
         check_images=check_images or source.own,
+        miniature=miniature,
         shard_records=SHARD_RECORDS,
         shard_bytes=SHARD_BYTES,
         code=code_digest(sources.module(name).__name__, Guard.__module__),
@@ -353,7 +361,7 @@ def _finished(folder: Path, plan: Plan) -> tuple[Manifest | None, list[str]]:
         manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         return None, [f"{path}: damaged ({error}), so the dataset was converted again"]
-    names = ("source", "split", "layout", "media_root", "limit", "files", "notes", "code", "format", "instructkit")
+    names = ("source", "split", "layout", "media_root", "limit", "files", "notes", "code", "miniature", "format", "instructkit")
     same = all(getattr(manifest, name) == getattr(plan, name) for name in names)
     media = manifest.media or {}
     same = same and plan.check_images == (manifest.media is not None)
@@ -391,6 +399,7 @@ def _finish(folder: Path, plan: Plan, reports: list[ShardReport]) -> Manifest:
         rejected=sum(report.rejected for report in reports) + sum(map(len, repeats.values())),
         published=source.find_split(plan.split).published,
         media=_media_totals(folder, reports) if plan.check_images else None,
+        miniature=plan.miniature,
         shards=shards,
         checksums=checksums,
         files=plan.files,

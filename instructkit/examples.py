@@ -158,6 +158,7 @@ class Manifest(msgspec.Struct, kw_only=True):
         rejected: number of raw records in `rejected.jsonl`.
         published: number of examples that the authors state for this split, None where they state none.
         media: totals of `--check-images`: checked, missing, broken; None without the check.
+        miniature: whether the release is a made-up one, whose count says nothing about the published one.
         shards: name and rows of each shard.
         checksums: SHA-256 of each shard and of the list of rejects, as they were written; empty in manifests from
             before there were checksums.
@@ -180,6 +181,7 @@ class Manifest(msgspec.Struct, kw_only=True):
     rejected: int
     published: int | None
     media: dict[str, int] | None = None
+    miniature: bool = False
     shards: dict[str, int]
     checksums: dict[str, str] = {}
     files: list[SourceFile]

@@ -16,7 +16,7 @@ SIDE = 112
 CELL_WIDTH, CELL_HEIGHT = SIDE // 3, 30
 GRID_TOP = 1
 SIGN_TOP, SIGN_HEIGHT = 92, 19
-FRAMES_A_SECOND = 6
+FRAMES_A_SECOND = 4
 RADIUS = {"small": 8, "big": 14}
 RGB = {
     "red": (214, 40, 40),
@@ -77,7 +77,10 @@ def draw_picture(scene: Scene, moved: dict[Thing, tuple[float, float]] | None = 
         y = GRID_TOP + CELL_HEIGHT * (thing.cell // 3 + 0.5 + down)
         _paste(image, thing, round(x), round(y))
     for place, text in enumerate(scene.signs):
-        _print(image, text, place, len(scene.signs))
+        if " " in text:
+            _print_sentence(image, text)
+        else:
+            _print(image, text, place, len(scene.signs))
     return image.filter(ImageFilter.GaussianBlur(14)) if scene.spoiled else image
 
 
@@ -115,7 +118,7 @@ def save_film(path: Path, frames: list[Image.Image]) -> None:
     import av  # here, as pictures need none of it
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
+    with av.open(str(path), "w", options={"fflags": "+bitexact", "flush_packets": "0"}) as container:
         stream = container.add_stream("mpeg4", rate=FRAMES_A_SECOND)
         stream.width = stream.height = SIDE
         stream.pix_fmt = "yuv420p"
@@ -184,9 +187,9 @@ def _paste(image: Image.Image, thing: Thing, x: int, y: int) -> None:
     image.paste(stamp, (x - stamp.width // 2, y - stamp.height // 2), mask)
 
 
-@lru_cache(maxsize=1)
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(14)
+@lru_cache(maxsize=2)
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
 
 
 def _print(image: Image.Image, text: str, place: int, count: int) -> None:
@@ -195,4 +198,14 @@ def _print(image: Image.Image, text: str, place: int, count: int) -> None:
     width = SIDE // max(count, 2)
     left = place * width if count > 1 else (SIDE - width) // 2
     pen.rectangle((left + 1, SIGN_TOP, left + width - 2, SIGN_TOP + SIGN_HEIGHT), (255, 255, 255), (60, 60, 60))
-    pen.text((left + width / 2, SIGN_TOP + SIGN_HEIGHT / 2), text, (10, 10, 10), _font(), anchor="mm")
+    pen.text((left + width / 2, SIGN_TOP + SIGN_HEIGHT / 2), text, (10, 10, 10), _font(14), anchor="mm")
+
+
+def _print_sentence(image: Image.Image, text: str) -> None:
+    """Print a sentence over the whole width, in two lines of small letters."""
+    pen = ImageDraw.Draw(image)
+    pen.rectangle((0, SIGN_TOP - 2, SIDE, SIDE), (255, 255, 255))
+    words = text.split()
+    half = (len(words) + 1) // 2
+    for row, part in enumerate((words[:half], words[half:])):
+        pen.text((SIDE / 2, SIGN_TOP + 3 + 10 * row), " ".join(part), (10, 10, 10), _font(10), anchor="mm")

@@ -10,7 +10,7 @@ import hashlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,11 @@ class Thing:
     def facts(self) -> Kind:
         """What everybody knows about its kind."""
         return KINDS[self.kind]
+
+    def having(self, fact: str, value: str) -> Thing:
+        """The same thing with another colour, size or texture."""
+        changes: dict[str, Any] = {fact: value}
+        return replace(self, **changes)
 
     def stands(self, relation: str, other: Thing) -> bool:
         """Whether it stands in one of `RELATIONS` to another thing; things of one column are beside neither side."""
@@ -211,27 +216,60 @@ def draw_scene(
 
 
 def draw_film(rng: random.Random, action: str | None = None) -> Film:
-    """A film of two to four things, action and what is asked about it uniform."""
+    """A film of two to four things: action and kind, colour or direction in question uniform."""
     action = action or rng.choice(ACTIONS)
+    answers = {"turns": COLOURS, "moves": DIRECTIONS}.get(action, tuple(KINDS))
+    return film_of(rng, action, rng.choice(answers))
+
+
+def film_of(rng: random.Random, action: str, answer: str) -> Film:
+    """A film in which a thing of the kind `answer` appears or leaves, one turns this colour, or moves this way."""
     seconds = rng.randint(2, 4)
-    scene = draw_scene(rng, 2, 4)
-    thing = rng.choice(scene.things)
+    if action in ("appears", "leaves"):
+        scene, thing = with_fact(rng, "kind", answer, 2, 4)
+    elif action == "turns":
+        scene, thing = with_fact(rng, "colour", answer, 2, 4)
+    else:
+        scene = draw_scene(rng, 2, 4)
+        thing = rng.choice(scene.things)
     if action == "appears":
         return Film(scene.with_thing(thing, None), scene, action, thing, "", seconds)
     if action == "leaves":
         return Film(scene, scene.with_thing(thing, None), action, thing, "", seconds)
     if action == "turns":
-        colour = rng.choice(colours_of(thing.kind))
-        before = rng.choice([other for other in colours_of(thing.kind) if other != colour])
-        first = scene.with_thing(thing, replace(thing, colour=before))
-        last = scene.with_thing(thing, replace(thing, colour=colour))
-        return Film(first, last, action, replace(thing, colour=before), colour, seconds)
-    direction = rng.choice(DIRECTIONS)
-    start, end = rng.choice(_moves(direction))
+        before = replace(thing, colour=rng.choice([other for other in colours_of(thing.kind) if other != answer]))
+        return Film(scene.with_thing(thing, before), scene, action, before, answer, seconds)
+    start, end = rng.choice(_moves(answer))
     others = tuple(other for other in scene.things if other != thing and other.cell not in (start, end))
     first = replace(scene, things=(*others, replace(thing, cell=start)))
     last = replace(scene, things=(*others, replace(thing, cell=end)))
-    return Film(first, last, action, replace(thing, cell=start), direction, seconds)
+    return Film(first, last, action, replace(thing, cell=start), answer, seconds)
+
+
+def with_fact(rng: random.Random, fact: str, answer: str, least: int = 2, most: int = 5) -> tuple[Scene, Thing]:
+    """A scene and one of its things of which a fact is true, everything else of it uniform.
+
+    Args:
+        rng: what it is drawn from.
+        fact: `kind`, `colour`, `size`, `texture`, `place` or what follows from the kind.
+        answer: what is to be true.
+        least: fewest things.
+        most: most things.
+    """
+    while True:
+        scene = draw_scene(rng, least, most)
+        old = rng.choice(scene.things)
+        if fact == "place":
+            new = replace(old, cell=PLACES.index(answer))
+        elif fact in ("colour", "size", "texture"):
+            new = old.having(fact, answer)
+        else:
+            kinds = [kind for kind, facts in KINDS.items() if answer in (kind, getattr(facts, fact, None))]
+            new = replace(old, kind=rng.choice(kinds))
+        others = [thing for thing in scene.things if thing != old]
+        clash = any(new.kind == thing.kind or new.cell == thing.cell for thing in others)
+        if not clash and new.colour in colours_of(new.kind):
+            return scene.with_thing(old, new), new
 
 
 def _moves(direction: str) -> list[tuple[int, int]]:

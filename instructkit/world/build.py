@@ -1,0 +1,66 @@
+"""`instructkit world`: all releases below one folder, and the sheet of examples."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from instructkit.errors import UserError
+from instructkit.miniatures import is_miniature
+from instructkit.world.release import SIZES, Release
+from instructkit.world.releases import asked, captioned, filmed, read, reasoned, talked
+
+WRITERS: dict[str, Callable[[Release], None]] = {
+    "coco_caption": captioned.write_coco,
+    "web_capfilt": captioned.write_web,
+    "nocaps": captioned.write_nocaps,
+    "flickr30k": captioned.write_flickr,
+    "textcaps": read.write_textcaps,
+    "textvqa": read.write_textvqa,
+    "ocrvqa": read.write_ocrvqa,
+    "vqav2": asked.write_vqav2,
+    "okvqa": asked.write_okvqa,
+    "aokvqa": asked.write_aokvqa,
+    "vizwiz": asked.write_vizwiz,
+    "gqa": reasoned.write_gqa,
+    "vsr": reasoned.write_vsr,
+    "iconqa": reasoned.write_iconqa,
+    "scienceqa": reasoned.write_scienceqa,
+    "visdial": talked.write_visdial,
+    "hatefulmemes": talked.write_memes,
+    "llava_conversation": talked.write_llava_conversation,
+    "llava_detail": talked.write_llava_detail,
+    "llava_reasoning": talked.write_llava_reasoning,
+    "msvd_qa": filmed.write_msvd,
+    "msrvtt_qa": filmed.write_msrvtt,
+    "ivqa": filmed.write_ivqa,
+}
+"""Writers by source; question generation uses the examples of three of them."""
+
+
+def build(out: Path, seed: int = 0, size: str = "tiny", pictures: bool = True) -> Iterator[Release]:
+    """Write each release into `out/<source>`; yields it when it is written.
+
+    Args:
+        out: folder of the releases.
+        seed: decides everything that is drawn.
+        size: one of `SIZES`.
+        pictures: False leaves pictures and films out.
+
+    Raises:
+        UserError: no size has that name, or a folder holds something else than a miniature.
+    """
+    if size not in SIZES:
+        raise UserError(f"no world has the size {size!r}; there are {', '.join(SIZES)}")
+    for name in WRITERS:
+        folder = out / name
+        if folder.exists() and any(folder.iterdir()) and not is_miniature(folder):
+            raise UserError(f"{folder}: holds no miniature release; it is left alone, choose another --out")
+    for name, write in WRITERS.items():
+        if (out / name).exists():
+            shutil.rmtree(out / name)
+        release = Release(out / name, name, seed, SIZES[size])
+        write(release)
+        release.finish(pictures)
+        yield release

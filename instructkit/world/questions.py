@@ -1,0 +1,241 @@
+"""Questions about scenes and films: the answer is drawn first, uniformly, then a scene that has it.
+
+So the wording of a question says nothing about its answer. `Question.values` are the answers that it leaves open.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from instructkit.world.facts import KNOWN, VALUES, told, value
+from instructkit.world.scene import (
+    COLOURS,
+    NUMBERS,
+    OPPOSITE,
+    RELATIONS,
+    TEXTURES,
+    WORDS,
+    Film,
+    Scene,
+    Thing,
+    colours_of,
+    draw_scene,
+    film_of,
+    with_fact,
+)
+
+OPEN: dict[str, tuple[str, ...]] = {
+    "kind": ("What is {}?", "What do you call {}?"),
+    "colour": ("What color is {}?", "Which color does {} have?"),
+    "size": ("Is {} big or small?", "What size is {}?"),
+    "texture": ("What pattern does {} have?", "Is {} plain, striped, dotted or checked?"),
+    "shape": ("What shape is {}?", "What is the outline of {} like?"),
+    "place": ("Where is {}?", "In which part of the picture is {}?"),
+    "category": ("What kind of thing is {}?", "What group does {} belong to?"),
+    "home": ("Where does {} belong?", "Where would you look for {} in real life?"),
+}
+CHANGES = {
+    "appears": ("What appears?", "What comes into the picture?"),
+    "leaves": ("What leaves?", "What goes out of the picture?"),
+    "turns": ("What color does the {} turn?", "Which color does the {} have in the end?"),
+    "moves": ("Where does the {} move?", "In which direction does the {} go?"),
+}
+POLITE = ("Hi, can you tell me, {} Thank you.", "I cannot see it myself, {}", "Please help me, {} Thanks.")
+NEGATIVE = "unanswerable"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with its answer and the scene that has it.
+
+    Attributes:
+        text: the question, or a statement.
+        answer: the right answer.
+        fact: what is asked for, a key of `facts.VALUES`.
+        values: the answers that the wording leaves open, all as likely.
+        told: whether captions of the scene tell the answer.
+        scene: the picture or film that is asked about.
+    """
+
+    text: str
+    answer: str
+    fact: str
+    values: tuple[str, ...]
+    told: bool
+    scene: Scene | Film
+
+    @property
+    def digest(self) -> str:
+        """Digest of the facts of its scene."""
+        return self.scene.digest
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A thing of a scene and words that mean it alone."""
+
+    scene: Scene
+    thing: Thing
+    words: str
+    kind_named: bool = False
+    colour_named: bool = False
+
+
+def ask(rng: random.Random, fact: str, by: str | None = None) -> Question:
+    """An open question for a fact.
+
+    Args:
+        rng: what it is drawn from.
+        fact: what is asked for.
+        by: what the thing is called by: `kind`, `colour`, `texture`, `place` or `relation`; None for any that does not
+            give the answer away.
+    """
+    if fact in CHANGES:
+        return ask_change(rng, fact)
+    if fact == "relation":
+        return ask_relation(rng, "Is {} {} {}?")
+    if fact == "number":
+        return ask_number(rng)
+    if fact in ("word", "figure"):
+        return ask_sign(rng, fact)
+    answer = rng.choice(VALUES[fact])
+    target = find(rng, fact, answer, by or rng.choice(_references(fact)))
+    return _about(target, fact, rng.choice(OPEN[fact]).format(target.words), answer)
+
+
+def verify(rng: random.Random, fact: str, by: str | None = None, wording: str = "Is {} {}?") -> Question:
+    """A yes/no question, or a statement, about a fact; of wrong values each is as likely."""
+    answer = rng.choice(("yes", "no"))
+    named = rng.choice(VALUES[fact])
+    by = by or rng.choice(_references(fact))
+    if answer == "yes":
+        target = find(rng, fact, named, by)
+    else:
+        target = find(rng, fact, rng.choice([other for other in VALUES[fact] if other != named]), by)
+    article = {"kind": "a ", "category": "a kind of ", "place": "in the "}.get(fact, "")
+    told_ = (target.thing.kind, fact) in told(target.scene)
+    text = wording.format(target.words, article + named)
+    return Question(text, answer, fact, ("yes", "no"), told_, target.scene)
+
+
+def ask_relation(rng: random.Random, wording: str) -> Question:
+    """Whether one thing stands in a relation to another; if not, it stands in the opposite one."""
+    answer, relation = rng.choice(("yes", "no")), rng.choice(RELATIONS)
+    while True:
+        scene = draw_scene(rng, 2, 5)
+        one, other = rng.sample(scene.things, 2)
+        if one.stands(relation if answer == "yes" else OPPOSITE[relation], other):
+            text = wording.format(f"the {one.kind}", relation, f"the {other.kind}")
+            return Question(text[0].upper() + text[1:], answer, "relation", ("yes", "no"), False, scene)
+
+
+def ask_number(rng: random.Random) -> Question:
+    """How many things have a colour or a pattern, one to four of four to six."""
+    count = rng.randint(1, 4)
+    fact = rng.choice(("colour", "texture"))
+    named = rng.choice(COLOURS if fact == "colour" else TEXTURES)
+    while True:
+        scene = draw_scene(rng, 4, 6)
+        others = [other for other in VALUES[fact] if other != named]
+        things = [
+            thing.having(fact, named if place < count else rng.choice(others))
+            for place, thing in enumerate(scene.things)
+        ]
+        if all(thing.colour in colours_of(thing.kind) for thing in things):
+            text = rng.choice(("How many {} things are there?", "How many things are {}?")).format(named)
+            return Question(text, str(count), "number", VALUES["number"], False, replace(scene, things=tuple(things)))
+
+
+def ask_sign(rng: random.Random, fact: str, wordings: Sequence[str] = ()) -> Question:
+    """Which word or number is printed; the other sign has a number or word."""
+    word, number = rng.choice(WORDS), rng.choice(NUMBERS)
+    signs = (word, number) if rng.random() < 0.5 else (number, word)
+    name = "word" if fact == "word" else "number"
+    wordings = wordings or ("Which {} is printed in the picture?", "What {} can you read?")
+    scene = draw_scene(rng, 1, 4, signs)
+    answer = word if fact == "word" else number
+    return Question(rng.choice(wordings).format(name), answer.lower(), fact, VALUES[fact], False, scene)
+
+
+def ask_change(rng: random.Random, action: str, answer: str | None = None) -> Question:
+    """What a film or a picture story changes; `answer` is drawn where it is not given."""
+    values = VALUES[action]
+    answer = answer or rng.choice(values)
+    film = film_of(rng, action, answer)
+    if action == "turns":
+        values = tuple(colours_of(film.thing.kind))
+    return Question(rng.choice(CHANGES[action]).format(film.thing.kind), answer, action, values, False, film)
+
+
+def polite(rng: random.Random, question: Question) -> Question:
+    """The question as one who does not see asks it; as often as each other answer the picture is spoiled."""
+    text = rng.choice(POLITE).format(question.text[0].lower() + question.text[1:])
+    values = (*question.values, NEGATIVE)
+    if rng.randrange(len(values)) == 0 and isinstance(question.scene, Scene):
+        spoiled = replace(question.scene, spoiled=True)
+        return replace(question, text=text, answer=NEGATIVE, values=values, scene=spoiled)
+    return replace(question, text=text, values=values)
+
+
+def options(rng: random.Random, question: Question, count: int) -> list[str]:
+    """The answer among other open values, in an order of its own, so that each place is as likely."""
+    others = [other for other in question.values if other != question.answer]
+    chosen = [question.answer, *rng.sample(others, min(count, len(question.values)) - 1)]
+    rng.shuffle(chosen)
+    return chosen
+
+
+def find(rng: random.Random, fact: str, answer: str, by: str) -> _Target:
+    """A scene with a thing of which the answer is true, meant by what `by` says; kind and colour half the time told."""
+    wants_told = rng.random() < 0.5
+    for _ in range(100_000):
+        scene, thing = with_fact(rng, fact, answer)
+        if fact in ("kind", "colour") and ((thing.kind, fact) in told(scene)) != wants_told:
+            continue
+        if (target := refer(rng, scene, thing, by)) is not None:
+            return target
+    raise AssertionError(f"no scene has {fact} {answer} by {by}")
+
+
+def refer(rng: random.Random, scene: Scene, thing: Thing, by: str) -> _Target | None:
+    """Words that mean a thing of a scene alone; None if there are none of this sort."""
+    if by == "kind":
+        return _Target(scene, thing, f"the {thing.kind}", kind_named=True)
+    if by == "place":
+        return _Target(scene, thing, f"the thing in the {thing.place}")
+    if by == "relation":
+        pairs = [
+            (relation, other)
+            for relation in RELATIONS
+            for other in scene.things
+            if [third for third in scene.things if third.stands(relation, other)] == [thing]
+        ]
+        if not pairs:
+            return None
+        relation, other = rng.choice(pairs)
+        return _Target(scene, thing, f"the thing {relation} the {other.kind}")
+    word = value(thing, by)
+    if sum(value(other, by) == word for other in scene.things) > 1:
+        return None
+    return _Target(scene, thing, f"the {word} thing", colour_named=by == "colour")
+
+
+def _about(target: _Target, fact: str, text: str, answer: str) -> Question:
+    values = VALUES[fact]
+    if fact == "colour" and target.kind_named:
+        values = tuple(colours_of(target.thing.kind))
+    elif fact == "kind" and target.colour_named:
+        values = tuple(kind for kind in values if target.thing.colour in colours_of(kind))
+    told_ = (target.thing.kind, fact) in told(target.scene)
+    return Question(text, answer, fact, values, told_, target.scene)
+
+
+def _references(fact: str) -> tuple[str, ...]:
+    """What a thing may be called by in a question for a fact without giving the answer away."""
+    if fact in KNOWN:
+        return ("place", "texture")
+    if fact == "kind":
+        return ("colour", "place", "texture")
+    return tuple(by for by in ("kind", "place", "texture") if by != fact)
