@@ -361,7 +361,19 @@ def _finished(folder: Path, plan: Plan) -> tuple[Manifest | None, list[str]]:
         manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         return None, [f"{path}: damaged ({error}), so the dataset was converted again"]
-    names = ("source", "split", "layout", "media_root", "limit", "files", "notes", "code", "miniature", "format", "instructkit")
+    names = (
+        "source",
+        "split",
+        "layout",
+        "media_root",
+        "limit",
+        "files",
+        "notes",
+        "code",
+        "miniature",
+        "format",
+        "instructkit",
+    )
     same = all(getattr(manifest, name) == getattr(plan, name) for name in names)
     media = manifest.media or {}
     same = same and plan.check_images == (manifest.media is not None)
