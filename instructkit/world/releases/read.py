@@ -21,10 +21,12 @@ def write_textvqa(release: Release) -> None:
     size = release.size
     first = 0
     for split, count in {"train": size.other, "val": size.benchmark, "test": size.other}.items():
-        records, tokens = [], []
+        records, read = [], []
         for number in range(count):
             question = release.draw(split, number, side_of(split), _ask_side)
             rng = release.rng(split, number)
+            tokens = _tokens(rng, question)
+            question = replace(question, values=tuple(token.lower() for token in tokens))
             image = f"{first:016x}"
             record: dict[str, Any] = {
                 "question_id": first,
@@ -38,14 +40,14 @@ def write_textvqa(release: Release) -> None:
             if split != "test":
                 record["answers"] = ten_answers(rng, question)
             records.append(record)
-            tokens.append(_rosetta(image, _tokens(rng, question)))
+            read.append(_rosetta(image, tokens))
             first += 1
             release.note(f"{split}/{record['question_id']}", question, "tokens")
             release.picture(f"{'test' if split == 'test' else 'train'}_images/{image}.jpg", question.scene)
         head = {"dataset_type": split, "dataset_name": "textvqa", "dataset_version": "0.5.1"}
         release.write_json(f"TextVQA_0.5.1_{split}.json", {**head, "data": records})
         name = f"TextVQA_Rosetta_OCR_v0.2_{split}.json"
-        release.write_json(name, {"dataset_type": split, "dataset_version": "0.2", "data": tokens})
+        release.write_json(name, {"dataset_type": split, "dataset_version": "0.2", "data": read})
 
 
 def write_textcaps(release: Release) -> None:
