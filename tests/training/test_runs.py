@@ -167,6 +167,7 @@ def test_the_models_of_which_one_rank_and_two_are_compared_draw_nothing(llm, tmp
 
 
 def test_dropout_is_drawn_by_rank_so_that_another_split_has_other_losses(one, two):
-    assert losses(two / "frozen") == pytest.approx(losses(one / "frozen"), abs=1e-5)
+    same = [abs(a - b) for a, b in zip(losses(one / "frozen"), losses(two / "frozen"), strict=True)]
     apart = [abs(a - b) for a, b in zip(losses(one / "hard"), losses(two / "hard"), strict=True)]
-    assert max(apart) > 1e-3
+    assert max(same) < 1e-5
+    assert max(apart) > 1e-4, "other machines draw otherwise: 0.0008 on one of them"
