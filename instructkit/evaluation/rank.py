@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, EncoderDecoderCache, PretrainedConfig, PreTrainedModel
+from transformers import Cache, DynamicCache, EncoderDecoderCache, PretrainedConfig, PreTrainedModel
 
 from instructkit.evaluation.trie import CandidateTrie
 from instructkit.models.packing import COMPARED_DECODERS
@@ -249,7 +249,7 @@ class _DecoderTree:
         # Without the config every layer keeps all tokens: a sliding layer would drop what the next pass needs.
         self.cache = DynamicCache()
         # No mask is needed: padding is on the right, where causal attention does not look.
-        output = self.decoder(inputs_embeds=embeds, past_key_values=self.cache, use_cache=True)
+        output = self.decoder(inputs_embeds=embeds, use_cache=True, **_cached(self.decoder, self.cache))
         self.root: Tensor = output.last_hidden_state[torch.arange(len(embeds)), lengths - 1]
 
     def __call__(self, run: _Run) -> Tensor:
@@ -264,8 +264,8 @@ class _DecoderTree:
             input_ids=run.token.expand(rows, -1),
             attention_mask=self._masks(visible, query[:, :, None] - key[:, None, :]),
             position_ids=query,
-            past_key_values=self.cache,
             use_cache=True,
+            **_cached(self.decoder, self.cache),
         )
         self.cache.crop(-width)
         hidden: Tensor = output.last_hidden_state
@@ -303,8 +303,8 @@ class _EncoderDecoderTree:
                 attention_mask=_additive(run.visible, self.decoder.dtype),
                 encoder_hidden_states=self.encoded,
                 encoder_attention_mask=self.mask,
-                past_key_values=EncoderDecoderCache(DynamicCache(), self.cross),
                 use_cache=True,
+                **_cached(self.decoder, EncoderDecoderCache(DynamicCache(), self.cross)),
             )
         hidden: Tensor = output.last_hidden_state
         return hidden
@@ -327,6 +327,12 @@ def _position_bias_of(decoder: PreTrainedModel, depth: Tensor, longest: int) -> 
 
 def _always(value: Tensor) -> Callable[..., Tensor]:
     return lambda *_, **__: value
+
+
+def _cached(decoder: PreTrainedModel, cache: Cache) -> dict[str, Cache]:
+    """The cache under the name that the forward method has for it; it differs between versions of transformers."""
+    name = "cache" if "cache" in signature(decoder.forward).parameters else "past_key_values"
+    return {name: cache}
 
 
 def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +291,30 @@ def test_models_are_left_as_they_were() -> None:
     scores = score_candidates(model, embeds, mask, CandidateTrie.build([[5, 6], [7]]))
     assert not scores[0].requires_grad
     assert torch.equal(model.decoder.block[0].layer[0].SelfAttention.compute_bias(5, 5), before)
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_the_cache_goes_under_the_name_that_forward_has(kind: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny(kind)
+    embeds, mask = random_prefixes(2, 6, seed=4, sides="right")
+    embeds, trie = embeds_for(model, embeds), CandidateTrie.build(random_candidates(12, seed=1, longest=4))
+    expected = score_candidates(model, embeds, mask, trie)
+    decoder = model.get_decoder() if model.config.is_encoder_decoder else model.base_model
+    forward, given = decoder.forward, []
+    own = "cache" if "cache" in signature(forward).parameters else "past_key_values"
+
+    def other(**kwargs: Any) -> Any:
+        given.append(kwargs.pop(name))
+        return forward(**kwargs, **{own: given[-1]})
+
+    keywords = Parameter.KEYWORD_ONLY, Parameter.VAR_KEYWORD
+    vars(other)["__signature__"] = Signature([Parameter(name, keywords[0]), Parameter("kwargs", keywords[1])])
+    monkeypatch.setattr(decoder, "forward", other)
+    close(score_candidates(model, embeds, mask, trie), expected)
+    assert given
+    assert all(cache is not None for cache in given)
 
 
 # ---- the trie ----
