@@ -37,6 +37,7 @@ from instructkit.examples import (
     Example,
     Manifest,
     SourceFile,
+    read_manifest,
     write_atomically,
 )
 from instructkit.miniatures import is_miniature, with_ledger
@@ -186,7 +187,8 @@ def convert(
         progress: called with the number of raw records done since the last call.
 
     Raises:
-        UserError: unknown source or split, missing or broken file, or somebody else is converting into the folder.
+        UserError: unknown source or split, missing or broken file, somebody else is converting into the folder, or a
+            miniature would replace what was converted from the published release.
     """
     source = sources.source(name)
     split = split or source.default_split(raw)
@@ -215,6 +217,11 @@ def convert(
     )
     folder = out / name / split
     with _locked(folder):
+        if miniature and _holds_published(folder):
+            raise UserError(
+                f"{folder}: was converted from the published release, which a miniature does not replace; choose another "
+                f"folder, such as {out / 'world'}"
+            )
         finished, lost = (None, []) if force else _finished(folder, plan)
         if finished is not None:
             shutil.rmtree(folder / PARTIAL, ignore_errors=True)
@@ -384,6 +391,14 @@ def _finished(folder: Path, plan: Plan) -> tuple[Manifest | None, list[str]]:
     if lost:
         return None, [f"{each}; all shards were made again" for each in lost]
     return manifest, []
+
+
+def _holds_published(folder: Path) -> bool:
+    """Whether a folder holds data that are no miniature's; a damaged manifest counts for nothing."""
+    try:
+        return not read_manifest(folder).miniature
+    except UserError:
+        return False
 
 
 def _finish(folder: Path, plan: Plan, reports: list[ShardReport]) -> Manifest:

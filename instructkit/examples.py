@@ -367,7 +367,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"{folder}: no {MANIFEST} here; convert a dataset into it first (instructkit convert)")
     try:
         manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a manifest of instructkit ({error}); convert the dataset again") from error
     if manifest.format != FORMAT_VERSION:
         raise UserError(

@@ -14,6 +14,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
@@ -33,7 +34,7 @@ def in_processes(work: Callable[[T], R], tasks: Iterable[T], jobs: int) -> Itera
     """Do every task, `jobs` at a time; yields the results in the order in which they are ready.
 
     Args:
-        work: what to do; runs in a fork of this process, with one job in this process itself.
+        work: what to do; runs in a fork of this process, with one job or a single task in this process itself.
         tasks: read here, one when a process is free for it. Tasks and results travel pickled.
         jobs: number of processes.
 
@@ -41,8 +42,10 @@ def in_processes(work: Callable[[T], R], tasks: Iterable[T], jobs: int) -> Itera
         UserError: a process was killed from outside.
         Exception: whatever `work` raises.
     """
-    if jobs == 1:
-        yield from map(work, tasks)
+    tasks = iter(tasks)
+    first = list(islice(tasks, min(jobs, 2)))
+    if len(first) < 2:  # of one task alone the fork would cost more than it saves
+        yield from map(work, chain(first, tasks))
         return
     processes: dict[Connection, BaseProcess] = {}
     life = os.pipe()
@@ -50,7 +53,7 @@ def in_processes(work: Callable[[T], R], tasks: Iterable[T], jobs: int) -> Itera
         for _ in range(jobs):
             _fork(work, processes, life)
         free, busy = list(processes), set[Connection]()
-        for task in tasks:
+        for task in chain(first, tasks):
             while not free:
                 for connection in wait(list(busy)):
                     assert isinstance(connection, Connection)

@@ -25,6 +25,11 @@ def test_every_task_is_done_once(jobs: int) -> None:
     assert bool(elsewhere) == (jobs > 1)
 
 
+def test_a_single_task_is_done_in_this_process() -> None:
+    assert list(in_processes(square, [3], 4)) == [(9, os.getpid())]
+    assert list(in_processes(square, [], 4)) == []
+
+
 def test_no_more_tasks_are_read_than_there_are_processes() -> None:
     read = 0
 

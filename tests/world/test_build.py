@@ -8,6 +8,7 @@ import pytest
 
 from instructkit import sources
 from instructkit.collection import Result, convert_all
+from instructkit.conversion import convert
 from instructkit.errors import UserError
 from instructkit.examples import Example, load_examples
 from instructkit.miniatures import MINIATURE
@@ -15,7 +16,7 @@ from instructkit.world import scene as world
 from instructkit.world.build import WRITERS, build
 from instructkit.world.captions import caption
 from instructkit.world.facts import HELD_IN, HELD_OUT, PARTS, TEXT, VALUES, count_facts, salient, table, told
-from instructkit.world.release import Release, side_of
+from instructkit.world.release import SIZES, Release, side_of
 from instructkit.world.scene import UNSEEN, draw, draw_scene, side
 
 
@@ -229,3 +230,17 @@ def test_a_smaller_world_replaces_a_larger_one_whole(tmp_path: Path) -> None:
     assert (release.root / MINIATURE).is_file()
     next(build(tmp_path, pictures=False))
     assert not (release.root / "left_over.json").exists()
+
+
+def test_a_miniature_never_replaces_what_the_published_release_became(tmp_path: Path) -> None:
+    release = Release(tmp_path / "raw" / "vsr", "vsr", 0, SIZES["tiny"])
+    WRITERS["vsr"](release)
+    release.finish(pictures=False)
+    (release.root / MINIATURE).rename(tmp_path / MINIATURE)  # without it, this could be the published one
+    folder = convert("vsr", release.root, tmp_path / "data", split="test").folder
+    before = (folder / "manifest.json").read_bytes()
+    (tmp_path / MINIATURE).rename(release.root / MINIATURE)
+    with pytest.raises(UserError, match="was converted from the published release"):
+        convert("vsr", release.root, tmp_path / "data", split="test", force=True)
+    assert (folder / "manifest.json").read_bytes() == before
+    assert convert("vsr", release.root, tmp_path / "data" / "world", split="test").manifest.miniature is True
