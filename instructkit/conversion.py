@@ -219,8 +219,8 @@ def convert(
     with _locked(folder):
         if miniature and _holds_published(folder):
             raise UserError(
-                f"{folder}: was converted from the published release, which a miniature does not replace; choose another "
-                f"folder, such as {out / 'world'}"
+                f"{folder}: was converted from the published release, which a miniature does not replace; choose "
+                f"another folder, such as {out / 'world'}"
             )
         finished, lost = (None, []) if force else _finished(folder, plan)
         if finished is not None:
