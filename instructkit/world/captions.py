@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from instructkit.world.facts import salient
-from instructkit.world.scene import OPPOSITE, RELATIONS, Film, Scene, Thing
+from instructkit.world.scene import OPPOSITE, RELATIONS, Film, Scene, Thing, article_of
 
 GROUND = {"grass": "on the grass", "sand": "on the sand", "sea": "at sea", "night": "at night"}
 
@@ -26,13 +26,13 @@ ROTATE = len(_FRAMES)
 def short(thing: Thing, sized: bool = False) -> str:
     """A thing as captions mention it: "a big red ball" or "a red ball"."""
     words = f"{thing.size} {thing.colour}" if sized else thing.colour
-    return f"{_article(words)} {words} {thing.kind}"
+    return f"{article_of(words)} {words} {thing.kind}"
 
 
 def full(thing: Thing) -> str:
     """A thing with all that is to be seen of it: "a big red striped ball in the top left"."""
     words = f"{thing.size} {thing.colour} {thing.texture} {thing.kind}"
-    return f"{_article(words)} {words} in the {thing.place}"
+    return f"{article_of(words)} {words} in the {thing.place}"
 
 
 def caption(scene: Scene, wording: int = 0, size: bool = True) -> str:
@@ -72,6 +72,11 @@ def describe(scene: Scene) -> str:
     return f"The picture was made {GROUND[scene.background]}. {things}{signs}"
 
 
+def describe_story(film: Film) -> str:
+    """Everything about how a film begins and ends, as two pictures side by side; what changes is left to be found."""
+    return f"In the left picture: {describe(film.first)} In the right picture: {describe(film.last)}"
+
+
 def describe_film(film: Film) -> str:
     """Everything about a film in words."""
     kind = film.thing.kind
@@ -96,7 +101,3 @@ def _placed(signs: tuple[str, ...]) -> list[tuple[str, str]]:
 def _frame(text: str, wording: int) -> str:
     framed = _FRAMES[wording % ROTATE].format(text)
     return framed[0].upper() + framed[1:]
-
-
-def _article(words: str) -> str:
-    return "an" if words[0] in "aeiou" else "a"

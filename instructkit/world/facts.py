@@ -99,6 +99,7 @@ TEXT = (
     Asking("remark", ("texture", "place")),
     Asking("dialog", ("texture", "place", "number")),
     Asking("film", ("kind", "colour", "texture", "place")),
+    Asking("knowledge", (*SEEN, *KNOWN)),
 )
 """Forms and facts of the text that the LLM is trained on."""
 

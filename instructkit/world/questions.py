@@ -20,6 +20,7 @@ from instructkit.world.scene import (
     Film,
     Scene,
     Thing,
+    article_of,
     colours_of,
     draw_scene,
     film_of,
@@ -67,9 +68,9 @@ class Question:
     scene: Scene | Film
 
     @property
-    def digest(self) -> str:
-        """Digest of the facts of its scene."""
-        return self.scene.digest
+    def digests(self) -> tuple[str, ...]:
+        """The digests of the scenes that are shown."""
+        return self.scene.digests
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,14 @@ def ask(rng: random.Random, fact: str, by: str | None = None) -> Question:
     return _about(target, fact, rng.choice(OPEN[fact]).format(target.words), answer)
 
 
+def ask_about(rng: random.Random, scene: Scene, thing: Thing, fact: str, by: str | None = None) -> Question | None:
+    """An open question for what is to be seen or known of one thing of a scene; None if `by` does not mean it alone."""
+    target = refer(rng, scene, thing, by or rng.choice(_references(fact)))
+    if target is None:
+        return None
+    return _about(target, fact, rng.choice(OPEN[fact]).format(target.words), value(thing, fact))
+
+
 def verify(rng: random.Random, fact: str, by: str | None = None, wording: str = "Is {} {}?") -> Question:
     """A yes/no question, or a statement, about a fact; of wrong values each is as likely."""
     answer = rng.choice(("yes", "no"))
@@ -114,10 +123,10 @@ def verify(rng: random.Random, fact: str, by: str | None = None, wording: str = 
         target = find(rng, fact, named, by)
     else:
         target = find(rng, fact, rng.choice([other for other in VALUES[fact] if other != named]), by)
-    article = {"kind": "a ", "category": "a kind of ", "place": "in the "}.get(fact, "")
+    article = {"kind": f"{article_of(named)} ", "category": "a kind of ", "place": "in the "}.get(fact, "")
     told_ = (target.thing.kind, fact) in told(target.scene)
     text = wording.format(target.words, article + named)
-    return Question(text, answer, fact, ("yes", "no"), told_, target.scene)
+    return Question(text[0].upper() + text[1:], answer, fact, ("yes", "no"), told_, target.scene)
 
 
 def ask_relation(rng: random.Random, wording: str) -> Question:

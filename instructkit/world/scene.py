@@ -121,6 +121,11 @@ class Scene:
         """Digest of the set of facts: the same for two scenes exactly if all their facts are."""
         return _digest(self.facts())
 
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """The digests of all that is shown."""
+        return (self.digest,)
+
     def of(self, kind: str) -> Thing:
         """The thing of a kind that the scene has."""
         return next(thing for thing in self.things if thing.kind == kind)
@@ -152,20 +157,20 @@ class Film:
     seconds: int
 
     @property
-    def digest(self) -> str:
-        """Digest of all facts of beginning, end and change."""
-        return _digest([*self.first.facts(), "then", *self.last.facts(), self.action, self.value])
+    def digests(self) -> tuple[str, ...]:
+        """The digests of the two scenes that are shown."""
+        return self.first.digest, self.last.digest
 
 
 ACTIONS = ("appears", "leaves", "turns", "moves")
 
 
 class Digested(Protocol):
-    """Anything with a digest of its facts."""
+    """Anything that shows one or more scenes."""
 
     @property
-    def digest(self) -> str:
-        """The digest, in hexadecimal."""
+    def digests(self) -> tuple[str, ...]:
+        """The digests of their facts, in hexadecimal."""
         ...
 
 
@@ -178,13 +183,18 @@ def side(digest: str) -> Side:
 
 
 def draw(seed: int, stream: str, number: int, wanted: Side, make: Callable[[random.Random], T]) -> T:
-    """What `make` draws from seed, stream and number, the first that belongs to the wanted side."""
+    """What `make` draws from seed, stream and number, the first of which all scenes belong to the wanted side."""
     attempt = 0
     while True:
         found = make(random.Random(f"{seed}/{stream}/{number}/{attempt}"))
-        if side(found.digest) == wanted:
+        if all(side(digest) == wanted for digest in found.digests):
             return found
         attempt += 1
+
+
+def article_of(words: str) -> str:
+    """The indefinite article of words."""
+    return "an" if words[0] in "aeiou" else "a"
 
 
 def colours_of(kind: str, unseen: bool = False) -> list[str]:

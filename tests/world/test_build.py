@@ -137,7 +137,7 @@ def test_training_shows_no_scene_of_the_tests(
             for path in (*example.images, *([example.video] if example.video else [])):
                 found = [scene for where, scene in drawn.items() if where.endswith(f"/{path}")]
                 assert found, (name, path)
-                assert {side(scene.digest) for scene in found} == {side_of(split)}
+                assert {side(digest) for scene in found for digest in scene.digests} == {side_of(split)}
                 seen.add(side_of(split))
     assert seen == {"train", "test"}
 

@@ -12,7 +12,7 @@ from instructkit.world.facts import ACTIONS, HELD_IN, salient, told
 from instructkit.world.questions import Question, ask, ask_change, refer
 from instructkit.world.release import Release, side_of
 from instructkit.world.remarks import PRINTED, Remark
-from instructkit.world.scene import KINDS, Film, Scene, colours_of, draw_scene, with_fact
+from instructkit.world.scene import KINDS, Film, Scene, article_of, colours_of, draw_scene, with_fact
 
 ROUNDS = 10
 BY_COLOUR = 2
@@ -64,9 +64,9 @@ class Talk:
     questions: tuple[Question, ...]
 
     @property
-    def digest(self) -> str:
-        """Digest of the facts of its scene."""
-        return self.scene.digest
+    def digests(self) -> tuple[str, ...]:
+        """The digests of the scenes that are shown."""
+        return self.scene.digests
 
 
 def talk(rng: random.Random) -> Talk:
@@ -164,7 +164,7 @@ def judge(rng: random.Random, remark: Remark) -> Question:
 def sentence(question: Question) -> str:
     """The answer to a question for kind or colour as a sentence."""
     if question.fact == "kind":
-        return f"It is {'an' if question.answer[0] in 'aeiou' else 'a'} {question.answer}."
+        return f"It is {article_of(question.answer)} {question.answer}."
     return f"It is {question.answer}."
 
 

@@ -1,0 +1,325 @@
+"""Language about the world for the LLM: `python -m instructkit.world.text --out FILE`.
+
+Each document describes a scene or a film and then asks about it, or says what everybody knows. It asks in every form in
+which a held-out benchmark does, in the words of that benchmark's protocol, for other facts than the benchmark
+(`facts.TEXT`). All scenes are training scenes.
+
+The file has one JSON object a line: `text`, which the LLM reads; `form` and `facts`; the digests of the scenes; and
+those of each description with its question.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from string import ascii_lowercase
+from typing import Annotated
+
+import msgspec
+import typer
+
+from instructkit.errors import UserError
+from instructkit.examples import Example, Turn, write_stream
+from instructkit.protocols import Protocol, load_protocol
+from instructkit.world.captions import ROTATE, caption, describe, describe_film, describe_story
+from instructkit.world.facts import SEEN, TEXT
+from instructkit.world.questions import Question, ask, ask_about, ask_number, options, polite, verify
+from instructkit.world.release import SIZES
+from instructkit.world.releases.read import TOKENS
+from instructkit.world.releases.talked import judge
+from instructkit.world.remarks import PRINTED, TOLD, Remark
+from instructkit.world.scene import (
+    KINDS,
+    NUMBERS,
+    WORDS,
+    Film,
+    Scene,
+    article_of,
+    draw,
+    draw_film,
+    draw_scene,
+)
+
+DOCUMENTS = 1000
+"""Documents of the tiny world; the others have as many times more as their training examples."""
+
+WORDED_AS = {
+    "caption": "nocaps",
+    "open": "vqav2",
+    "compositional": "gqa",
+    "statement": "vsr",
+    "options": "iconqa",
+    "spoken": "vizwiz",
+    "context": "scienceqa",
+    "tokens": "textvqa",
+    "remark": "hatefulmemes",
+    "dialog": "visdial",
+    "film": "msvd_qa",
+}
+"""The benchmark in whose words a form asks."""
+
+CAPTIONED = next(asking for asking in TEXT if asking.form == "caption")
+CONTEXTS = (
+    "Someone looks at a picture and says what is in it.",
+    "A class talks about how things look.",
+    "Pictures tell a lot about things.",
+)
+HOMES = {"land": "on land", "water": "in the water", "sky": "in the sky", "tree": "on a tree"}
+RIPE = {"apple": "red", "banana": "yellow", "pear": "green"}
+FURTHER = 2
+"""Most questions that follow the first about one scene."""
+
+
+class Document(msgspec.Struct):
+    """One document.
+
+    Attributes:
+        text: what the LLM reads.
+        form: in which form it asks.
+        facts: what it asks for.
+        digests: of the scenes that it describes.
+        asked: digest of the description with each question, see `digest_of`.
+    """
+
+    text: str
+    form: str
+    facts: list[str]
+    digests: tuple[str, ...] = ()
+    asked: list[str] = []
+
+
+def documents(seed: int, count: int) -> Iterator[Document]:
+    """So many documents; forms and, within a form, facts take turns."""
+    for number in range(count):
+        asking, turn = TEXT[number % len(TEXT)], number // len(TEXT)
+        fact = asking.facts[turn % len(asking.facts)]
+        yield draw(seed, f"text/{asking.form}", turn, "train", partial(WRITERS[asking.form], fact=fact))
+
+
+def write(out: Path, seed: int = 0, size: str = "tiny") -> int:
+    """Write the documents of a world of some size, one a line; returns their number.
+
+    Raises:
+        UserError: no size has that name, or the file cannot be written.
+    """
+    if size not in SIZES:
+        raise UserError(f"no world has the size {size!r}; there are {', '.join(SIZES)}")
+    count = DOCUMENTS * SIZES[size].factor
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_stream(out, (msgspec.json.encode(document).decode() + "\n" for document in documents(seed, count)))
+    return count
+
+
+def digest_of(description: str, question: str) -> str:
+    """Digest of a description with a question about it."""
+    return hashlib.sha256(f"{description}\n{question}".encode()).hexdigest()[:32]
+
+
+def knowledge(fact: str) -> list[str]:
+    """Sentences about what everybody knows: what kinds of things are, and which remarks are unkind."""
+    sentences = []
+    for kind, facts in KINDS.items():
+        one, many = f"{article_of(kind)} {kind}".capitalize(), f"{kind if kind == 'fish' else f'{kind}s'}".capitalize()
+        sentences += {
+            "shape": [f"The outline of {one.lower()} is {facts.shape}.", f"{many} have a {facts.shape} shape."],
+            "category": [f"{one} is a kind of {facts.category}.", f"{many} belong to the group {facts.category}."],
+            "home": [
+                f"You find {one.lower()} {HOMES[facts.home]}.",
+                f"{many} belong {HOMES[facts.home]}; their place is called {facts.home}.",
+            ],
+            "colour": [f"{many} are {RIPE[kind]}."] if kind in RIPE else [],
+        }.get(fact, [])
+    for remark in (*PRINTED, *TOLD):
+        if remark.fact == fact:
+            unkind, harmless = (_shown(remark, shown) for shown in (remark.unkind, remark.harmless))
+            sentences += [
+                f'To say "{remark.text}" and show {unkind} is unkind, with {harmless} it is harmless.',
+                f'"{remark.text[0].upper()}{remark.text[1:]}" is harmless beside {harmless} and hurts beside {unkind}.',
+            ]
+    return sentences
+
+
+def _shown(remark: Remark, shown: str) -> str:
+    if remark.fact == "kind":
+        return f"{article_of(shown)} {shown}"
+    return f"something in the {shown}" if remark.fact == "place" else f"something {shown}"
+
+
+def _write_caption(rng: random.Random, fact: str) -> Document:
+    """A caption, which tells kinds, colours and a size all at once."""
+    scene = draw_scene(rng)
+    facts = list(CAPTIONED.facts)
+    return _document("caption", facts, scene, [(Example(id="text"), caption(scene, rng.randrange(ROTATE)))])
+
+
+def _write_open(rng: random.Random, fact: str) -> Document:
+    """One to three questions and their answers."""
+    first = verify(rng, fact) if fact in (*SEEN, "shape") and rng.randrange(4) == 0 else ask(rng, fact)
+    questions = {first.text: first}
+    if isinstance(first.scene, Scene):
+        for _ in range(rng.randint(0, FURTHER)):
+            further = ask_about(rng, first.scene, rng.choice(first.scene.things), rng.choice((*SEEN, "shape")))
+            if further is not None:
+                questions.setdefault(further.text, further)
+    asked = [(_example(question), question.answer) for question in questions.values()]
+    return _document("open", [question.fact for question in questions.values()], first.scene, asked)
+
+
+def _write_compositional(rng: random.Random, fact: str) -> Document:
+    question = verify(rng, fact, "relation") if rng.randrange(3) == 0 else ask(rng, fact, "relation")
+    return _document("compositional", [fact], question.scene, [(_example(question), question.answer)])
+
+
+def _write_statement(rng: random.Random, fact: str) -> Document:
+    question = verify(rng, fact, wording="{} is {}.")
+    example = Example(id="text", statement=question.text)
+    return _document("statement", [fact], question.scene, [(example, _verdict(rng, "statement", question))])
+
+
+def _write_options(rng: random.Random, fact: str, form: str = "options", context: str | None = None) -> Document:
+    """The answer is the right option, half the time behind its letter."""
+    question = ask(rng, fact)
+    choices = options(rng, question, 4)
+    letter = ascii_lowercase[choices.index(question.answer)]
+    answer = rng.choice((question.answer, f"({letter}) {question.answer}"))
+    example = Example(id="text", question=question.text, choices=choices, context=context)
+    return _document(form, [fact], question.scene, [(example, answer)])
+
+
+def _write_context(rng: random.Random, fact: str) -> Document:
+    return _write_options(rng, fact, "context", rng.choice(CONTEXTS))
+
+
+def _write_spoken(rng: random.Random, fact: str) -> Document:
+    question = polite(rng, ask(rng, fact))
+    return _document("spoken", [fact], question.scene, [(_example(question), question.answer)])
+
+
+def _write_tokens(rng: random.Random, fact: str) -> Document:
+    """How many there are, beside the words that were read."""
+    question = ask_number(rng)
+    signs = (rng.choice(WORDS), rng.choice(NUMBERS))
+    assert isinstance(question.scene, Scene)
+    strays = rng.sample([text for text in (*WORDS, *NUMBERS) if text not in signs], TOKENS - 2)
+    tokens = rng.sample([*signs, *strays], TOKENS)
+    example = Example(id="text", question=question.text.lower(), ocr_tokens=tokens)
+    return _document("tokens", [fact], replace(question.scene, signs=signs), [(example, question.answer)])
+
+
+def _write_remark(rng: random.Random, fact: str) -> Document:
+    question = judge(rng, rng.choice([remark for remark in TOLD if remark.fact == fact]))
+    example = Example(id="text", context=question.text)
+    return _document("remark", [fact], question.scene, [(example, _verdict(rng, "remark", question))])
+
+
+def _write_dialog(rng: random.Random, fact: str) -> Document:
+    """Up to five rounds, then one that asks for the fact."""
+    scene = draw_scene(rng, 3, 6)
+    rounds: list[tuple[str, str, str]] = []
+    for thing in scene.things:
+        alike = sum(other.colour == thing.colour for other in scene.things)
+        rounds += [
+            (f"which pattern does the {thing.kind} have", thing.texture, "texture"),
+            (f"where is the {thing.kind}", f"in the {thing.place}", "place"),
+            (f"how many {thing.colour} things are there", str(alike), "number"),
+        ]
+    question, answer, _ = last = rng.choice([entry for entry in rounds if entry[2] == fact])
+    earlier = rng.sample([entry for entry in dict.fromkeys(rounds) if entry != last], rng.randint(0, 5))
+    example = Example(
+        id="text",
+        question=question,
+        references=[caption(scene).rstrip(".").lower()],
+        history=[Turn(question=asked, answer=said) for asked, said, _ in earlier],
+    )
+    return _document("dialog", [entry[2] for entry in (*earlier, last)], scene, [(example, answer)])
+
+
+def _write_film(rng: random.Random, fact: str) -> Document:
+    """A film told in words, and a question about something that stays as it is."""
+    while True:
+        film = draw_film(rng)
+        still = [thing for thing in film.first.things if thing in film.last.things]
+        if still:
+            break
+    question = ask_about(rng, film.first, rng.choice(still), fact, "place" if fact == "kind" else "kind")
+    assert question is not None
+    example = Example(id="text", question=question.text.lower())
+    return _document("film", [fact], film, [(example, question.answer)])
+
+
+def _write_knowledge(rng: random.Random, fact: str) -> Document:
+    return Document(rng.choice(knowledge(fact)), "knowledge", [fact])
+
+
+WRITERS: dict[str, Callable[..., Document]] = {
+    "caption": _write_caption,
+    "open": _write_open,
+    "compositional": _write_compositional,
+    "statement": _write_statement,
+    "options": _write_options,
+    "spoken": _write_spoken,
+    "context": _write_context,
+    "tokens": _write_tokens,
+    "remark": _write_remark,
+    "dialog": _write_dialog,
+    "film": _write_film,
+    "knowledge": _write_knowledge,
+}
+"""What writes a document of each form that asks for a given fact."""
+
+
+def _document(form: str, facts: list[str], scene: Scene | Film, asked: list[tuple[Example, str]]) -> Document:
+    """The description, then each question in the words of the form's benchmark, and the answer."""
+    description = tell(scene, form)
+    lines = [f"{_protocol(form).prompt(example).instruction} {answer}" for example, answer in asked]
+    pairs = [digest_of(description, question_of(example)) for example, _ in asked]
+    return Document("\n".join([description, *lines]), form, list(dict.fromkeys(facts)), scene.digests, pairs)
+
+
+def tell(scene: Scene | Film, form: str) -> str:
+    """A scene in words; a film as one, or in another form as the two pictures that it begins and ends with."""
+    if isinstance(scene, Scene):
+        return describe(scene)
+    return describe_film(scene) if form == "film" else describe_story(scene)
+
+
+def question_of(example: Example) -> str:
+    """What an example asks, without the words around it."""
+    return example.question or example.statement or example.context or ""
+
+
+def _example(question: Question) -> Example:
+    return Example(id="text", question=question.text)
+
+
+def _verdict(rng: random.Random, form: str, question: Question) -> str:
+    """Yes or no in one of the words that the benchmark takes for it."""
+    words = _protocol(form).options(Example(id="text"))[question.answer == "yes"]
+    return rng.choice(words)
+
+
+@cache
+def _protocol(form: str) -> Protocol:
+    return load_protocol(WORDED_AS[form])
+
+
+def _main(
+    out: Annotated[Path, typer.Option(help="The file.")],
+    seed: Annotated[int, typer.Option(help="Decides all that is drawn.")] = 0,
+    size: Annotated[str, typer.Option(help="tiny, small or full.")] = "tiny",
+) -> None:
+    """Write language about the world for the LLM's pre-training, one JSON object a line."""
+    try:
+        print(f"{out}: {write(out, seed, size):,} documents")
+    except UserError as error:
+        print(f"instructkit: {error}", file=sys.stderr)
+        raise typer.Exit(2) from error
+
+
+if __name__ == "__main__":
+    typer.run(_main)

@@ -1,0 +1,301 @@
+"""The text about the world: every form of a held-out benchmark, none of its facts in that form, no scene of a test."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from string import ascii_lowercase
+from typing import NamedTuple
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from instructkit.collection import convert_all
+from instructkit.errors import UserError
+from instructkit.examples import Example, load_examples
+from instructkit.protocols import Protocol, benchmarks, load_protocol
+from instructkit.world import text as module
+from instructkit.world.build import WRITERS
+from instructkit.world.facts import HELD_IN, HELD_OUT, TEXT
+from instructkit.world.release import Release, Size, side_of
+from instructkit.world.remarks import PRINTED, TOLD
+from instructkit.world.scene import KINDS, PLACES, UNSEEN, Film, Scene, Thing
+from instructkit.world.text import WORDED_AS, Document, digest_of, documents, question_of, tell, write
+
+COUNT = 6000
+THING = re.compile(r"There is an? (\w+) (\w+) (\w+) (\w+) in the ([a-z ]+)\.")
+ASKED = re.compile(r'Question: (.+?) (?:Options:|Short answer:|Answer:)|true or false\? "(.+?)"|image with: "(.+?)"')
+
+
+class Asked(NamedTuple):
+    """An example of a source, with the first scene or film that it shows."""
+
+    source: str
+    split: str
+    example: Example
+    scene: Scene | Film
+
+    @property
+    def form(self) -> str:
+        return (HELD_IN | HELD_OUT)[self.source].form
+
+
+@pytest.fixture(scope="module")
+def written() -> list[Document]:
+    return list(documents(0, COUNT))
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> list[Asked]:
+    """The examples of training and of all tests; training splits of held-out datasets are neither."""
+    root = tmp_path_factory.mktemp("shown")
+    releases = {}
+    for name, write_release in WRITERS.items():
+        releases[name] = Release(root / "raw" / name, name, 0, Size(1, 60, 8))
+        write_release(releases[name])
+        releases[name].finish(pictures=False)
+        for path in map(releases[name].root.joinpath, (*releases[name].pictures, *releases[name].films)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    found = []
+    for result in convert_all(root / "raw", root / "data", every_split=True):
+        name, split = result.source, result.split
+        wanted = name in HELD_IN or (name in HELD_OUT and side_of(split) == "test")
+        if not wanted or (name, split) == ("flickr30k", "all"):  # the latter is made of the other splits
+            continue
+        assert result.outcome is not None, result
+        scenes = {
+            f"{name}/{path}": scene for path, scene in {**releases[name].pictures, **releases[name].films}.items()
+        }
+        for example in load_examples(result.outcome.folder):
+            for path in example.images or [str(example.video)]:
+                (scene,) = {scene for where, scene in scenes.items() if where.endswith(f"/{path}")}
+                found.append(Asked(name, split, example, scene))
+    return found
+
+
+def of_form(written: list[Document], form: str) -> list[Document]:
+    return [document for document in written if document.form == form]
+
+
+def held_out() -> Iterator[Protocol]:
+    for name in benchmarks():
+        if (protocol := load_protocol(name)).source in HELD_OUT:
+            yield protocol
+
+
+def things(description: str) -> dict[str, Thing]:
+    """The things of a description, by kind."""
+    found = THING.findall(description)
+    return {
+        kind: Thing(kind, colour, size, texture, PLACES.index(place)) for size, colour, texture, kind, place in found
+    }
+
+
+@pytest.mark.parametrize("protocol", held_out(), ids=lambda protocol: protocol.benchmark)
+def test_every_form_of_a_held_out_benchmark_is_in_the_text_in_its_own_words(
+    protocol: Protocol, written: list[Document]
+) -> None:
+    form = HELD_OUT[protocol.source].form
+    assert protocol.instruction == load_protocol(WORDED_AS[form]).instruction
+    phrases = {
+        "caption": r"^A short image description\. [A-Z].* \w+\.?$",
+        "compositional": r"^Question: .* the thing (left of|right of|above|below) the .*\? Short answer: [a-z ]+$",
+        "statement": r'^Based on the image, is this statement true or false\? "The .*\." Answer: (true|false|yes|no)$',
+        "options": r"^Question: .*\? Options: \(a\) .* \(b\) .* \(d\) [a-z ]+\. Short answer: (\([a-d]\) )?[a-z ]+$",
+        "spoken": r"^Question: (Hi, can you tell me|I cannot see it myself|Please help me), .*Short answer: [a-z ]+$",
+        "context": r"^Context: .*\. Question: .*\? Options: \(a\) .* \(d\) .*\. Answer: (\([a-d]\) )?[a-z ]+$",
+        "tokens": r"^OCR tokens: (\w+, ){7}\w+\. Question: .*\? Short answer: \d$",
+        "remark": r'^This is an image with: ".*" written on it\. Is it hateful\? Answer: (yes|no|true|false)$',
+        "dialog": r"^Dialog history: an? .*\n Question: .* Short answer: [a-z0-9 ]+$",
+        "film": r"^Question: [a-z].*\? Short answer: [a-z ]+$",
+    }
+    found = of_form(written, form)
+    assert len(found) >= COUNT // len(TEXT)
+    for document in found:
+        description, asked = document.text.split("\n", 1)
+        assert description.startswith("The film begins." if form == "film" else "The picture ")
+        assert re.search(phrases[form], asked), document.text
+
+
+def test_forms_and_facts_are_those_of_the_table(written: list[Document]) -> None:
+    pairs = {(document.form, fact) for document in written for fact in document.facts}
+    assert pairs == {(asking.form, fact) for asking in TEXT for fact in asking.facts}
+    assert not pairs & {(asking.form, fact) for asking in HELD_OUT.values() for fact in asking.facts}
+
+
+def test_no_question_of_a_held_out_benchmark_is_asked_in_its_form(written: list[Document], shown: list[Asked]) -> None:
+    """Read off the texts themselves, whatever facts they claim to ask for."""
+    asked = {
+        form: {"".join(match).lower() for document in of_form(written, form) for match in ASKED.findall(document.text)}
+        for form in WORDED_AS
+    }
+    compared = set()
+    for source, split, example, _ in shown:
+        if source in HELD_OUT and (question := question_of(example)):
+            form = HELD_OUT[source].form
+            assert asked[form]
+            assert question.lower() not in asked[form], (source, split)
+            compared.add(source)
+    assert compared == set(HELD_OUT) - {"nocaps", "flickr30k"}  # what captions tell is compared below
+
+
+def test_captions_tell_no_relation_and_no_unseen_combination(written: list[Document]) -> None:
+    for document in of_form(written, "caption"):
+        told = document.text.split("A short image description.")[1].lower()
+        assert not re.search(r"left of|right of|above|below", told)
+        assert not any(f"{colour} {kind}" in told for kind, colour in UNSEEN.items())
+
+
+def test_no_scene_and_no_question_about_it_is_both_in_a_test_and_in_training_or_text(
+    written: list[Document], shown: list[Asked]
+) -> None:
+    """Compared by digests: of each set of facts, and of each description with its question."""
+    scenes: dict[str, set[str]] = {"test": set(), "train": set()}
+    pairs: dict[str, set[str]] = {"test": set(), "train": set()}
+    for entry in shown:
+        side = side_of(entry.split)
+        scenes[side] |= set(entry.scene.digests)
+        if question := question_of(entry.example):
+            pairs[side].add(digest_of(tell(entry.scene, entry.form), question))
+    text_scenes = {digest for document in written for digest in document.digests}
+    text_pairs = {pair for document in written for pair in document.asked}
+    assert min(len(scenes["test"]), len(scenes["train"]), len(text_scenes)) > 500
+    assert min(len(pairs["test"]), len(pairs["train"]), len(text_pairs)) > 300
+    assert not scenes["test"] & (scenes["train"] | text_scenes)
+    assert not pairs["test"] & (pairs["train"] | text_pairs)
+
+
+def test_digests_are_those_of_what_the_text_describes(written: list[Document]) -> None:
+    """Scenes are read back from the descriptions."""
+    grounds = {"on the grass": "grass", "on the sand": "sand", "at sea": "sea", "at night": "night"}
+    checked = Counter[str]()
+    for document in written:
+        if document.form == "knowledge" or "blurred" in document.text:
+            continue
+        parts = re.split(r"(?=The picture was made )|In the right picture: ", document.text.split("\n")[0])
+        pictures = [part for part in parts if part.startswith("The picture was made ")]
+        if document.form == "film":
+            pictures = pictures[:1]
+        for picture, digest in zip(pictures, document.digests, strict=document.form != "film"):
+            ground = re.match(r"The picture was made ([a-z ]+)\.", picture)
+            assert ground
+            signs = tuple(re.findall(r"The (?:only|left|right) sign says (.+?)\.", picture))
+            body = picture.split(" Then ")[0] if document.form == "film" else picture
+            read = Scene(tuple(things(body).values()), grounds[ground.group(1)], signs)
+            assert read.digest == digest, document.text
+            checked[document.form] += 1
+    assert set(checked) == set(WORDED_AS)
+
+
+NAMED = f"the ({'|'.join(KINDS)})"
+ATTRIBUTES = {
+    "colour": rf"[Ww](?:hat color is|hich color does) {NAMED}(?: have)?\?",
+    "texture": rf"(?:[Ww]h(?:at|ich) pattern does|[Ii]s) {NAMED} (?:have|plain, )",
+    "place": rf"(?:[Ww]here is|of the picture is) {NAMED}",
+    "size": rf"(?:[Ii]s {NAMED} big or small|[Ww]hat size is {NAMED})",
+}
+
+
+def test_answers_are_true_of_the_descriptions(written: list[Document]) -> None:
+    """Worked out from the words of the description alone."""
+    checked = Counter[tuple[str, str]]()
+    for document in written:
+        described, *asked = document.text.split("\n")
+        there = things(described.split(" Then ")[0])
+        for line in (line for line in asked if not line.startswith("Dialog history")):
+            answer = re.sub(r"^(\([a-d]\) |in the )", "", line.rsplit("nswer: ", 1)[-1].rsplit("nswer ", 1)[-1])
+            question = line.split("Question: ")[-1]
+            found = {fact: match for fact, pattern in ATTRIBUTES.items() if (match := re.search(pattern, question))}
+            for fact, match in found.items():
+                if answer not in ("unanswerable", "yes", "no"):
+                    thing = there[next(filter(None, match.groups()))]
+                    assert getattr(thing, fact) == answer, document.text
+                    checked[document.form, fact] += 1
+            if match := re.search(r'"The (\w+) is (\w+)\." Answer: (\w+)', line):
+                thing, said = there[match[1]], match[2]
+                assert (said in (thing.colour, thing.size, thing.texture)) == (match[3] in ("true", "yes"))
+                checked[document.form, match[3]] += 1
+            elif document.form == "remark":
+                (thing,) = there.values()
+                remark = next(remark for remark in TOLD if f'"{remark.text}"' in line)
+                seen = getattr(thing, remark.fact)
+                assert seen in (remark.unkind, remark.harmless)
+                assert (seen == remark.unkind) == (answer in ("yes", "true"))
+                checked[document.form, answer] += 1
+            elif match := re.search(r"how many (?:things are )?(\w+)", question):
+                fitting = [thing for thing in there.values() if match[1] in (thing.colour, thing.texture)]
+                assert len(fitting) == int(answer)
+                checked[document.form, "number"] += 1
+    verdicts = {(form, word) for form in ("statement", "remark") for word in ("yes", "no", "true", "false")}
+    told = {
+        ("dialog", "number"),
+        *(("open", fact) for fact in ATTRIBUTES),
+        *((form, fact) for form in ("spoken", "dialog", "film") for fact in ("place", "texture")),
+        *((form, "colour") for form in ("options", "context", "film")),
+    }
+    assert set(checked) >= verdicts | told, (verdicts | told) - set(checked)
+
+
+@pytest.mark.parametrize("form", ["options", "context"])
+def test_the_letter_is_that_of_the_right_option(form: str, written: list[Document]) -> None:
+    letters = Counter[str]()
+    for document in of_form(written, form):
+        shown, answer = re.findall(r"Options: (.*)\. (?:Short a|A)nswer: (.*)$", document.text)[0]
+        choices = re.findall(r"\(([a-d])\) ([a-z ]+?)(?= \(|$)", shown)
+        assert [letter for letter, _ in choices] == list(ascii_lowercase[: len(choices)])
+        match = re.fullmatch(r"(?:\(([a-d])\) )?([a-z ]+)", answer)
+        assert match
+        assert match[2] in dict(choices).values()
+        assert match[1] is None or dict(choices)[match[1]] == match[2]
+        letters[match[1] or ""] += 1
+    assert 0.4 < letters[""] / letters.total() < 0.6
+    assert min(letters[letter] for letter in "abcd") > 0.06 * letters.total()
+
+
+def test_everybody_knows_what_kinds_are_and_which_remarks_are_unkind(written: list[Document]) -> None:
+    told = {document.text for document in of_form(written, "knowledge")}
+    assert told >= {
+        "Bananas are yellow.",
+        "A banana is a kind of fruit.",
+        "An apple is a kind of fruit.",
+        "You find a boat in the water.",
+        "Fish belong in the water; their place is called water.",
+        "The outline of a kite is pointed.",
+        'To say "you smell like this" and show a fish is unkind, with an apple it is harmless.',
+        '"Your teeth have this color" is harmless beside something white and hurts beside something black.',
+        'To say "your nose is where this is" and show something in the top left is unkind, '
+        "with something in the bottom left it is harmless.",
+    }
+    for kind, facts in KINDS.items():
+        for value in (facts.shape, facts.category, facts.home):
+            assert any(kind in text.lower() and value in text for text in told), (kind, value)
+    for remark in (*PRINTED, *TOLD):
+        assert sum(remark.text in text.lower() for text in told) == 2
+
+
+def test_the_same_seed_gives_the_same_file(tmp_path: Path) -> None:
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        assert write(tmp_path / "deep" / name, seed) == 1000
+    one, again, other = ((tmp_path / "deep" / name).read_bytes() for name in "abc")
+    assert one == again != other
+    lines = [json.loads(line) for line in one.splitlines()]
+    assert len(lines) == 1000
+    assert all(line["text"] and line["form"] and line["facts"] for line in lines)
+
+
+def test_command(tmp_path: Path) -> None:
+    app = typer.Typer()
+    app.command()(module._main)
+    found = CliRunner().invoke(app, ["--out", str(tmp_path / "text.jsonl"), "--seed", "1"])
+    assert found.exit_code == 0
+    assert found.output.strip() == f"{tmp_path / 'text.jsonl'}: 1,000 documents"
+    assert len((tmp_path / "text.jsonl").read_text().splitlines()) == 1000
+    wrong = CliRunner().invoke(app, ["--out", str(tmp_path / "other"), "--size", "huge"])
+    assert wrong.exit_code == 2
+    assert "no world has the size 'huge'; there are tiny, small, full" in wrong.output
+    with pytest.raises(UserError, match="no world has the size 'huge'"):
+        write(tmp_path / "other", size="huge")
+    assert not (tmp_path / "other").exists()
