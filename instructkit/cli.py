@@ -173,7 +173,7 @@ def world(
             pictures, films = pictures + len(release.pictures), films + len(release.films)
             progress(1)
     print(f"{out}: {len(WRITERS)} releases with {pictures:,} pictures and {films:,} films; next:")
-    print(f"instructkit convert all --raw {out} --out {out.parent}")
+    print(f"instructkit convert all --raw {out} --out {out.parent} --check-images")
 
 
 @app.command()

@@ -112,6 +112,7 @@ def summary(results: Sequence[Result]) -> str:
         if result.outcome is not None:
             made = result.outcome.manifest
             agrees = {None: "-", True: "agrees", False: "differs"}[result.outcome.agrees]
+            agrees = "miniature" if made.miniature else agrees
             counts = (number(made.examples), number(made.rejected), number(made.published), agrees)
         rows.append((result.source, result.split, result.status, *counts))
     lines = [table(rows, right=[3, 4, 5])]

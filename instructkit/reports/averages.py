@@ -25,17 +25,14 @@ def averages(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
         For `held_out` and `held_in`: `value`, None unless all are there, `benchmarks`, those `missing`, those of which
-        only a part was scored (`partial`), and `published` rows.
+        only a part was scored (`partial`), and `published` rows, none beside miniatures.
     """
     held_out = tuple(name for name in benchmarks() if load_protocol(name).role == "held-out")
+    held_in_rows = [{"model": row.model, "value": row.value, "verified": row.verified} for row in _HELD_IN_PUBLISHED]
+    averaged = {"held_out": (held_out, _published(held_out)), "held_in": (HELD_IN, held_in_rows)}
     return {
-        "held_out": {**_average(entries, held_out), "published": _published(held_out)},
-        "held_in": {
-            **_average(entries, HELD_IN),
-            "published": [
-                {"model": row.model, "value": row.value, "verified": row.verified} for row in _HELD_IN_PUBLISHED
-            ],
-        },
+        key: {**_average(entries, names), "published": [] if _any_miniature(entries, names) else rows}
+        for key, (names, rows) in averaged.items()
     }
 
 
@@ -48,6 +45,10 @@ def _average(entries: Mapping[str, Mapping[str, Any]], names: tuple[str, ...]) -
         "missing": [name for name in names if name not in entries],
         "partial": [entry["benchmark"] for entry in there if entry["n"] < entry["available"]],
     }
+
+
+def _any_miniature(entries: Mapping[str, Mapping[str, Any]], names: tuple[str, ...]) -> bool:
+    return any(entries[name]["miniature"] for name in names if name in entries)
 
 
 def _published(names: tuple[str, ...]) -> list[dict[str, Any]]:

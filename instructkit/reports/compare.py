@@ -55,7 +55,7 @@ def run_names(runs: Sequence[Path]) -> list[str]:
 def compared_markdown(reports: Reports) -> str:
     """The comparison in plain text."""
     lines = ["# Runs side by side", "", *markdown.table(_head(reports), _rows(reports)), ""]
-    lines += [" ".join(words.NOTES[:2]), ""]
+    lines += [" ".join(words.NOTES), ""]
     lines += [f"- {markdown.plain(note)}" for note in _differences(reports)]
     lines += ["", "## Settings that differ", "", *markdown.table(["setting", *reports], _settings(reports))]
     return "\n".join(lines) + "\n"
@@ -65,7 +65,7 @@ def compared_html(reports: Reports) -> str:
     """The comparison as a page, with a plot a benchmark."""
     numbers = tuple(range(2, 2 + len(reports)))
     body = ["<h1>Runs side by side</h1>", html.table(_head(reports), _rows(reports), numbers)]
-    body.append(f'<p class="soft">{escape(" ".join(words.NOTES[:2]))}</p>')
+    body.append(f'<p class="soft">{escape(" ".join(words.NOTES))}</p>')
     body += [f'<p class="warn">{escape(note)}</p>' for note in _differences(reports)]
     figures = []
     for name, entry in _entries(reports).items():
@@ -120,6 +120,9 @@ def _differences(reports: Reports) -> list[str]:
         if len(set(protocols.values())) > 1:
             told = ", ".join(f"{run} {number}" for run, number in protocols.items())
             notes.append(f"{entry['title']}: versions of the protocol differ ({told}); the scores cannot be compared.")
+        made_up = [run for run, each in own.items() if each.get("miniature")]
+        if 0 < len(made_up) < len(own):
+            notes.append(f"{entry['title']}: a miniature in {', '.join(made_up)}; the scores cannot be compared.")
         sizes = {run: words.size(each) for run, each in own.items()}
         if len(set(sizes.values())) > 1:
             told = ", ".join(f"{run} {number}" for run, number in sizes.items())

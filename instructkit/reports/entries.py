@@ -58,11 +58,13 @@ def _entry(result: Result, protocol: Protocol, root: Path, place: Path) -> dict[
     )
     chosen = choose(answers, scores, protocol.metric)
     plain = msgspec.to_builtins(protocol)
+    manifest = read_manifest(root / protocol.source / protocol.split)
     return {
         **msgspec.to_builtins(result),
-        "published": plain["published"],
+        "miniature": manifest.miniature,
+        "published": [] if manifest.miniature else plain["published"],
         "protocol": {key: value for key, value in plain.items() if key not in ("published", "benchmark")},
-        "data_notes": read_manifest(root / protocol.source / protocol.split).notes,
+        "data_notes": manifest.notes,
         "blind_baseline": blind(root, protocol),
         "calibration": _calibration(protocol, answers, dict(zip((a.example for a in answers), scores, strict=True))),
         "cases": [case(response, *chosen[response.example]) for response in log.responses(chosen)],

@@ -19,7 +19,14 @@ def html(report: dict[str, Any]) -> str:
     The pictures are read from the media folders that the report's manifests name.
     """
     entries = list(report["benchmarks"].values())
-    body = ["<h1>Report</h1>", _lead(report), _overview(entries), _averages(report), _not_evaluated(report)]
+    body = [
+        "<h1>Report</h1>",
+        _lead(report),
+        _miniatures(entries),
+        _overview(entries),
+        _averages(report),
+        _not_evaluated(report),
+    ]
     for entry in entries:
         body.append(_benchmark(entry, report["data"]))
     return page("Report", [*body, _facts(report)])
@@ -55,6 +62,11 @@ def _lead(report: dict[str, Any]) -> str:
     return f'<p class="soft">Model <code>{escape(str(name))}</code>: {told}.</p>'
 
 
+def _miniatures(entries: list[dict[str, Any]]) -> str:
+    told = words.miniatures(entries)
+    return f'<p class="warn"><b>{escape(told)}</b></p>' if told else ""
+
+
 def _overview(entries: list[dict[str, Any]]) -> str:
     if not entries:
         return "<p>No benchmark has a score.</p>"
@@ -72,10 +84,11 @@ def _overview(entries: list[dict[str, Any]]) -> str:
         for entry in entries
     ]
     head = ["benchmark", "role", "protocol", "metric", "score", "95% interval", "examples", "blind"]
-    notes = [*words.NOTES, *([words.BLIND] if any(row[-1] != "-" for row in rows) else [])]
-    caption = "Blue: this model with its 95% interval. Grey: published models, rings are unverified."
+    caption = "Blue: this model with its 95% interval."
+    if any(entry["published"] for entry in entries):
+        caption += " Grey: published models, rings are unverified."
     figure = f"<figure><figcaption>{caption}</figcaption>{plots.overview(entries)}</figure>"
-    return table(head, rows, (4, 5, 6, 7)) + f'<p class="soft">{escape(" ".join(notes))}</p>{figure}'
+    return table(head, rows, (4, 5, 6, 7)) + f'<p class="soft">{escape(words.notes(entries))}</p>{figure}'
 
 
 def _averages(report: dict[str, Any]) -> str:
@@ -83,7 +96,7 @@ def _averages(report: dict[str, Any]) -> str:
     for title, key in (("Held-out", "held_out"), ("Held-in", "held_in")):
         found = report["averages"][key]
         parts.append(f"<p><b>{title}</b>: {escape(words.average(found))}.</p>")
-        if found["value"] is not None:
+        if found["value"] is not None and found["published"]:
             parts.append(f'<p class="soft">{escape("; ".join(map(words.published, found["published"])))}</p>')
     return "\n".join(parts)
 
@@ -223,8 +236,8 @@ def _facts(report: dict[str, Any]) -> str:
     rows = []
     for name, manifest in report["data"].items():
         files = ", ".join(f"{file['path']} ({file['sha256'][:12]})" for file in manifest["files"])
-        number = f"{manifest['published']:,}" if manifest["published"] is not None else "-"
-        rows.append([name, f"{manifest['examples']:,}", f"{manifest['rejected']:,}", number, manifest["layout"], files])
+        counts = [f"{manifest['examples']:,}", f"{manifest['rejected']:,}", words.published_count(manifest)]
+        rows.append([name, *counts, manifest["layout"], files])
     head = ["split", "examples", "rejected", "published", "layout", "files (SHA-256)"]
     parts = ["<h2>Data</h2>", table(head, rows, (1, 2, 3))]
     if report["training"]:

@@ -13,7 +13,9 @@ from instructkit.reports import words
 def markdown(report: dict[str, Any]) -> str:
     """The report for people, in plain text."""
     entries = list(report["benchmarks"].values())
-    lines = ["# Report", "", *_scores(entries), *_averages(report)]
+    miniatures = words.miniatures(entries)
+    lines = ["# Report", "", *([f"**{plain(miniatures)}**", ""] if miniatures else []), *_scores(entries)]
+    lines += _averages(report)
     lines += _not_evaluated(report)
     for entry in entries:
         lines += _benchmark(entry)
@@ -60,8 +62,7 @@ def _scores(entries: list[dict[str, Any]]) -> list[str]:
                 "; ".join(map(words.published, entry["published"])) or "-",
             ]
         )
-    notes = [*words.NOTES, *([words.BLIND] if any(e["blind_baseline"] is not None for e in entries) else [])]
-    return [*table(head, rows), "", " ".join(notes)] if entries else ["No benchmark has a score."]
+    return [*table(head, rows), "", words.notes(entries)] if entries else ["No benchmark has a score."]
 
 
 def _averages(report: dict[str, Any]) -> list[str]:
@@ -69,7 +70,7 @@ def _averages(report: dict[str, Any]) -> list[str]:
     for title, key in (("Held-out", "held_out"), ("Held-in", "held_in")):
         found = report["averages"][key]
         lines.append(f"- {title}: {plain(words.average(found))}.")
-        if found["value"] is not None:
+        if found["value"] is not None and found["published"]:
             lines.append(f"  Published: {plain('; '.join(map(words.published, found['published'])))}.")
     return lines
 
@@ -164,8 +165,8 @@ def _facts(report: dict[str, Any]) -> list[str]:
     rows = []
     for name, manifest in report["data"].items():
         files = ", ".join(f"{file['path']} {file['sha256'][:12]}" for file in manifest["files"])
-        number = f"{manifest['published']:,}" if manifest["published"] is not None else "-"
-        rows.append([name, f"{manifest['examples']:,}", f"{manifest['rejected']:,}", number, manifest["layout"], files])
+        counts = [f"{manifest['examples']:,}", f"{manifest['rejected']:,}", words.published_count(manifest)]
+        rows.append([name, *counts, manifest["layout"], files])
     lines = ["", "## Data", "", *table(["split", "examples", "rejected", "published", "layout", "files"], rows)]
     if report["training"]:
         lines += ["", "## Last step of training", ""]

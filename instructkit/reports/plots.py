@@ -39,7 +39,8 @@ def scores(entry: dict[str, Any]) -> str:
         parts.append(f'<path class="blind" d="M{x:.1f} 0V{height}"/>')
         parts.append(_text(x, height + 13, f"blind {blind:.1f}", "middle"))
         height += _ROW
-    return _svg(_LABEL + _BARS + _VALUE, height, parts, f"{entry['title']}: score of this model beside published ones")
+    beside = " beside published ones" if entry["published"] else ""
+    return _svg(_LABEL + _BARS + _VALUE, height, parts, f"{entry['title']}: score of this model{beside}")
 
 
 def overview(entries: list[dict[str, Any]]) -> str:
@@ -68,7 +69,8 @@ def overview(entries: list[dict[str, Any]]) -> str:
         x = _LABEL + entry["value"] * scale
         about = f"<title>this model {entry['value']:.1f}</title>"
         parts.append(f'<path class="own" d="M{x:.1f} {y - 6}l6 6l-6 6l-6 -6z">{about}</path>')
-    return _svg(_LABEL + width + 20, height + 20, parts, "scores of this model among published ones, by benchmark")
+    among = " among published ones" if any(entry["published"] for entry in entries) else ""
+    return _svg(_LABEL + width + 20, height + 20, parts, f"scores of this model{among}, by benchmark")
 
 
 def reliability(calibration: dict[str, Any]) -> str:

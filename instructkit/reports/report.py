@@ -17,6 +17,7 @@ from instructkit.errors import UserError
 from instructkit.evaluation.run import Evaluation, read_evaluation
 from instructkit.evaluation.settings import EvaluationSettings
 from instructkit.examples import read_manifest, write_atomically
+from instructkit.reports import words
 from instructkit.reports.averages import averages
 from instructkit.reports.entries import benchmark_entries, manifests
 from instructkit.reports.html import html
@@ -111,6 +112,8 @@ def last_lines(folder: Path) -> list[str]:
         lines += [f"note      {entry['title']}: {note}" for note in entry.get("data_notes", [])]
     for entry in report.get("not_evaluated", []):
         lines.append(f"no score  {entry['title']}: {entry['reason']}")
+    miniatures = words.miniatures(list(report["benchmarks"].values()))
+    lines += [f"note      {miniatures}"] if miniatures else []
     return [*lines, f"report    {folder / 'report' / 'report.html'}, report.md and report.json"]
 
 

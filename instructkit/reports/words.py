@@ -47,6 +47,25 @@ def published(row: dict[str, Any]) -> str:
     return f"{row['model']} {row['value']:.1f}{'' if row['verified'] else ' (unverified)'}"
 
 
+def published_count(manifest: dict[str, Any]) -> str:
+    """The published number of examples of a split, which says nothing about a miniature of it."""
+    if manifest["miniature"]:
+        return "miniature"
+    return f"{manifest['published']:,}" if manifest["published"] is not None else "-"
+
+
+def miniatures(entries: list[dict[str, Any]]) -> str:
+    """Which benchmarks are made-up miniatures; empty where none is."""
+    made_up = [entry["title"] for entry in entries if entry.get("miniature")]
+    if not made_up:
+        return ""
+    which = "All benchmarks" if len(made_up) == len(entries) else ", ".join(made_up)
+    return (
+        f"In miniature: {which}. Pictures, films and questions are made up, so these scores cannot be compared with "
+        "published ones."
+    )
+
+
 def literal(text: str) -> str:
     """A text with every byte visible: as JSON, quotes included, letters of all scripts as they are."""
     return json.dumps(text, ensure_ascii=False)
@@ -121,11 +140,20 @@ NOTES = (
     "Scores are 0 to 100; CIDEr is 100 times the official value and may be higher.",
     "The interval holds 95% of 1,000 bootstrap draws of the pictures, each with all that was asked about it, with a "
     "fixed seed; of captions the images' scores are drawn, with the document frequencies of the full set.",
-    "Unverified rows were remembered, not read in the source.",
 )
+UNVERIFIED = "Unverified rows were remembered, not read in the source."
 BLIND = (
     "Blind: every question answered with its most frequent training answer, without the image, over the whole split."
 )
+
+
+def notes(entries: list[dict[str, Any]]) -> str:
+    """What the table of all scores needs to be read."""
+    unverified = [UNVERIFIED] if any(entry["published"] for entry in entries) else []
+    blind = [BLIND] if any(entry["blind_baseline"] is not None for entry in entries) else []
+    return " ".join([*NOTES, *unverified, *blind])
+
+
 ECE = (
     "Confidence is the softmax of the best candidate's log-likelihood over all candidates of the question; the "
     "expected calibration error (ECE) is its mean distance from the accuracy over ten bins."

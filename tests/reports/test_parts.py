@@ -59,7 +59,7 @@ def test_examples_are_chosen_by_their_ids_alone() -> None:
 
 
 def entry(name: str, value: float, n: int = 5, available: int = 5) -> dict[str, Any]:
-    return {"benchmark": name, "value": value, "n": n, "available": available}
+    return {"benchmark": name, "value": value, "n": n, "available": available, "miniature": False}
 
 
 def test_averages_by_hand() -> None:
@@ -76,6 +76,7 @@ def test_averages_by_hand() -> None:
     assert not published["BLIP-2 FlanT5-XL"]["verified"]
     part = averages(entries | {"gqa": entry("gqa", 1.0, n=2)})["held_out"]
     assert part["partial"] == ["gqa"]
+    assert averages(entries | {"gqa": entry("gqa", 1.0) | {"miniature": True}})["held_out"]["published"] == []
     del entries["gqa"]
     assert averages(entries)["held_out"]["value"] is None
     assert averages(entries)["held_out"]["missing"] == ["gqa"]
@@ -113,6 +114,7 @@ def runs(written: Written, tmp_path: Path) -> list[Path]:
     other = copy.deepcopy(written.json)
     easy = other["benchmarks"]["easy_vqa"]
     easy.update(value=91.25, interval=[85.0, 95.0], n=20, protocol_version=2)
+    other["benchmarks"]["nocaps"]["miniature"] = True
     del other["benchmarks"]["msvd_qa"]
     other["config"]["model"] = "better"
     folders = [tmp_path / "a" / "first", tmp_path / "b" / "second"]
@@ -131,7 +133,8 @@ def test_runs_side_by_side(runs: list[Path], tmp_path: Path) -> None:
     assert row.endswith("| 91.25 (85.0 to 95.0) |")
     (row,) = [line for line in text.splitlines() if line.startswith("| MSVD-QA")]
     assert row.endswith("| - |")
-    for told in ("versions of the protocol differ (first v1, second v2)", "numbers of examples differ"):
+    told_of = ("versions of the protocol differ (first v1, second v2)", "numbers of examples differ")
+    for told in (*told_of, "NoCaps: a miniature in second; the scores cannot be compared"):
         assert told in text
         assert told in page
     assert next(line for line in text.splitlines() if line.startswith("| model |")).endswith("| better |")
