@@ -18,6 +18,9 @@ from functools import cache
 # stay, also in all published scores.
 _DROPPED = frozenset(("''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "---", "----", "...", ";"))
 _ELLIPSIS = re.compile(r"\.{3,5}|\.(?:\u00a0\.)+")
+# Inside of a character class. An address may hold, and start with, any of these but the plain blank and the tab.
+_BLANKS = r" \t\u00a0\u2000-\u200a\u3000"
+_PLAIN_BLANKS = re.compile(rf"\n|[ \t][{_BLANKS}]*")
 _LINE_BREAKS = str.maketrans(dict.fromkeys("\n\r\v\f\u2028\u2029", " "))
 # Of an address or emoticon only these are rendered.
 _BRACKETS = str.maketrans({"(": "-lrb-", ")": "-rrb-", " ": "\u00a0"})
@@ -48,7 +51,7 @@ _ASCII_QUOTES = str.maketrans(
     | dict.fromkeys("\u0094\u201d\u00bb", "''")
 )
 _DROPPED_SIGNS = frozenset(
-    "\"'`\u2018\u2019\u201b\u201c\u201d\u00ab\u00bb\u2039\u203a\u300c\u300d\u301d\u2026\ufffd"
+    "\"'`\u2018\u2019\u201b\u201c\u201d\u00ab\u00bb\u2039\u203a\u300c\u300d\u301d\u301e\u301f\u2026\ufffd"
     "\u2010\u2011\u2012\u2013\u2014\u2015\u0091\u0092\u0093\u0094\u0096\u0097"
 )
 # In any case, but only the lower case of these two is understood as a quotation mark.
@@ -60,7 +63,8 @@ _ENTITY = r"(?i:&(?:amp|lt|gt|quot|apos|nbsp|[mn]dash|[aeiou](?:acute|grave|uml)
 
 # Alternatives of regular expressions. Abbreviations keep their period. The tokenizer ignores case except in character
 # classes; an abbreviation that starts with a class for its capital is an ordinary word without one ("mass", "Mass.").
-_JOINED = "cannot|gonna|gotta|lemme|gimme|wanna"
+# Of two words in one, the second is read again, with what follows.
+_JOINED = {"can": "not", "gon": "na", "got": "ta", "lem": "me", "gim": "me", "wan": "na"}
 _TITLES = (
     "(?i:mr|mrs|ms|drs?|profs?|sens?|reps?|attys?|lt|col|gen|messrs|govs?|adm|rev|maj|sgt|cpl|pvt|capt|ste?|ave|pres"
     "|lieut|hon|brig|co?mdr|pfc|spc|supts?|det|mt|ft|adj|adv|asst|assoc|ens|insp|mlle|mme|msgr|sfc"
@@ -80,17 +84,17 @@ _FILE_TYPES = (
     "bat|bmp|c|class|cgi|cpp|dll|docx?|exe|gif|gz|h|html?|jar|java|jpe?g|mov|mp3|pdf|php|pl|png|ppt|ps|py|sql|tar|txt"
     "|wav|x|xml|zip"
 )
-# After an initial they show that a sentence ended with it.
+# After an initial they show that a sentence ended with it, also in capitals.
 _STARTERS = (
-    "A|About|According|Additionally|After|An|And|As|At|But|Earlier|He|Her|Here|However|If|In|It|Last|Many|More"
-    "|Mr\\.|Ms\\.|Now|Once|One|Other|Our|She|Since|So|Some|Such|That|The|Their|Then|There|These|They|This|We"
+    "A|About|According|Additionally|After|An|As|At|But|Earlier|He|Her|Here|However|If|In|It|Last|Many|More"
+    "|Mr.|Ms.|Now|Once|One|Other|Our|She|Since|So|Some|Such|That|The|Their|Then|There|These|They|This|We"
     "|What|When|While|Yet|You"
 )
 
 _PLAIN_CAPTION = re.compile(r"[A-Za-z]+(?:[ ,]+[A-Za-z]+)* ?\.?")
-_JOINED_WORDS = frozenset(_JOINED.split("|"))
-_PLAIN_WORD = re.compile(r"[A-Za-z]+(?=\s)")
-_NOT_PLAIN = re.compile(rf"(?i)\b(?:(?:{_JOINED})\b|(?:[a-z]|{_TITLES}|{_ENDINGS})\.)")
+_JOINED_WORDS = frozenset(first + second for first, second in _JOINED.items())
+_PLAIN_WORD = re.compile(r"[A-Za-z]+(?=[ \t\n])")
+_NOT_PLAIN = re.compile(rf"(?i)\b(?:(?:{'|'.join(_JOINED_WORDS)})\b|(?:[a-z]|{_TITLES}|{_ENDINGS})\.)")
 
 
 @cache
@@ -120,9 +124,14 @@ def _alpha() -> str:
 
 
 @cache
-def _word() -> str:
+def _letter() -> str:
     # Accents and vowel signs belong to a word; the marks after 0x2000 modify symbols.
-    letter = rf"(?:[{_category('L')}{_category('M', 0x2000)}\u00ad]|(?i:&[aeiou](?:acute|grave|uml);))"
+    return rf"(?:[{_category('L')}{_category('M', 0x2000)}\u00ad]|(?i:&[aeiou](?:acute|grave|uml);))"
+
+
+@cache
+def _word() -> str:
+    letter = _letter()
     return rf"{letter}(?:{letter}|\d)*(?:[.!?]{letter}(?:{letter}|\d)*)*"
 
 
@@ -135,7 +144,7 @@ def _thing() -> str:
 
 @cache
 def _compound() -> str:
-    return rf"[A-Za-z0-9][A-Za-z0-9.,]*(?:-(?:(?:{_INITIALS}|{_NATION})\.|[A-Za-z0-9]+))+"
+    return rf"[A-Za-z0-9][A-Za-z0-9.,\u00ad]*(?:-(?:(?:{_INITIALS}|{_NATION})\.|[A-Za-z0-9\u00ad]+))+"
 
 
 def _clitic_rules() -> list[str]:
@@ -152,7 +161,7 @@ def _apostrophe_rules() -> list[str]:
     return [
         rf"({_word()}){_APOSTROPHE}(?:[msdMSD]|(?i:re|ve|ll))",
         rf"([A-Za-z\u00ad]*[A-MO-Za-mo-z]\u00ad*)[nN]{_QUOTE}[tT]",
-        r"('[nN])\s",
+        r"('[nN])[ \t\n\u00a0]",
         rf"({_CURLY}[nN])",
         rf"([yY]{_APOSTROPHE}){alpha}",
         rf"([dDjJlL]{_APOSTROPHE})",
@@ -160,7 +169,7 @@ def _apostrophe_rules() -> list[str]:
         r"((?i:'t))(?i:is|was)",
         r"((?i:c'mon|s'mores|nat'l|e'er|ev'ry|li'l|nor'easter|cont'd\.))",
         rf"((?i:cap{_APOSTROPHE}n|c{_APOSTROPHE}est|o{_QUOTE}o)|{_APOSTROPHE}[2-9]0[sS])",
-        rf"({_APOSTROPHE}\d\d)\s",
+        rf"({_APOSTROPHE}\d\d)[{_BLANKS}\n]",
         rf"([A-HJ-XZn]{_QUOTE}{alpha}{{2,}})",
         rf"({alpha}+[aeiouyAEIOUY]{_QUOTE}[aeiouA-Z]{alpha}*)",
     ]
@@ -207,9 +216,10 @@ def _web_rules() -> list[str]:
         rf"({labels}?[a-zA-Z]{{2,4}}{path})",
         # Its class excludes the range from comma to underscore: digits, capitals and more.
         rf"((?:[^ \t\n!\"$'(),-_`{{|}}]+\.)+(?i:com|net|org|edu)(?:{path})?)",
-        r"(<?[a-zA-Z0-9][^ \t\n\"<>|(){}\u00a0]*@(?:[^ \t\n\"<>|(){}.\u00a0]+\.)*[^ \t\n\"<>|(){}.\u00a0]+>?)",
-        rf"({letter}+(?:\.{letter}+)*\.(?i:{_FILE_TYPES}))[\s.!?,]",
-        rf"(@[a-zA-Z_][a-zA-Z_0-9]*|#{_alpha()}+)",
+        r"((?:<|(?i:&lt;))?[a-zA-Z0-9][^ \t\n\"<>|(){}\u00a0]*@"
+        r"(?:[^ \t\n\"<>|(){}.\u00a0]+\.)*[^ \t\n\"<>|(){}.\u00a0]+>?)",
+        rf"({letter}+(?:\.{letter}+)*\.(?i:{_FILE_TYPES}))[{_BLANKS}\n.!?,]",
+        rf"(@[a-zA-Z_][a-zA-Z_0-9]*|#{_letter()}+)",
         rf"(<(?:[!?][A-Za-z-][^>\n]*|/?{name}(?: +(?:{attribute}))* */?)>)",
     ]
 
@@ -236,29 +246,26 @@ def _rules() -> list[tuple[re.Pattern[str], str]]:
     As in a generated scanner, the longest match with its context wins, the first rule among equals, and the context is
     then read again.
     """
+    starters = "|".join(rf"{word[0]}(?i:{re.escape(word[1:])})" for word in _STARTERS.split("|"))
     kinds = {
-        "joined": [rf"((?i:{_JOINED}))"],
+        "joined": [rf"((?i:{first}))(?i:{second})" for first, second in _JOINED.items()],
         "clitic": _clitic_rules(),
         "token": _apostrophe_rules() + _word_rules() + _number_rules() + _sign_rules(),
         "entities": [rf"({_INITIALISM}\.)[,;:]", rf"({_INITIALISM})", rf"({_ENTITY})"],
         "address": _web_rules(),
         "emoticon": _emoticon_rules(),
         "quotes": [rf"(''|[`{_TYPOGRAPHIC_QUOTES}]{{1,2}})"],
-        "sentence end": [rf"({_ACRONYM}\.)\s+(?:{_STARTERS})\s"],
+        "sentence end": [rf"({_ACRONYM}\.)[{_BLANKS}\n]+(?:{starters})[{_BLANKS}\n]"],
+        "blank": [rf"([{_BLANKS}]+)"],
         "other": ["(.)"],
     }
     table = [(pattern, kind) for kind, patterns in kinds.items() for pattern in patterns]
     return [(re.compile(pattern), kind) for pattern, kind in table]
 
 
-def _split_joined(word: str) -> list[str]:
-    cut = 3 if word.endswith("not") else 2
-    return [word[:-cut], word[-cut:]]
-
-
 def _is_dropped(char: str) -> bool:
     # The Java scanner reads 16-bit units, so that a character beyond them, such as an emoji, is unknown to it.
-    return char in _DROPPED_SIGNS or char > "\uffff" or unicodedata.category(char)[0] in "CM"
+    return char in _DROPPED_SIGNS or char > "\uffff" or char.isspace() or unicodedata.category(char)[0] in "CM"
 
 
 def _ascii_apostrophe(token: str) -> str:
@@ -266,9 +273,7 @@ def _ascii_apostrophe(token: str) -> str:
 
 
 def _render(token: str, kind: str) -> list[str]:
-    if kind == "joined":
-        return _split_joined(token.lower())
-    if kind == "other" and _is_dropped(token):
+    if kind == "blank" or (kind == "other" and _is_dropped(token)):
         return []
     if kind == "sentence end" and len(token) == 2:
         token = token[0]
@@ -295,8 +300,8 @@ def _lex(text: str, start: int, end: int) -> list[str]:
     tokens: list[str] = []
     end = start + len(text[start:end].rstrip())
     while start < end:
-        if text[start].isspace():
-            start += 1
+        if blanks := _PLAIN_BLANKS.match(text, start):
+            start = blanks.end()
         elif (plain := _PLAIN_WORD.match(text, start)) and plain[0].lower() not in _JOINED_WORDS:
             tokens.append(plain[0].lower())
             start = plain.end()
