@@ -270,7 +270,8 @@ def _resolved(config: RunConfig, engine: Engine, data: TrainingData, world: int)
         f"({world} rank{'s' if world > 1 else ''}, {settings.accumulation} micro-batch each): "
         f"{samples * settings.max_steps:,.0f} samples in all"
     )
-    if config.throughput.packing and (note := packing_note(engine.model.language_model)) is not None:
+    llm = engine.model.language_model
+    if config.throughput.packing and (note := packing_note(llm, engine.device)) is not None:
         lines.append(note)
     lines.append(f"optimizer {optimizer_name(settings)}, learning rate up to {settings.learning_rate:g}")
     if os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE":

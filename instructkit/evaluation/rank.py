@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, EncoderDecoderCache, PretrainedConfig, PreTrainedModel
 
 from instructkit.evaluation.trie import CandidateTrie
-from instructkit.models.packing import COMPARED_DECODERS
+from instructkit.models.packing import depends_on_longest, why_not_plain
 
 Rule = Literal["sum", "mean"]
 
@@ -38,8 +38,8 @@ def score_candidates(
 
     LAVIS's ranking is `rule="sum"`, with the end token in the trie for encoder-decoders and without for decoders.
     Prefixes may be padded on any side and in the middle: padding is taken out, so a score depends on nothing but its
-    own question. Equal to one full forward a candidate; classes outside `COMPARED_DECODERS` and
-    `PACKED_ENCODER_DECODERS`, and attention kernels other than sdpa and eager, get exactly that.
+    own question. Equal to one full forward a candidate; decoders that `why_not_plain` names, encoder-decoders outside
+    `PACKED_ENCODER_DECODERS` and attention kernels other than sdpa and eager get exactly that.
 
     Args:
         language_model: a causal or sequence-to-sequence language model with its head, in eval mode.
@@ -60,10 +60,11 @@ def score_candidates(
     questions = [tries] * len(prefix_embeds) if isinstance(tries, CandidateTrie) else list(tries)
     _check(prefix_embeds, prefix_mask, questions, rule, max_tokens)
     model = language_model.get_base_model() if hasattr(language_model, "get_base_model") else language_model
-    sums_of = _packed_sums if _packs(model.config) else _row_sums
     with torch.no_grad():
         embeds, lengths = _without_padding(prefix_embeds, prefix_mask.bool())
         longest = max(embeds.shape[1], *(trie.longest for trie in questions))
+        whole = embeds.shape[1] + max(trie.longest for trie in questions)
+        sums_of = _packed_sums if _packs(model.config, whole) else _row_sums
         group = max(1, max_tokens // longest)
         sums: list[Tensor] = []
         for start in range(0, len(questions), group):
@@ -87,9 +88,25 @@ def _check(embeds: Tensor, mask: Tensor, tries: Sequence[CandidateTrie], rule: s
         raise ValueError("a prefix is empty: every question needs at least one token that is not padding")
 
 
-def _packs(config: PretrainedConfig) -> bool:
-    known = PACKED_ENCODER_DECODERS if config.is_encoder_decoder else COMPARED_DECODERS
-    return config.model_type in known and config._attn_implementation in ("sdpa", "eager")
+def _packs(config: PretrainedConfig, longest: int) -> bool:
+    """Whether candidates may share the passes, where a prefix with its candidate has at most `longest` tokens."""
+    return _why_rows(config, longest) is None
+
+
+def _why_rows(config: PretrainedConfig, longest: int = 0) -> str | None:
+    if (kernel := config._attn_implementation) not in ("sdpa", "eager"):
+        return f"attention by {kernel} takes no mask of a trie"
+    if not config.is_encoder_decoder:
+        return why_not_plain(config, longest)
+    if config.model_type not in PACKED_ENCODER_DECODERS:
+        return f"{config.model_type} is none of the encoder-decoders that were compared"
+    return None
+
+
+def ranking_note(language_model: PreTrainedModel) -> str | None:
+    """A line for the log where no candidates share a pass, which is slower; None where they do."""
+    reason = _why_rows(language_model.config)
+    return None if reason is None else f"ranking   one row a candidate, which is slower: {reason}"
 
 
 def _without_padding(embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -360,8 +377,12 @@ def _row_sums(
         real = (trie.paths < trie.edges).to(embeds.device)
         logits_of = rows_of(model, prefix[None, :length])
         at_once = max(1, max_tokens // (length + trie.longest))
+        if depends_on_longest(model.config, length + trie.longest):
+            at_once = 1
         parts = []
         for some, kept in zip(token.split(at_once), real.split(at_once), strict=True):
+            longest = int(kept.sum(dim=1).max())
+            some, kept = some[:, :longest], kept[:, :longest]
             logits = logits_of(some, kept).float()
             log_probs = logits.gather(2, some[:, :, None])[:, :, 0] - logits.logsumexp(dim=-1)
             parts.append(log_probs.masked_fill(~kept, 0).sum(dim=1))

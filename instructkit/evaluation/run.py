@@ -16,6 +16,7 @@ from instructkit.evaluation.benchmark import Task, answer_benchmark, make_task
 from instructkit.evaluation.evaluator import Evaluator
 from instructkit.evaluation.identity import model_identity, responses_identity
 from instructkit.evaluation.plan import Question
+from instructkit.evaluation.rank import ranking_note
 from instructkit.evaluation.ranks import Ranks, current_ranks
 from instructkit.evaluation.responses import Answer
 from instructkit.evaluation.score import NotEvaluated, Result, Spread, cut_of, cut_phrase, errors_of, score
@@ -72,6 +73,9 @@ def evaluate(settings: EvaluationSettings, ranks: Ranks, say: Say, *, replace: b
     without_media = on_first_rank(lambda: _without_media(settings, chosen, say))
     model, texts = load_model(settings.model, allow_packages=settings.allow_packages, dtype=DTYPES[settings.dtype])
     model.to(f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu")
+    ranked = any(wanted.protocol.mode == "rank" for wanted in chosen)
+    if ranks.first and ranked and (note := ranking_note(model.language_model)) is not None:
+        say(note)
     evaluator, identity = Evaluator(model, texts), model_identity(settings.model)
     runner = _Runner(settings, evaluator, identity, ranks, say, replace, without_media)
     outcomes = [runner.evaluate(wanted) for wanted in chosen]

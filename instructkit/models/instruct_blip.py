@@ -302,7 +302,7 @@ class InstructBlip(InstructBlipForConditionalGeneration):
             return everywhere[wanted]
         with project_only(self.language_model.get_output_embeddings(), wanted):
             logits: Tensor = self.language_model(**inputs, use_cache=False).logits
-        return logits[0]
+        return logits[wanted] if logits.shape[:2] == wanted.shape else logits[0]
 
     def shift_right(self, labels: Tensor) -> Tensor:
         """Decoder inputs of an encoder-decoder LLM: the start token, then the answer without its last token."""
@@ -337,6 +337,8 @@ class InstructBlip(InstructBlipForConditionalGeneration):
 def project_only(head: nn.Module, wanted: Tensor) -> Iterator[None]:
     """Let an LLM's output head see only some positions: its logits become `[1, wanted positions, vocabulary]`.
 
+    A head that does not read `[rows, length, width]` (ProphetNet's) sees them all.
+
     Whatever the LLM does to logits after its head (scaling, soft caps) still happens, which calling the head by hand
     would miss.
 
@@ -345,8 +347,8 @@ def project_only(head: nn.Module, wanted: Tensor) -> Iterator[None]:
         wanted: True for the positions to project, `[rows, length]`.
     """
 
-    def select(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-        return (inputs[0][wanted].unsqueeze(0),)
+    def select(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0][wanted].unsqueeze(0),) if inputs[0].shape[:2] == wanted.shape else inputs
 
     hook = head.register_forward_pre_hook(select)
     try:

@@ -8,19 +8,17 @@ some rows of similar length at once, so a token sees what it sees in a padded ba
 from __future__ import annotations
 
 import importlib
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache, cached_property
 from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
-
-_log = logging.getLogger(__name__)
+from transformers import AttentionInterface, PreTrainedConfig
 
 ATTENTION = "packed_rows"
 """Name of this attention among transformers' implementations."""
@@ -61,6 +59,67 @@ COMPARED_DECODERS = frozenset(
 Their rows may be packed and their candidates ranked over a shared prefix. A class that also has short convolutions, a
 state, attention sinks, chunks or a mask of its own would mix the rows without a word, so every other class is padded.
 """
+
+COMPARED_LAYERS = frozenset(["full_attention", "sliding_attention"])
+"""What layers may be (`layer_types`); rows longer than the attention window are not packed."""
+
+COMPARED_ROPES = frozenset(["default", "dynamic", "linear", "llama3", "longrope", "proportional", "yarn"])
+"""Kinds of rotary positions (`rope_type`). Those that depend on the longest row are packed where they do not yet."""
+
+COMPARED_OPTIONS = frozenset(
+    [
+        "_remove_final_layer_norm",
+        "activation_function",
+        "add_cross_attention",
+        "attention_bias",
+        "attention_out_bias",
+        "attn_logit_softcapping",
+        "bos_token_id",
+        "clip_qkv",
+        "do_layer_norm_before",
+        "enable_bias",
+        "eos_token_id",
+        "final_logit_softcapping",
+        "head_dim",
+        "hidden_act",
+        "hidden_activation",
+        "is_decoder",
+        "layer_norm_elementwise_affine",
+        "layer_types",
+        "mlp_bias",
+        "mlp_only_layers",
+        "n_inner",
+        "no_rope_layers",
+        "norm_topk_prob",
+        "num_key_value_heads",
+        "output_router_logits",
+        "pad_token_id",
+        "qk_layernorm",
+        "reorder_and_upcast_attn",
+        "rope_parameters",
+        "scale_attn_by_inverse_layer_idx",
+        "scale_attn_weights",
+        "sliding_window",
+        "summary_activation",
+        "summary_proj_to_labels",
+        "summary_type",
+        "summary_use_proj",
+        "tie_word_embeddings",
+        "use_bias",
+        "use_bidirectional_attention",
+        "use_cache",
+        "use_parallel_residual",
+        "use_sliding_window",
+        "word_embed_proj_dim",
+    ]
+)
+"""Options of these classes' configs that may have any value, by test or because nothing here reads them.
+
+Sizes may, too: fields whose default is a number. An option that is none of these, of a later transformers say, must
+have its default.
+"""
+
+_EVERY_CONFIG = frozenset(field.name for field in fields(PreTrainedConfig))
 
 # Some padding inside attention costs less than one more kernel call.
 PADDING = 1.25
@@ -262,15 +321,17 @@ class _Collect(torch.autograd.Function):
 def _variable_length() -> Callable[..., Any] | None:
     """PyTorch's variable-length attention, where this version has one whose causal mask can be set; else None."""
     try:
-        module = importlib.import_module("torch.nn.attention.varlen")
+        kernel: Callable[..., Any] = importlib.import_module("torch.nn.attention.varlen").varlen_attn
     except ModuleNotFoundError:
-        _log.warning("this torch has no variable-length attention: packed rows are padded inside attention")
         return None
-    kernel: Callable[..., Any] = module.varlen_attn
-    if not {"window_size", "is_causal"} & _parameters(kernel):
-        _log.warning("this torch's variable-length attention has another signature: packed rows are padded inside it")
+    return kernel if {"window_size", "is_causal"} & _parameters(kernel) else None
+
+
+def why_no_kernel() -> str | None:
+    """Why packed rows are padded inside attention on a GPU, too; None where PyTorch's kernel takes them as they are."""
+    if _variable_length() is not None:
         return None
-    return kernel
+    return f"torch {torch.__version__} has no variable-length attention that is known here: rows are padded inside it"
 
 
 @cache
@@ -300,6 +361,70 @@ def attend(
 AttentionInterface.register(ATTENTION, attend)
 
 
+def why_not_plain(config: Any, longest: int = 0) -> str | None:
+    """Why a decoder-only LLM's tokens may depend on more than those before them in their row; None if they do not.
+
+    Args:
+        config: of the LLM.
+        longest: tokens of the longest row.
+    """
+    kind = config.model_type
+    if kind not in COMPARED_DECODERS:
+        return f"{kind} is none of the classes that were compared packed and unpacked"
+    if getattr(config, "use_bidirectional_attention", False) or not getattr(config, "is_causal", True):
+        return f"this {kind} also attends to tokens that follow"
+    if others := set(getattr(config, "layer_types", None) or ()) - COMPARED_LAYERS:
+        return f"{kind} with layers of {' and '.join(sorted(map(str, others)))} was not compared packed and unpacked"
+    if others := {rope["rope_type"] for rope in _ropes(config)} - COMPARED_ROPES:
+        return f"{kind} with {' and '.join(sorted(others))} rotary positions was not compared packed and unpacked"
+    if (option := _unknown_option(config)) is not None:
+        return f"{kind} with {option} was not compared packed and unpacked"
+    if depends_on_longest(config, longest):
+        return f"rotary positions change with the longest row, and one has {longest:,} tokens"
+    return None
+
+
+def depends_on_longest(config: Any, longest: int) -> bool:
+    """Whether an LLM reads its rows by rotary positions that depend on the longest of them.
+
+    Args:
+        config: of the LLM.
+        longest: tokens of the longest row.
+    """
+    limit = _fixed_rope(config)
+    return limit is not None and longest > limit
+
+
+def _unknown_option(config: Any) -> str | None:
+    """An option of a config that is not its class's default and was not compared, as `name=value`; None without."""
+    for field in fields(config) if is_dataclass(config) else ():
+        if field.name in COMPARED_OPTIONS or field.name in _EVERY_CONFIG:
+            continue
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        size = isinstance(default, int | float) and not isinstance(default, bool)
+        value = getattr(config, field.name)
+        if not size and value != default:
+            return f"{field.name}={value}"
+    return None
+
+
+def _ropes(config: Any) -> list[dict[str, Any]]:
+    """Settings of rotary positions: one for all layers, or one for each type of layer."""
+    whole = getattr(config, "rope_parameters", None) or {}
+    return [rope for rope in [whole, *whole.values()] if isinstance(rope, dict) and rope.get("rope_type")]
+
+
+def _fixed_rope(config: Any) -> int | None:
+    """Tokens up to which rotary frequencies are the same whatever the longest row; None for those that never change."""
+    limits = []
+    for rope in _ropes(config):
+        if rope["rope_type"] == "dynamic":
+            limits.append(config.max_position_embeddings)
+        elif rope["rope_type"] == "longrope":
+            limits.append(rope.get("original_max_position_embeddings") or config.max_position_embeddings)
+    return min(limits, default=None)
+
+
 def why_padded(llm: nn.Module, longest: int = 0) -> str | None:
     """Why a decoder-only LLM's rows cannot be packed; None if they can.
 
@@ -308,8 +433,8 @@ def why_padded(llm: nn.Module, longest: int = 0) -> str | None:
         longest: tokens of the longest row.
     """
     config: Any = llm.config
-    if config.model_type not in COMPARED_DECODERS:
-        return f"{config.model_type} is none of the classes that were compared packed and unpacked"
+    if (reason := why_not_plain(config, longest)) is not None:
+        return reason
     if not getattr(llm, "_supports_attention_backend", False):
         return f"this transformers has no exchangeable attention for {config.model_type}"
     if getattr(config, "attn_logit_softcapping", None) is not None:
@@ -330,17 +455,28 @@ def can_pack(llm: nn.Module, longest: int) -> bool:
     return why_padded(llm, longest) is None
 
 
-def packing_note(llm: nn.Module) -> str | None:
-    """A line for the log of a run that asks for packing, where some or all rows are padded all the same."""
+def packing_note(llm: nn.Module, device: torch.device) -> str | None:
+    """A line for the log of a run that asks for packing, where it is not all that it could be.
+
+    Args:
+        llm: the LLM.
+        device: where it will run.
+    """
     config: Any = llm.config
     if getattr(config, "is_encoder_decoder", False):
         return None
     if (reason := why_padded(llm)) is not None:
         return f"packing   off, rows are padded: {reason}"
-    window = getattr(config, "sliding_window", None)
-    if window is not None:
-        return f"packing   on, but a batch with a row over {window:,} tokens (the attention window) is padded"
-    return None
+    notes = []
+    if (window := getattr(config, "sliding_window", None)) is not None:
+        notes.append(f"a batch with a row over {window:,} tokens (the attention window) is padded")
+    if (limit := _fixed_rope(config)) is not None:
+        notes.append(
+            f"a batch with a row over {limit:,} tokens (rotary positions follow the longest from there) is padded"
+        )
+    if device.type == "cuda" and (missing := why_no_kernel()) is not None:
+        notes.append(missing)
+    return f"packing   on, but {'; '.join(notes)}" if notes else None
 
 
 @contextmanager
