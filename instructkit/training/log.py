@@ -1,4 +1,4 @@
-"""The run's log: every line to `log.jsonl`, to the console and, where there is a key, to Weights & Biases."""
+"""The run's log: numbers to `log.jsonl` and, where there is a key, to Weights & Biases; words to `log.txt`."""
 
 from __future__ import annotations
 
@@ -26,19 +26,20 @@ class RunLog:
     """Where a run writes what it reached; on ranks other than the first it writes nothing.
 
     Args:
-        folder: `log.jsonl` is appended to in here.
+        folder: `log.jsonl` (numbers of steps) and `log.txt` (what the console shows) are appended to in here.
         config: settings, for Weights & Biases.
         project: project there; used with WANDB_API_KEY or WANDB_MODE=offline set.
         active: whether this is the rank that writes.
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], project: str, active: bool = True) -> None:
-        self._file = self._wandb = None
+        self._file = self._words = self._wandb = None
         if not active:
             return
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "log.jsonl"
         self._file = self._path.open("a", encoding="utf-8", buffering=1)
+        self._words = (folder / "log.txt").open("a", encoding="utf-8", buffering=1)
         if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") == "offline":
             self._wandb = _start_wandb(folder, config, project)
             self.say(f"wandb     {self._wandb.settings.sync_dir if self._wandb.offline else self._wandb.url}")
@@ -61,14 +62,16 @@ class RunLog:
         self._file = self._path.open("a", encoding="utf-8", buffering=1)
 
     def say(self, line: str) -> None:
-        """A line for the person in front of the console."""
-        if self._file:
+        """A line for people, on the console and in `log.txt`."""
+        if self._words:
             tqdm.write(line)
+            self._words.write(line + "\n")
 
     def close(self) -> None:
         """Flush and close."""
-        if self._file:
-            self._file.close()
+        for file in (self._file, self._words):
+            if file:
+                file.close()
         if self._wandb:
             self._wandb.finish()
 

@@ -44,6 +44,16 @@ def test_metrics_are_lines_without_what_is_none(tmp_path):
     assert lines(tmp_path / "run") == [{"step": 1, "loss": 0.1 + 0.2}]
 
 
+def test_what_the_console_shows_is_kept_in_a_file_run_after_run(tmp_path, capsys):
+    for line in ("packing   off, rows are padded: ...", "step 10/20  Größe"):
+        with RunLog(tmp_path, {}, "p") as log:
+            log.say(line)
+            log.rewind(0)
+    expected = "packing   off, rows are padded: ...\nstep 10/20  Größe\n"
+    assert (tmp_path / "log.txt").read_text(encoding="utf-8") == expected
+    assert capsys.readouterr().out == expected
+
+
 def test_rewinding_drops_later_lines_and_one_that_was_cut_off(tmp_path):
     with RunLog(tmp_path, {}, "p") as log:
         for step in (10, 20, 30):
