@@ -1,4 +1,3 @@
-import importlib
 import json
 import os
 import signal
@@ -18,7 +17,7 @@ from instructkit import cli, sources
 from instructkit.collection import needed_splits
 from instructkit.examples import find_datasets, load_examples, read_manifest
 from tests.evaluation.world import World
-from tests.sources.mini import vqav2
+from tests.miniatures import write_release as write_world
 from tests.test_conversion import TINY, record
 from tests.test_conversion import write_release as write_records
 
@@ -169,7 +168,7 @@ def test_convert_all_converts_what_it_finds(run: Run, tmp_path: Path) -> None:
     names = [source.name for source in sources.sources() if source.examples_of is None and not source.own]
     names = [name for name in names if name not in ("easy_vqa", "tiny", "msvd_qa")]
     for name in names:
-        importlib.import_module(f"tests.sources.mini.{name}").write(root / name)
+        write_world(name, root / name)
     write_release(root / "another folder", [record(0), record(1, question="reject me")])
     code, out, _ = run("convert", "all", "--raw", root, "--out", tmp_path / "out", "--jobs", 1)
     assert code == 1, "half of tiny is rejected"
@@ -204,7 +203,7 @@ def test_convert_all_converts_what_it_finds(run: Run, tmp_path: Path) -> None:
 
 
 def test_convert_all_takes_every_split_on_request(run: Run, tmp_path: Path) -> None:
-    vqav2.write(tmp_path / "raw" / "vqav2")
+    write_world("vqav2", tmp_path / "raw" / "vqav2")
     run("convert", "all", "--raw", tmp_path / "raw", "--out", tmp_path / "out", "--split", "all", "--jobs", 1)
     found = [str(path.relative_to(tmp_path / "out")) for path in find_datasets(tmp_path / "out")]
     assert found == ["vqav2/test", "vqav2/test-dev", "vqav2/train", "vqav2/val"]
@@ -215,7 +214,7 @@ def test_convert_all_is_all_that_the_held_out_benchmarks_need(run: Run, tmp_path
     root, out = tmp_path / "raw", tmp_path / "out"
     held_out = [source.name for source in sources.sources() if source.role == "held-out"]
     for name in held_out:
-        importlib.import_module(f"tests.sources.mini.{name}").write(root / name)
+        write_world(name, root / name)
     assert run("convert", "all", "--raw", root, "--out", out, "--jobs", 1)[0] == 0
     model = World(tmp_path / "world").model()
     run("evaluate", "--model", model, "--data", out, "--benchmarks", "held-out", "--out", tmp_path / "run")
@@ -233,7 +232,7 @@ def test_convert_all_is_all_that_the_held_out_benchmarks_need(run: Run, tmp_path
 def test_a_score_without_the_ocr_tokens_of_the_release_says_so(run: Run, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     raw, out = tmp_path / "textvqa", tmp_path / "out"
-    importlib.import_module("tests.sources.mini.textvqa").write(raw)
+    write_world("textvqa", raw)
     (raw / "TextVQA_Rosetta_OCR_v0.2_val.json").unlink()
     assert "note: " in run("convert", "textvqa", "--raw", raw, "--out", out, "--jobs", 1)[1]
     model = World(tmp_path / "world").model()
@@ -249,7 +248,7 @@ def test_a_score_without_the_ocr_tokens_of_the_release_says_so(run: Run, tmp_pat
 @pytest.mark.parametrize("given", ["too high", "too low"])
 def test_convert_all_names_the_folder_that_is_meant(run: Run, tmp_path: Path, given: str) -> None:
     meant = tmp_path / "around" / "raw"
-    vqav2.write(meant / "vqav2")
+    write_world("vqav2", meant / "vqav2")
     (meant / "notes").mkdir()
     raw = meant.parent if given == "too high" else meant / "notes"
     code, _, err = run("convert", "all", "--raw", raw, "--out", tmp_path / "out", "--jobs", 1)
@@ -259,7 +258,7 @@ def test_convert_all_names_the_folder_that_is_meant(run: Run, tmp_path: Path, gi
 
 def test_convert_all_does_not_guess_between_two_sources(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "raw" / "videos"
-    importlib.import_module("tests.sources.mini.msvd_qa").write(folder)
+    write_world("msvd_qa", folder)
     code, out, _ = run("convert", "all", "--raw", tmp_path / "raw", "--out", tmp_path / "out", "--jobs", 1)
     assert code == 2
     told = f"{folder}: could be {{}} or {{}}; rename it to the source's name"
@@ -271,12 +270,12 @@ def test_convert_all_does_not_guess_between_two_sources(run: Run, tmp_path: Path
 
 
 def test_render_writes_formats_to_a_file_or_the_terminal(run: Run, tmp_path: Path) -> None:
-    vqav2.write(tmp_path / "raw")
+    write_world("vqav2", tmp_path / "raw")
     run("convert", "vqav2", "--raw", tmp_path / "raw", "--out", tmp_path / "out", "--jobs", 1)
     code, out, _ = run("render", tmp_path / "out")
     assert code == 0
     assert out.count("wording") == 3
-    assert "COCO_train2014_000000000009.jpg" in out
+    assert "COCO_train2014_000000000001.jpg" in out
     assert run("render", tmp_path / "out", "--seed", "1")[1] != out
     code, out, _ = run("render", tmp_path / "out", "--format", "messages", "--limit", 2)
     assert [set(json.loads(line)) for line in out.splitlines()] == [{"id", "messages", "images"}] * 2
@@ -303,7 +302,7 @@ def test_weights_must_be_numbers_of_datasets_that_are_there(run: Run, tmp_path: 
 
 
 def test_question_generation_counts_in_the_mixture(run: Run, tmp_path: Path) -> None:
-    vqav2.write(tmp_path / "raw")
+    write_world("vqav2", tmp_path / "raw")
     for split in ("train", "val"):
         run("convert", "vqav2", "--raw", tmp_path / "raw", "--out", tmp_path / "out", "--split", split, "--jobs", 1)
     out = run("mixture", tmp_path / "out")[1]
@@ -323,14 +322,14 @@ def test_the_command_itself(tmp_path: Path) -> None:
     command = f"{sys.executable} -m instructkit.cli"
     closed = subprocess.run(f"{command} sources --json | head -c 20", shell=True, capture_output=True, text=True)
     assert closed.stderr == ""
-    vqav2.write(tmp_path / "raw")
+    write_world("vqav2", tmp_path / "raw")
     done = subprocess.run(
         [*command.split(), "convert", "vqav2", "--raw", tmp_path / "raw", "--out", tmp_path / "out", "--check-images"],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "2 media files checked, 0 missing, 0 broken" in done.stdout
+    assert "3 media files checked, 0 missing, 0 broken" in done.stdout
     manifest = read_manifest(tmp_path / "out/vqav2/train")
     assert pq.read_table(tmp_path / "out/vqav2/train" / next(iter(manifest.shards))).num_rows == 3
     failed = subprocess.run([*command.split(), "convert", "esay_vqa", "--out", "x"], capture_output=True, text=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import shutil
 from pathlib import Path
@@ -25,6 +24,7 @@ from instructkit.examples import Example
 from instructkit.exports import FORMATS
 from instructkit.media import PICTURE_SUFFIXES, VIDEO_SUFFIXES, check_media, load_image, located
 from tests.evaluation.world import World
+from tests.miniatures import write_release
 from tests.test_examples import write_dataset
 
 RELEASES = [
@@ -40,8 +40,7 @@ def command(*words: object) -> Any:
 
 
 def release(name: str, folder: Path) -> Path:
-    importlib.import_module(f"tests.sources.mini.{name}").write(folder)
-    return folder
+    return write_release(name, folder)
 
 
 def remove_media(folder: Path) -> None:

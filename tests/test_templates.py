@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import re
 from collections import Counter
 from pathlib import Path
@@ -18,6 +16,7 @@ from instructkit.conversion import convert
 from instructkit.examples import REJECTED, TASKS, Example, load_examples
 from instructkit.prompts import Templates, templates_folder, train_templates
 from instructkit.protocols import Protocol, benchmarks, load_protocol
+from tests.miniatures import write_release
 
 TRAIN = sorted((templates_folder() / "train").glob("*.yaml"))
 PASS_THROUGH = {"llava"}
@@ -42,11 +41,7 @@ class Converted:
             return packaged
         raw = self.root / "raw" / name
         if not raw.exists():
-            module = f"tests.sources.mini.{name}"
-            if importlib.util.find_spec(module) is None:
-                pytest.fail(f"{name} has no miniature release: write tests/sources/mini/{name}.py")
-            raw.mkdir(parents=True)
-            importlib.import_module(module).write(raw)
+            write_release(name, raw, media=False)
         return raw
 
     def split(self, name: str, split: str) -> list[Example]:

@@ -25,9 +25,13 @@ class Size(NamedTuple):
         other: examples of each other split.
     """
 
-    factor: int
+    factor: float
     benchmark: int
     other: int
+
+    def training(self, tiny: int) -> int:
+        """Number of training records of a release that has so many in the tiny world; two at least."""
+        return max(2, round(tiny * self.factor))
 
 
 SIZES = {"tiny": Size(1, 12, 4), "small": Size(6, 100, 8), "full": Size(40, 500, 16)}

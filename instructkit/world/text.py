@@ -109,7 +109,7 @@ def write(out: Path, seed: int = 0, size: str = "tiny") -> int:
     """
     if size not in SIZES:
         raise UserError(f"no world has the size {size!r}; there are {', '.join(SIZES)}")
-    count = DOCUMENTS * SIZES[size].factor
+    count = SIZES[size].training(DOCUMENTS)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_stream(out, (msgspec.json.encode(document).decode() + "\n" for document in documents(seed, count)))
     return count

@@ -175,27 +175,27 @@ def test_a_broken_picture_is_an_error_with_its_id_until_it_is_mended(world: Worl
     shutil.copytree(content["media_root"], media)
     content["media_root"] = str(media)
     manifest.write_text(json.dumps(content))
-    picture = media / "val2014" / "COCO_val2014_000000000025.jpg"
+    picture = media / "val2014" / "COCO_val2014_000000000002.jpg"
     good = picture.read_bytes()
     picture.write_bytes(good[:100])
 
     run = tmp_path / "run"
     found = world.evaluate("vqav2", run, data=str(data))
     (result,) = found.results
-    assert list(result.errors) == ["vqav2/val/25000"]
-    assert picture.name in result.errors["vqav2/val/25000"]
-    assert (result.n, result.available) == (2, 3)
+    assert list(result.errors) == ["vqav2/val/2000"]
+    assert picture.name in result.errors["vqav2/val/2000"]
+    assert (result.n, result.available) == (3, 4)
     assert failed(found)
     settings = make_settings(world.settings("vqav2", run, data=str(data)))
     write_evaluation_report(settings)
     report = report_bytes(run)
     for name in ("report.html", "report.md"):
         assert "1 examples failed" in report[name].decode()
-        assert "vqav2/val/25000" in report[name].decode()
+        assert "vqav2/val/2000" in report[name].decode()
 
     picture.write_bytes(good)
-    assert Image.open(picture).size == (12, 8)
+    assert Image.open(picture).size == (112, 112)
     mended = world.evaluate("vqav2", run, data=str(data))
     assert mended.results[0].errors == {}
-    assert mended.results[0].n == 3
+    assert mended.results[0].n == 4
     assert not failed(mended)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import sys
@@ -22,6 +21,7 @@ from instructkit.evaluation.settings import make_settings
 from instructkit.examples import MANIFEST
 from instructkit.models.saving import save_model
 from instructkit.protocols import load_protocol
+from tests.miniatures import write_release
 from tests.tiny import tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,8 +43,7 @@ class World:
             if raw is None:
                 raw = self.root / "raw" / source
                 if not raw.exists():
-                    raw.mkdir(parents=True)
-                    importlib.import_module(f"tests.sources.mini.{source}").write(raw)
+                    write_release(source, raw)
             convert(source, raw, self.data, split=split, limit=LIMIT)
         return folder
 

@@ -1,8 +1,7 @@
-"""What holds for every source; a new one is covered by being there, with its miniature release in `mini/<name>.py`."""
+"""What holds for every source; a new one is covered by being there, with a writer of its release in the mini-world."""
 
 from __future__ import annotations
 
-import importlib
 import re
 import shutil
 from pathlib import Path
@@ -20,6 +19,7 @@ from instructkit.errors import UserError
 from instructkit.examples import SCHEMA, TASKS, load_examples
 from instructkit.prompts import templates_folder
 from instructkit.releases import MissingFile
+from tests.miniatures import write_release
 from tests.sources import converted
 
 HELD_IN = {
@@ -101,8 +101,7 @@ def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("releases")
     for name in CONVERTED:
         if sources.default_raw(name) is None:
-            (root / name).mkdir()
-            importlib.import_module(f"tests.sources.mini.{name}").write(root / name)
+            write_release(name, root / name)
     return root
 
 

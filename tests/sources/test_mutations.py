@@ -4,7 +4,6 @@ that hold together; never another exception, never an example that is wrong.
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from instructkit.errors import UserError
 from instructkit.examples import Example
 from instructkit.releases import RawRecord
 from instructkit.sources import Reading
+from tests.miniatures import write_release
 
 NAMES = [source.name for source in sources.sources() if source.examples_of is None and source.name != "easy_vqa"]
 
@@ -71,10 +71,8 @@ def mutations(draw: st.DrawFn, value: Any) -> Any:
 
 @cache
 def release(name: str) -> Path:
-    """The miniature release of a source, written once."""
-    folder = Path(mkdtemp(prefix=f"{name}-"))
-    importlib.import_module(f"tests.sources.mini.{name}").write(folder)
-    return folder
+    """The miniature release of a source, written once; its pictures are never opened."""
+    return write_release(name, Path(mkdtemp(prefix=f"{name}-")), media=False)
 
 
 @cache

@@ -24,7 +24,7 @@ def write_vqav2(release: Release) -> None:
     """Questions and annotations of train and val, questions alone of the test sets."""
     size = release.size
     counts = {
-        "train2014": 200 * size.factor,
+        "train2014": size.training(200),
         "val2014": size.benchmark,
         "test-dev2015": size.other,
         "test2015": size.other,
@@ -52,7 +52,7 @@ def write_vqav2(release: Release) -> None:
 
 def write_okvqa(release: Release) -> None:
     """Questions that need what everybody knows about a kind of thing."""
-    for split, count in {"train": 12 * release.size.factor, "val": release.size.benchmark}.items():
+    for split, count in {"train": release.size.training(12), "val": release.size.benchmark}.items():
         questions, annotations = [], []
         for number in range(count):
             question = release.draw(split, number, side_of(split), _ask_known)
@@ -72,7 +72,7 @@ def write_okvqa(release: Release) -> None:
 def write_aokvqa(release: Release) -> None:
     """The same facts, with four options, rationales and direct answers."""
     size = release.size
-    for split, count in {"train": 16 * size.factor, "val": size.benchmark, "test": size.other}.items():
+    for split, count in {"train": size.training(16), "val": size.benchmark, "test": size.other}.items():
         records = []
         for number in range(count):
             question = release.draw(split, number, side_of(split), _ask_known)

@@ -17,7 +17,7 @@ CAPTIONS = 5
 def write_coco(release: Release) -> None:
     """Karpathy's file; captions of val and test pictures all differ."""
     size = release.size
-    counts = {"train": 56 * size.factor, "restval": 4 * size.factor, "val": size.other, "test": size.benchmark}
+    counts = {"train": size.training(56), "restval": size.training(4), "val": size.other, "test": size.benchmark}
     images: list[dict[str, Any]] = []
     for split, count in counts.items():
         for scene, captions in _different(release, split, count, lambda s, n: caption(s, n, size=n < 3)):
@@ -47,7 +47,7 @@ def write_flickr(release: Release) -> None:
 def write_web(release: Release) -> None:
     """BLIP's list of URLs, and the pictures as img2dataset leaves them."""
     pairs = []
-    for number in range(400 * release.size.factor):
+    for number in range(release.size.training(400)):
         scene = release.draw("train", number, "train", draw_scene)
         pairs.append({"url": f"http://pictures.example/{number}.jpg", "caption": caption(scene, number).lower()})
         release.picture(f"images/{number // 10_000:05}/{number:09}.jpg", scene)

@@ -54,7 +54,7 @@ def write_textcaps(release: Release) -> None:
     """Captions that mention the signs, five a picture, with Rosetta's tokens."""
     size = release.size
     for place, (split, count) in enumerate(
-        {"train": 16 * size.factor, "val": size.benchmark, "test": size.other}.items(), 1
+        {"train": size.training(16), "val": size.benchmark, "test": size.other}.items(), 1
     ):
         entries: list[dict[str, Any]] = []
         tokens = []
@@ -79,7 +79,7 @@ def write_textcaps(release: Release) -> None:
 def write_ocrvqa(release: Release) -> None:
     """Covers with a title and an author or a number, three questions each."""
     size = release.size
-    counts = {"train": 40 * size.factor, "val": size.other, "test": max(1, size.benchmark // 3)}
+    counts = {"train": size.training(40), "val": size.other, "test": max(1, size.benchmark // 3)}
     books: dict[str, Any] = {}
     for code, (split, count) in enumerate(counts.items(), 1):
         for number in range(count):

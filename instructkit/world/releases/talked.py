@@ -94,7 +94,7 @@ def talk(rng: random.Random) -> Talk:
 def write_llava_conversation(release: Release) -> None:
     """Conversations of one to three turns, answered in sentences."""
     records = []
-    for number in range(8 * release.size.factor):
+    for number in range(release.size.training(8)):
         count = 1 + number % 3
         question = release.draw("train", number, "train", lambda rng: ask(rng, rng.choice(("kind", "colour"))))
         scene = question.scene
@@ -113,7 +113,7 @@ def write_llava_detail(release: Release) -> None:
     """Whole descriptions."""
     wordings = ("Describe the picture in detail.", "What is in this picture? Tell everything.")
     records = []
-    for number in range(4 * release.size.factor):
+    for number in range(release.size.training(4)):
         scene = release.draw("train", number, "train", lambda rng: draw_scene(rng, 1, 4))
         records.append(_conversation(number, [(wordings[number % 2], describe(scene))]))
         release.picture(f"train2017/{records[-1]['image']}", scene)
@@ -123,7 +123,7 @@ def write_llava_detail(release: Release) -> None:
 def write_llava_reasoning(release: Release) -> None:
     """Explanations: what a picture story changes, and what follows from the kind of a thing."""
     records = []
-    for number in range(6 * release.size.factor):
+    for number in range(release.size.training(6)):
         fact = HELD_IN["llava_reasoning"].facts[number % len(HELD_IN["llava_reasoning"].facts)]
         make = partial(ask_change, action=fact) if fact in ACTIONS else partial(ask, fact=fact)
         question = release.draw("train", number, "train", make)
