@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 
 from instructkit import metrics
+from instructkit.evaluation.ranks import Ranks
+from instructkit.evaluation.run import evaluate
 from instructkit.evaluation.settings import make_settings
 from instructkit.examples import load_examples
 from instructkit.protocols import benchmarks, load_protocol
 from instructkit.reports.report import write_evaluation_report
 from tests.evaluation.world import World
+from tests.tiny import LLMS
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
@@ -106,3 +109,27 @@ def test_a_score_that_is_not_defined_is_told(world: World, tmp_path: Path) -> No
     world.benchmark("hatefulmemes")
     (missing,) = world.evaluate("hatefulmemes", tmp_path, limit=1).not_evaluated
     assert "both classes" in missing.reason
+
+
+@pytest.mark.parametrize(
+    ("llm", "told"),
+    [
+        ("llama", []),
+        (
+            "bloom",
+            [
+                "ranking   one row a candidate, which is slower: "
+                "bloom is none of the classes that were compared packed and unpacked"
+            ],
+        ),
+    ],
+)
+def test_it_is_told_once_where_candidates_share_no_passes(
+    llm: str, told: list[str], world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LLMS, "bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4})
+    world.benchmark("hatefulmemes")
+    lines: list[str] = []
+    settings = world.settings("hatefulmemes", tmp_path, limit=2, model=str(world.model(llm)))
+    evaluate(make_settings(settings), Ranks(), lines.append)
+    assert [line for line in lines if line.startswith("ranking")] == told
