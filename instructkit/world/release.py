@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from instructkit.miniatures import MINIATURE
 from instructkit.world.draw import draw_frames, draw_picture, draw_strip, save_film, save_picture
+from instructkit.world.flaws import FLAWS, SHARE, Flaw
 from instructkit.world.questions import NEGATIVE, Question
-from instructkit.world.scene import Digested, Film, Scene, Side, draw
+from instructkit.world.scene import Digested, Film, Scene, Side, draw, draw_scene
+
+PLANTED = "planted.json"
+"""Which bad records a release has, by split, with what is wrong with each and why it must be rejected."""
 
 T = TypeVar("T", bound=Digested)
 
@@ -52,6 +56,8 @@ class Release:
         self.pictures: dict[str, Scene | Film] = {}
         self.films: dict[str, Film] = {}
         self.ledger: dict[str, dict[str, str]] = {}
+        self.planted: list[tuple[str, Flaw]] = []
+        self.broken: list[str] = []
         self.write_json(MINIATURE, {})
 
     def draw(self, stream: str, number: int, side: Side, make: Callable[[random.Random], T]) -> T:
@@ -85,6 +91,17 @@ class Release:
             "among": str(len(question.values)),
         }
 
+    def plant(self, split: str, count: int) -> Iterator[Flaw]:
+        """What is to be wrong with further records of a split, one for each hundred good ones; kept in `planted`."""
+        for number in range(count // SHARE):
+            flaw = FLAWS[self.name][number % len(FLAWS[self.name])]
+            self.planted.append((split, flaw))
+            yield flaw
+
+    def flawed(self, split: str, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Bad copies of some of a split's records, which belong beside them."""
+        return [{**records[number], **flaw.change} for number, flaw in enumerate(self.plant(split, len(records)))]
+
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file."""
         self._write(name, json.dumps(content))
@@ -98,8 +115,10 @@ class Release:
         self._write(name, "".join(f"{line}\n" for line in lines))
 
     def finish(self, pictures: bool = True) -> None:
-        """Write the ledger, which marks the release as a miniature, and draw pictures and films."""
+        """Write the ledger, which marks the release as a miniature, and what was planted; draw pictures and films."""
         self.write_json(MINIATURE, self.ledger)
+        if self.planted:
+            self.write_json(PLANTED, [{"split": split, **flaw._asdict()} for split, flaw in self.planted])
         if not pictures:
             return
         for name, scene in self.pictures.items():
@@ -107,6 +126,15 @@ class Release:
             save_picture(self.root / name, image)
         for name, film in self.films.items():
             save_film(self.root / name, draw_frames(film))
+        for name in self.broken:
+            self._cut_off(name)
+
+    def _cut_off(self, name: str) -> None:
+        """Leave of a picture its first half, as a download that broke off."""
+        path = self.root / name
+        save_picture(path, draw_picture(draw(self.seed, f"{self.name}/{name}", 0, "train", draw_scene)))
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
 
     def _write(self, name: str, text: str) -> None:
         path = self.root / name

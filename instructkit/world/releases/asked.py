@@ -9,6 +9,9 @@ from instructkit.world.facts import HELD_IN, HELD_OUT
 from instructkit.world.questions import Question, ask, options, polite, verify
 from instructkit.world.release import Release, side_of, ten_answers
 
+PLANTED_IDS = 2_000_000_000
+"""Above all other ids of questions."""
+
 LICENSE = {"url": "http://creativecommons.org/licenses/by/4.0/", "name": "Creative Commons Attribution 4.0"}
 
 
@@ -43,6 +46,8 @@ def write_vqav2(release: Release) -> None:
             annotations.append(_annotation(entry, question, answers))
             release.note(f"{split}/{entry['question_id']}", question, "open")
             release.picture(f"{folder}/COCO_{folder}_{image_id:012}.jpg", question.scene)
+        if not subset.startswith("test"):
+            _plant(release, split, questions, annotations)
         head = {"info": {"version": "2.0"}, "license": LICENSE, "data_type": "mscoco", "data_subtype": subset}
         name = f"v2_OpenEnded_mscoco_{subset}_questions.json"
         release.write_json(name, {**head, "task_type": "Open-Ended", "questions": questions})
@@ -64,6 +69,7 @@ def write_okvqa(release: Release) -> None:
             release.note(f"{split}/{entry['question_id']}", question, "open")
             folder = f"{split}2014"
             release.picture(f"{folder}/COCO_{folder}_{image_id:012}.jpg", question.scene)
+        _plant(release, split, questions, annotations)
         head = {"license": LICENSE, "data_subtype": f"{split}2014", "data_type": "mscoco"}
         release.write_json(f"OpenEnded_mscoco_{split}2014_questions.json", {**head, "questions": questions})
         release.write_json(f"mscoco_{split}2014_annotations.json", {**head, "annotations": annotations})
@@ -94,6 +100,7 @@ def write_aokvqa(release: Release) -> None:
             records.append(record)
             release.note(f"{split}/{key}", question, "options")
             release.picture(f"{split}2017/{1 + number:012}.jpg", question.scene)
+        records += release.flawed(split, records)
         release.write_json(f"aokvqa_v1p0_{split}.json", records)
 
 
@@ -115,7 +122,16 @@ def write_vizwiz(release: Release) -> None:
             entries.append(entry)
             release.note(f"{split}/{name.removesuffix('.jpg')}", question, "spoken")
             release.picture(f"{split}/{name}", question.scene)
+        entries += release.flawed(split, entries)
         release.write_json(f"{split}.json", entries)
+
+
+def _plant(release: Release, split: str, questions: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> None:
+    """Add bad pairs of a question and its annotation, under ids of their own."""
+    for number, flaw in enumerate(release.plant(split, len(questions))):
+        for part in (questions, annotations):
+            change = {key: value for key, value in flaw.change.items() if key in part[number]}
+            part.append({**part[number], "question_id": part[number]["question_id"] + PLANTED_IDS, **change})
 
 
 def _ask_known(rng: random.Random) -> Question:

@@ -26,6 +26,7 @@ def write_coco(release: Release) -> None:
             name = f"COCO_{folder}_{number:012}.jpg"
             images.append({"filepath": folder, **_karpathy(number - 1, name, split, captions), "cocoid": number})
             release.picture(f"{folder}/{name}", scene)
+        images += release.flawed(split.replace("restval", "train"), images[-count:])
     release.write_json("dataset_coco.json", {"images": images, "dataset": "coco"})
 
 
@@ -40,17 +41,22 @@ def write_flickr(release: Release) -> None:
             images.append(_karpathy(len(images), name, split, captions))
             lines += [f"{name}#{place}\t{text}" for place, text in enumerate(captions)]
             release.picture(f"flickr30k-images/{name}", scene)
+        images += release.flawed(split, images[-count:])
     release.write_json("dataset_flickr30k.json", {"images": images, "dataset": "flickr30k"})
     release.write_text("results_20130124.token", lines)
 
 
 def write_web(release: Release) -> None:
     """BLIP's list of URLs, and the pictures as img2dataset leaves them."""
-    pairs = []
+    pairs: list[dict[str, Any]] = []
     for number in range(release.size.training(400)):
         scene = release.draw("train", number, "train", draw_scene)
         pairs.append({"url": f"http://pictures.example/{number}.jpg", "caption": caption(scene, number).lower()})
-        release.picture(f"images/{number // 10_000:05}/{number:09}.jpg", scene)
+        release.picture(_web_picture(number), scene)
+    for place, flaw in enumerate(release.plant("train", len(pairs))):
+        if flaw.picture == "broken":
+            release.broken.append(_web_picture(len(pairs)))
+        pairs.append({**pairs[place], **flaw.change})
     release.write_json("ccs_synthetic_filtered_large.json", pairs)
 
 
@@ -73,6 +79,8 @@ def write_nocaps(release: Release) -> None:
                 {"image_id": number, "id": number + release.size.benchmark * place}
                 | {"caption": caption(scene, place, size=place < 6)}
             )
+    for place, flaw in enumerate(release.plant("val", release.size.benchmark)):
+        images.append({**images[place], "id": release.size.benchmark + place, **flaw.change})
     head = {"licenses": [], "info": {"version": "0.1"}}
     release.write_json("nocaps_val_4500_captions.json", {**head, "images": images, "annotations": annotations})
     tests = [_nocaps_image(number, "test") for number in range(release.size.other)]
@@ -96,6 +104,10 @@ def _different(
             seen |= set(captions)
             found.append((scene, captions))
     return found
+
+
+def _web_picture(number: int) -> str:
+    return f"images/{number // 10_000:05}/{number:09}.jpg"
 
 
 def _several(rng: random.Random) -> Scene:

@@ -7,6 +7,7 @@ import io
 import random
 import string
 from collections.abc import Callable
+from typing import Any
 
 from instructkit.world.facts import HELD_OUT, VALUES
 from instructkit.world.questions import Question, ask_change
@@ -32,6 +33,7 @@ def write_msvd(release: Release) -> None:
             release.note(f"{split}/{first}", question, "film")
             release.film(f"YouTubeClips/{stem}.avi", _film(question))
             first += 1
+        entries += release.flawed(split, entries)
         release.write_json(f"{split}_qa.json", entries)
     release.write_text("youtube_mapping.txt", mapping)
 
@@ -48,23 +50,27 @@ def write_msrvtt(release: Release) -> None:
             release.note(f"{split}/{first}", question, "film")
             release.film(f"videos/video{first}.mp4", _film(question))
             first += 1
+        entries += release.flawed(split, entries)
         release.write_json(f"{split}_qa.json", entries)
 
 
 def write_ivqa(release: Release) -> None:
     """All changes, five answers each, some cells empty; the clip is the whole video."""
     for split, count in _counts(release).items():
-        lines = io.StringIO()
-        rows = csv.writer(lines, lineterminator="\n")
-        rows.writerow(COLUMNS)
+        records: list[dict[str, Any]] = []
         for number in range(count):
             question = release.draw(split, number, side_of(split), _asker("ivqa", split, number))
             rng = release.rng(split, number)
             name = _youtube_id(rng)
             answers = [text if text in question.values else "" for text in ten_answers(rng, question, 5)]
-            rows.writerow([name, 0, _film(question).seconds, question.text, *answers, 1])
+            cells = [name, 0, _film(question).seconds, question.text, *answers, 1]
+            records.append(dict(zip(COLUMNS, cells, strict=True)))
             release.note(f"{split}/{name}/{number + 1}", question, "film")
             release.film(f"video/{name}.mp4", _film(question))
+        lines = io.StringIO()
+        rows = csv.DictWriter(lines, COLUMNS, lineterminator="\n")
+        rows.writeheader()
+        rows.writerows([*records, *release.flawed(split, records)])
         release.write_text(f"{split}.csv", lines.getvalue().splitlines())
 
 

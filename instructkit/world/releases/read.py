@@ -44,6 +44,7 @@ def write_textvqa(release: Release) -> None:
             first += 1
             release.note(f"{split}/{record['question_id']}", question, "tokens")
             release.picture(f"{'test' if split == 'test' else 'train'}_images/{image}.jpg", question.scene)
+        records += release.flawed(split, records)
         head = {"dataset_type": split, "dataset_name": "textvqa", "dataset_version": "0.5.1"}
         release.write_json(f"TextVQA_0.5.1_{split}.json", {**head, "data": records})
         name = f"TextVQA_Rosetta_OCR_v0.2_{split}.json"
@@ -70,6 +71,8 @@ def write_textcaps(release: Release) -> None:
                 entries.append({**entry, **caption, "reference_strs": captions})
             tokens.append(_rosetta(image, list(scene.signs)))
             release.picture(f"{'test' if split == 'test' else 'train'}_images/{image}.jpg", scene)
+        bad = release.flawed(split, entries if split == "train" else entries[::5])  # read one a picture
+        entries += bad
         head = {"dataset_type": split, "dataset_name": "textcaps", "dataset_version": 0.1}
         release.write_json(f"TextCaps_0.1_{split}.json", {**head, "data": entries})
         name = f"TextVQA_Rosetta_OCR_v0.2_{split}.json"
@@ -99,6 +102,8 @@ def write_ocrvqa(release: Release) -> None:
             for place, question in enumerate(asked):
                 release.note(f"{split}/{asin}/{place}", question, "open")
             release.picture(f"images/{asin}.jpg", scene)
+        own = [book for book in books.values() if book["split"] == code]
+        books |= {f"{code}9{place:08}": book for place, book in enumerate(release.flawed(split, own))}
     release.write_json("dataset.json", books)
 
 

@@ -42,6 +42,8 @@ def write_gqa(release: Release) -> None:
             questions[key] = entry
             release.note(f"{split}/{key}", question, "compositional")
             release.picture(f"images/{image}.jpg", question.scene)
+        bad = release.flawed(split, list(questions.values()))
+        questions |= {str(80_000_000 + place): entry for place, entry in enumerate(bad)}
         release.write_json(f"{split}_balanced_questions.json", questions)
 
 
@@ -72,6 +74,7 @@ def write_vsr(release: Release) -> None:
                 )
                 release.note(f"{split}/{number + 1}", question, "statement")
                 release.picture(f"images/{name}", question.scene)
+            lines += release.flawed(split, lines)
             release.write_lines(f"splits/{version}/{part}.jsonl", lines)
 
 
@@ -87,6 +90,7 @@ def write_iconqa(release: Release) -> None:
                 pid = str(1 + len(problems))
                 pids.append(pid)
                 problems[pid] = _problem(release, kind, part, number, pid)
+            _plant(release, f"{kind}_{part}", problems, pids)
     release.write_json("problems.json", problems)
     release.write_json("pid_splits.json", splits)
 
@@ -107,8 +111,16 @@ def write_scienceqa(release: Release) -> None:
             problems[pids[-1]] = _school_problem(question, release.rng(split, number), split)
             release.note(f"{split}/{pids[-1]}", question, "context")
             release.picture(f"images/{split}/{pids[-1]}/image.png", question.scene)
+        _plant(release, split, problems, pids)
     release.write_json("problems.json", problems)
     release.write_json("pid_splits.json", {**splits, "minitest": splits["test"][:2]})
+
+
+def _plant(release: Release, split: str, problems: dict[str, Any], pids: list[str]) -> None:
+    """Add bad problems to a split, which lists its own in `pids`."""
+    for problem in release.flawed(split, [problems[pid] for pid in pids if problems[pid].get("image", True)]):
+        pids.append(str(1 + len(problems)))
+        problems[pids[-1]] = problem
 
 
 def _ask_composed(rng: random.Random) -> Question:

@@ -50,6 +50,7 @@ def write_visdial(release: Release) -> None:
             if split == "val":
                 dense.append(_relevances(image_id, rng.randint(1, ROUNDS), rounds))
             release.picture(_dialog_picture(split, image_id), scene)
+        dialogs += release.flawed(split, dialogs)
         data = {"questions": list(questions), "answers": ANSWERS, "dialogs": dialogs}
         release.write_json(f"visdial_1.0_{split}.json", {"version": "1.0", "split": names[split], "data": data})
         if split == "val":
@@ -106,7 +107,7 @@ def write_llava_conversation(release: Release) -> None:
         records.append(_conversation(number, turns[:count]))
         release.note(f"train/{records[-1]['id']}/{number}/1", question, "conversation")
         release.picture(f"train2017/{records[-1]['image']}", scene)
-    release.write_json("conversation_58k.json", records)
+    release.write_json("conversation_58k.json", [*records, *release.flawed("train", records)])
 
 
 def write_llava_detail(release: Release) -> None:
@@ -117,7 +118,7 @@ def write_llava_detail(release: Release) -> None:
         scene = release.draw("train", number, "train", lambda rng: draw_scene(rng, 1, 4))
         records.append(_conversation(number, [(wordings[number % 2], describe(scene))]))
         release.picture(f"train2017/{records[-1]['image']}", scene)
-    release.write_json("detail_23k.json", records)
+    release.write_json("detail_23k.json", [*records, *release.flawed("train", records)])
 
 
 def write_llava_reasoning(release: Release) -> None:
@@ -130,7 +131,7 @@ def write_llava_reasoning(release: Release) -> None:
         records.append(_conversation(number, [(question.text, explanation(question))]))
         release.note(f"train/{records[-1]['id']}/{number}/1", question, "explanation")
         release.picture(f"train2017/{records[-1]['image']}", question.scene)
-    release.write_json("complex_reasoning_77k.json", records)
+    release.write_json("complex_reasoning_77k.json", [*records, *release.flawed("train", records)])
 
 
 def write_memes(release: Release) -> None:
@@ -149,6 +150,7 @@ def write_memes(release: Release) -> None:
             release.note(f"{split}/{first}", question, "remark")
             release.picture(str(line["img"]), question.scene)
             first += 1
+        lines += release.flawed(split, lines)
         release.write_lines(f"{split}.jsonl", lines)
 
 
