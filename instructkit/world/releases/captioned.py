@@ -26,7 +26,7 @@ def write_coco(release: Release) -> None:
             name = f"COCO_{folder}_{number:012}.jpg"
             images.append({"filepath": folder, **_karpathy(number - 1, name, split, captions), "cocoid": number})
             release.picture(f"{folder}/{name}", scene)
-        images += release.flawed(split.replace("restval", "train"), images[-count:])
+        images += release.flawed(split.replace("restval", "train"), images[len(images) - count :])
     release.write_json("dataset_coco.json", {"images": images, "dataset": "coco"})
 
 
@@ -41,7 +41,7 @@ def write_flickr(release: Release) -> None:
             images.append(_karpathy(len(images), name, split, captions))
             lines += [f"{name}#{place}\t{text}" for place, text in enumerate(captions)]
             release.picture(f"flickr30k-images/{name}", scene)
-        images += release.flawed(split, images[-count:])
+        images += release.flawed(split, images[len(images) - count :])
     release.write_json("dataset_flickr30k.json", {"images": images, "dataset": "flickr30k"})
     release.write_text("results_20130124.token", lines)
 
