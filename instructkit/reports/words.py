@@ -59,7 +59,7 @@ def miniatures(entries: list[dict[str, Any]]) -> str:
     made_up = [entry["title"] for entry in entries if entry.get("miniature")]
     if not made_up:
         return ""
-    which = "All benchmarks" if len(made_up) == len(entries) else ", ".join(made_up)
+    which = "all benchmarks" if len(made_up) == len(entries) else ", ".join(made_up)
     return (
         f"In miniature: {which}. Pictures, films and questions are made up, so these scores cannot be compared with "
         "published ones."

@@ -12,7 +12,7 @@ from instructkit.miniatures import MINIATURE
 from instructkit.world.draw import draw_frames, draw_picture, draw_strip, save_film, save_picture
 from instructkit.world.flaws import FLAWS, SHARE, Flaw
 from instructkit.world.questions import NEGATIVE, Question
-from instructkit.world.scene import Digested, Film, Scene, Side, draw, draw_scene
+from instructkit.world.scene import Digested, Film, Scene, Side, draw
 
 PLANTED = "planted.json"
 """Which bad records a release has, by split, with what is wrong with each and why it must be rejected."""
@@ -57,7 +57,7 @@ class Release:
         self.films: dict[str, Film] = {}
         self.ledger: dict[str, dict[str, str]] = {}
         self.planted: list[tuple[str, Flaw]] = []
-        self.broken: list[str] = []
+        self.spoilt: dict[str, str] = {}
         self.write_json(MINIATURE, {})
 
     def draw(self, stream: str, number: int, side: Side, make: Callable[[random.Random], T]) -> T:
@@ -71,6 +71,11 @@ class Release:
     def picture(self, path: str, scene: Scene | Film) -> None:
         """Have a picture drawn; of a film its beginning and end side by side."""
         self.pictures[path] = scene
+
+    def spoil(self, path: str, scene: Scene | Film, how: str) -> None:
+        """Have a picture planted that cannot be used: `missing`, or `broken`, as of a download that broke off."""
+        self.picture(path, scene)
+        self.spoilt[path] = how
 
     def film(self, path: str, film: Film) -> None:
         """Have a film drawn."""
@@ -126,15 +131,12 @@ class Release:
             save_picture(self.root / name, image)
         for name, film in self.films.items():
             save_film(self.root / name, draw_frames(film))
-        for name in self.broken:
-            self._cut_off(name)
-
-    def _cut_off(self, name: str) -> None:
-        """Leave of a picture its first half, as a download that broke off."""
-        path = self.root / name
-        save_picture(path, draw_picture(draw(self.seed, f"{self.name}/{name}", 0, "train", draw_scene)))
-        content = path.read_bytes()
-        path.write_bytes(content[: len(content) // 2])
+        for name, how in self.spoilt.items():
+            path = self.root / name
+            content = path.read_bytes()
+            path.write_bytes(content[: len(content) // 2])
+            if how == "missing":
+                path.unlink()
 
     def _write(self, name: str, text: str) -> None:
         path = self.root / name

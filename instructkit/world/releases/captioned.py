@@ -54,8 +54,8 @@ def write_web(release: Release) -> None:
         pairs.append({"url": f"http://pictures.example/{number}.jpg", "caption": caption(scene, number).lower()})
         release.picture(_web_picture(number), scene)
     for place, flaw in enumerate(release.plant("train", len(pairs))):
-        if flaw.picture == "broken":
-            release.broken.append(_web_picture(len(pairs)))
+        if flaw.picture is not None:
+            release.spoil(_web_picture(len(pairs)), release.pictures[_web_picture(place)], flaw.picture)
         pairs.append({**pairs[place], **flaw.change})
     release.write_json("ccs_synthetic_filtered_large.json", pairs)
 
