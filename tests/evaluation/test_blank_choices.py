@@ -12,7 +12,7 @@ import pytest
 from instructkit.conversion import convert
 from instructkit.examples import load_examples
 from tests.evaluation.world import World
-from tests.sources.mini import aokvqa, iconqa, scienceqa, visdial
+from tests.miniatures import write_release
 
 
 def edited(path: Path, change: Callable[[Any], None]) -> None:
@@ -22,28 +22,38 @@ def edited(path: Path, change: Callable[[Any], None]) -> None:
 
 
 def blank_aokvqa(raw: Path) -> None:
-    aokvqa.write(raw)
-    edited(raw / "aokvqa_v1p0_val.json", lambda found: found[0]["choices"].__setitem__(0, ""))
+    write_release("aokvqa", raw)
+    edited(
+        raw / "aokvqa_v1p0_val.json",
+        lambda found: found[0]["choices"].__setitem__(1 - found[0]["correct_choice_idx"], ""),
+    )
 
 
 def blank_problem(raw: Path, split: str) -> None:
-    pid = json.loads((raw / "pid_splits.json").read_text())[split][0]
+    """Blank a wrong option of the split's first problem that has a picture."""
+    problems = json.loads((raw / "problems.json").read_text())
+    pids = json.loads((raw / "pid_splits.json").read_text())[split]
+    pid = next(pid for pid in pids if problems[pid].get("image", True))
     edited(raw / "problems.json", lambda found: found[pid]["choices"].__setitem__(1 - found[pid]["answer"], " "))
 
 
 def blank_scienceqa(raw: Path) -> None:
-    scienceqa.write(raw)
+    write_release("scienceqa", raw)
     blank_problem(raw, "test")
 
 
 def blank_iconqa(raw: Path) -> None:
-    iconqa.write(raw)
+    write_release("iconqa", raw)
     blank_problem(raw, "choose_txt_test")
 
 
 def blank_visdial(raw: Path) -> None:
-    visdial.write(raw)
-    edited(raw / "visdial_1.0_val.json", lambda found: found["data"]["answers"].__setitem__(46, " "))
+    write_release("visdial", raw)
+    answers = json.loads((raw / "visdial_1.0_val.json").read_text())["data"]["answers"]
+    edited(
+        raw / "visdial_1.0_val.json",
+        lambda found: found["data"]["answers"].__setitem__(answers.index("i can't tell"), " "),
+    )
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,13 @@ from instructkit.evaluation.wanted import wanted_benchmarks
 from instructkit.examples import load_examples as real
 from instructkit.protocols import load_protocol
 from tests.evaluation.world import World
-from tests.sources.mini import hatefulmemes, write_picture
-from tests.sources.mini.vsr import write_lines
+from tests.miniatures import write_release
+from tests.sources import write_lines, write_picture
 
 
 def memes(folder: Path, labels: list[int | None]) -> Path:
     """A release whose test_seen has these labels."""
-    hatefulmemes.write(folder)
+    write_release("hatefulmemes", folder)
     lines: list[dict[str, Any]] = []
     for number, label in enumerate(labels):
         line = {"id": f"{number:05}", "img": f"img/{number:05}.png", "text": f"text {number}"}

@@ -1,10 +1,12 @@
-"""What holds for every source; a new one is covered by being there, with a writer of its release in the mini-world."""
+"""What holds for every source; a new one is covered by being there, with `write` in its own test."""
 
 from __future__ import annotations
 
 import re
 import shutil
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pyarrow.parquet as pq
@@ -103,6 +105,12 @@ def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if sources.default_raw(name) is None:
             write_release(name, root / name)
     return root
+
+
+@cache
+def protocols() -> list[dict[str, Any]]:
+    """All protocols as they stand in their files."""
+    return [yaml.safe_load(path.read_text()) for path in (templates_folder() / "eval").glob("*.yaml")]
 
 
 def release(name: str, releases: Path) -> Path:
@@ -219,8 +227,7 @@ def test_convert_all_takes_the_splits_that_benchmarks_read(name: str) -> None:
     assert taken[0] == source.split
     assert len(set(taken)) == len(taken)
     read = set()
-    for path in (templates_folder() / "eval").glob("*.yaml"):
-        protocol = yaml.safe_load(path.read_text())
+    for protocol in protocols():
         if protocol["source"] == name:
             read |= {protocol["split"], *protocol.get("vocabulary", {}).get("splits", [])}
     assert set(taken) == {source.split} | read

@@ -7,12 +7,58 @@ from typing import Any
 import pytest
 
 from instructkit.examples import Example
-from tests.sources import converted, sample
-from tests.sources.mini import aokvqa as mini
+from tests.sources import converted, sample, write_json, write_picture
+
+# A-OKVQA in miniature: all three splits, and their pictures.
+RECORDS: list[dict[str, Any]] = [
+    {
+        "image_id": 785,
+        "question_id": "3aBcDeFgHiJkLmNoPqRsTu",
+        "question": "What keeps the woman warm? ",
+        "choices": ["stove", "jacket", "blanket", "sun"],
+        "correct_choice_idx": 1,
+        "direct_answers": [
+            "jacket",
+            "coat",
+            "jacket",
+            "jacket",
+            "her coat",
+            "jacket",
+            "clothes",
+            "coat",
+            "coat",
+            "coat",
+        ],
+        "difficult_direct_answer": False,
+        "rationales": ["She wears a thick jacket on the slope.", "Snow lies around her.", "A jacket keeps warm."],
+    },
+    {
+        "image_id": 802,
+        "question_id": "4bCdEfGhIjKlMnOpQrStUv",
+        "question": "Why is the freezer door open?",
+        "choices": ["broken", "cleaning", "cooling", "unknown"],
+        "correct_choice_idx": 0,
+        "direct_answers": ["broken"] * 5 + ["cleaning"] * 3 + ["to air", "is old"],
+        "difficult_direct_answer": True,
+        "rationales": ["Its hinge hangs loose.", "Nobody is cleaning.", "It is old."],
+    },
+]
+UNANSWERED = ("image_id", "question_id", "question", "choices")
+
+
+def write(root: Path) -> None:
+    """Write the release, its files directly in `root`."""
+    for split in ("train", "val", "test"):
+        records = [{"split": split, **record} for record in RECORDS]
+        if split == "test":
+            records = [{"split": split, **{key: record[key] for key in UNANSWERED}} for record in RECORDS]
+        write_json(root / f"aokvqa_v1p0_{split}.json", records)
+        for number in (785, 802):
+            write_picture(root / f"{split}2017" / f"{number:012d}.jpg", number)
 
 
 def test_both_kinds_of_answers_are_kept(tmp_path: Path) -> None:
-    mini.write(tmp_path)
+    write(tmp_path)
     examples, rejected = converted("aokvqa", tmp_path, "train")
     assert rejected == []
     assert examples[0] == Example(
@@ -29,7 +75,7 @@ def test_both_kinds_of_answers_are_kept(tmp_path: Path) -> None:
 
 
 def test_test_has_options_only(tmp_path: Path) -> None:
-    mini.write(tmp_path)
+    write(tmp_path)
     examples, rejected = converted("aokvqa", tmp_path, "test")
     assert rejected == []
     assert examples[1] == Example(
@@ -56,7 +102,7 @@ def test_test_has_options_only(tmp_path: Path) -> None:
     ],
 )
 def test_broken_records_are_rejected(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
-    mini.write(tmp_path)
+    write(tmp_path)
     path = tmp_path / "aokvqa_v1p0_train.json"
     records = json.loads(path.read_text())
     records[0].update(change)

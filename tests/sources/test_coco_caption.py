@@ -10,8 +10,83 @@ import pytest
 from instructkit import sources
 from instructkit.errors import UserError
 from instructkit.examples import Example
-from tests.sources import converted, sample
-from tests.sources.mini import coco_caption as mini
+from tests.sources import converted, sample, write_json, write_picture
+
+# COCO Caption in miniature: Karpathy's file (`write`), BLIP's lists (`write_lists`), COCO's own (`write_official`).
+CAPTIONS: dict[int, list[str]] = {
+    9: ["Bowls of food stand on a tray. ", "A tray with four bowls.", "Lunch, in four bowls"],
+    25: ["A giraffe eats from a tree.", "Giraffes near some trees."],
+    42: ["Shoes on a rack", "A dog sleeps among shoes."],
+    73: ["Two motorbikes in a garage.", "A shed with two motorbikes"],
+    74: ["A dog lies in the street.", "The white dog rests near a bicycle."],
+}
+SPLITS = {9: "train", 25: "restval", 42: "val", 73: "test", 74: "test"}
+SUBSETS = {9: "train2014", 25: "val2014", 42: "val2014", 73: "val2014", 74: "val2014"}
+
+
+def file_name(number: int) -> str:
+    return f"COCO_{SUBSETS[number]}_{number:012d}.jpg"
+
+
+def karpathy(number: int, place: int) -> dict[str, Any]:
+    """An entry of `images` of `dataset_coco.json`."""
+    sentences = [
+        {"tokens": text.lower().strip(" .").split(), "raw": text, "imgid": place, "sentid": number * 10 + n}
+        for n, text in enumerate(CAPTIONS[number])
+    ]
+    return {
+        "filepath": SUBSETS[number],
+        "sentids": [sentence["sentid"] for sentence in sentences],
+        "filename": file_name(number),
+        "imgid": place,
+        "split": SPLITS[number],
+        "sentences": sentences,
+        "cocoid": number,
+    }
+
+
+def write(root: Path) -> None:
+    """Write the release with Karpathy's splits."""
+    images = [karpathy(number, place) for place, number in enumerate(CAPTIONS)]
+    write_json(root / "dataset_coco.json", {"images": images, "dataset": "coco"})
+    write_pictures(root)
+
+
+def write_lists(root: Path) -> None:
+    """Write the same as BLIP's lists."""
+    paths = {number: f"{SUBSETS[number]}/{file_name(number)}" for number in CAPTIONS}
+    train = [
+        {"caption": text, "image": paths[number], "image_id": f"coco_{number}"}
+        for number in (9, 25)
+        for text in CAPTIONS[number]
+    ]
+    write_json(root / "coco_karpathy_train.json", train)
+    for split in ("val", "test"):
+        entries = [{"image": paths[n], "caption": CAPTIONS[n]} for n in CAPTIONS if SPLITS[n] == split]
+        write_json(root / f"coco_karpathy_{split}.json", entries)
+    write_pictures(root)
+
+
+def write_official(root: Path, year: int = 2014) -> None:
+    """Write COCO's own files: image 9 is train, the others val; captions in another order than images."""
+    for subset, numbers in {"train": [9], "val": [25, 42, 73, 74]}.items():
+        names = {n: f"{n:012d}.jpg" if year == 2017 else file_name(n) for n in numbers}
+        images = [{"license": 3, "file_name": names[n], "height": 8, "width": 12, "id": n} for n in numbers]
+        captions = [
+            {"image_id": n, "id": n * 10 + place, "caption": text}
+            for n in reversed(numbers)
+            for place, text in enumerate(CAPTIONS[n])
+        ]
+        content = {"info": {"year": year}, "images": images, "licenses": [], "annotations": captions}
+        write_json(root / "annotations" / f"captions_{subset}{year}.json", content)
+        for n in numbers:
+            write_picture(root / f"{subset}{year}" / names[n], n)
+
+
+def write_pictures(root: Path) -> None:
+    for number in CAPTIONS:
+        write_picture(root / SUBSETS[number] / file_name(number), number)
+
 
 TEST = [
     Example(
@@ -45,7 +120,7 @@ def layout(raw: Path, split: str) -> str:
 
 
 def test_karpathy_train_is_train_and_restval_with_one_example_a_caption(tmp_path: Path) -> None:
-    mini.write(tmp_path)
+    write(tmp_path)
     examples, rejected = converted("coco_caption", tmp_path, "train")
     assert rejected == []
     assert [(example.images[0], example.references[0]) for example in examples] == TRAIN
@@ -54,8 +129,8 @@ def test_karpathy_train_is_train_and_restval_with_one_example_a_caption(tmp_path
 
 
 def test_evaluation_has_one_example_an_image_in_every_karpathy_layout(tmp_path: Path) -> None:
-    for name, write in {"karpathy": mini.write, "karpathy lists": mini.write_lists}.items():
-        write(tmp_path / name)
+    for name, lay_out in {"karpathy": write, "karpathy lists": write_lists}.items():
+        lay_out(tmp_path / name)
         assert converted("coco_caption", tmp_path / name, "test") == (TEST, [])
         assert layout(tmp_path / name, "test") == name
         val, _ = converted("coco_caption", tmp_path / name, "val")
@@ -63,7 +138,7 @@ def test_evaluation_has_one_example_an_image_in_every_karpathy_layout(tmp_path: 
 
 
 def test_lists_give_one_example_an_entry(tmp_path: Path) -> None:
-    mini.write_lists(tmp_path)
+    write_lists(tmp_path)
     examples, rejected = converted("coco_caption", tmp_path, "train")
     assert rejected == []
     assert [(example.images[0], example.references[0]) for example in examples] == TRAIN
@@ -72,7 +147,7 @@ def test_lists_give_one_example_an_entry(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("year", "name"), [(2014, "COCO_val2014_000000000074.jpg"), (2017, "000000000074.jpg")])
 def test_official_files_join_captions_with_their_images(tmp_path: Path, year: int, name: str) -> None:
-    mini.write_official(tmp_path, year)
+    write_official(tmp_path, year)
     examples, rejected = converted("coco_caption", tmp_path, "val")
     assert rejected == []
     assert [example.id for example in examples] == [f"coco_caption/val/{n}" for n in (25, 42, 73, 74)]
@@ -89,13 +164,13 @@ def test_official_files_join_captions_with_their_images(tmp_path: Path, year: in
 
 
 def test_karpathys_file_goes_before_cocos_own(tmp_path: Path) -> None:
-    mini.write_official(tmp_path)
-    mini.write(tmp_path)
+    write_official(tmp_path)
+    write(tmp_path)
     assert layout(tmp_path, "train") == "karpathy"
 
 
 def test_images_may_lie_in_images(tmp_path: Path) -> None:
-    mini.write(tmp_path)
+    write(tmp_path)
     assert sources.module("coco_caption").read(tmp_path, "train").media_root == tmp_path
     (tmp_path / "images").mkdir()
     assert sources.module("coco_caption").read(tmp_path, "train").media_root == tmp_path / "images"
@@ -114,7 +189,7 @@ def test_images_may_lie_in_images(tmp_path: Path) -> None:
     ],
 )
 def test_broken_images_are_rejected(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
-    mini.write(tmp_path)
+    write(tmp_path)
     edit_karpathy(tmp_path, lambda images: images[0].update(change))
     examples, rejected = converted("coco_caption", tmp_path, "train")
     assert [example.id for example in examples] == ["coco_caption/train/250", "coco_caption/train/251"]
@@ -123,7 +198,7 @@ def test_broken_images_are_rejected(tmp_path: Path, change: dict[str, Any], reas
 
 
 def test_official_captions_and_images_without_partner_are_rejected(tmp_path: Path) -> None:
-    mini.write_official(tmp_path)
+    write_official(tmp_path)
     path = tmp_path / "annotations/captions_val2014.json"
     content = json.loads(path.read_text())
     content["images"][0]["id"] = 26
@@ -140,7 +215,7 @@ def test_official_captions_and_images_without_partner_are_rejected(tmp_path: Pat
 
 
 def test_evaluation_lists_need_all_captions_of_an_image(tmp_path: Path) -> None:
-    mini.write_lists(tmp_path)
+    write_lists(tmp_path)
     (tmp_path / "coco_karpathy_train.json").rename(tmp_path / "coco_karpathy_test.json")
     examples, rejected = converted("coco_caption", tmp_path, "test")
     assert (len(examples), len(rejected)) == (0, 5)

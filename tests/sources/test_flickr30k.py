@@ -7,8 +7,58 @@ import pytest
 from instructkit import sources
 from instructkit.errors import UserError
 from instructkit.examples import Example
-from tests.sources import converted, sample
-from tests.sources.mini import flickr30k as mini
+from tests.sources import converted, sample, write_json, write_picture
+
+# Flickr30K in miniature: Karpathy's file and the original one (`write`), or BLIP's lists (`write_lists`).
+CAPTIONS = {
+    "1000000001": ["Two hikers rest on a rock.", "Hikers sit high above a valley ."],
+    "1000000002": ["A girl rides a horse.", "A horse carries a girl ."],
+    "1000000003": ["A cook tastes the soup.", "The man in white holds a spoon ."],
+    "1000000004": ["A crowd claps.", "People clap at a concert ."],
+}
+SPLITS = {"1000000001": "train", "1000000002": "val", "1000000003": "test", "1000000004": "test"}
+
+
+def write(root: Path) -> None:
+    """Write the release, its files directly in `root`."""
+    images = []
+    lines = []
+    for place, (name, captions) in enumerate(CAPTIONS.items()):
+        sentences = [
+            {"tokens": text.lower().rstrip(" .").split(), "raw": text, "imgid": place, "sentid": place * 2 + n}
+            for n, text in enumerate(captions)
+        ]
+        images.append(
+            {
+                "sentids": [sentence["sentid"] for sentence in sentences],
+                "imgid": place,
+                "sentences": sentences,
+                "split": SPLITS[name],
+                "filename": f"{name}.jpg",
+            }
+        )
+        lines += [f"{name}.jpg#{n}\t{text}\n" for n, text in enumerate(captions)]
+    write_json(root / "dataset_flickr30k.json", {"images": images, "dataset": "flickr30k"})
+    (root / "results_20130124.token").write_text("".join(lines), encoding="utf-8")
+    write_pictures(root)
+
+
+def write_lists(root: Path) -> None:
+    """Write the same as BLIP's lists."""
+    for split in ("train", "val", "test"):
+        entries = [
+            {"image": f"flickr30k-images/{name}.jpg", "caption": captions}
+            for name, captions in CAPTIONS.items()
+            if SPLITS[name] == split
+        ]
+        write_json(root / f"flickr30k_{split}.json", entries)
+    write_pictures(root)
+
+
+def write_pictures(root: Path) -> None:
+    for number, name in enumerate(CAPTIONS):
+        write_picture(root / "flickr30k-images" / f"{name}.jpg", number)
+
 
 SOUP = Example(
     id="flickr30k/test/1000000003",
@@ -17,10 +67,10 @@ SOUP = Example(
 )
 
 
-@pytest.mark.parametrize(("layout", "write"), [("karpathy", mini.write), ("karpathy lists", mini.write_lists)])
-def test_test_split_is_the_same_in_both_layouts(tmp_path: Path, layout: str, write: object) -> None:
-    assert callable(write)
-    write(tmp_path)
+@pytest.mark.parametrize(("layout", "lay_out"), [("karpathy", write), ("karpathy lists", write_lists)])
+def test_test_split_is_the_same_in_both_layouts(tmp_path: Path, layout: str, lay_out: object) -> None:
+    assert callable(lay_out)
+    lay_out(tmp_path)
     examples, rejected = converted("flickr30k", tmp_path, "test")
     assert rejected == []
     assert examples[0] == SOUP
@@ -30,8 +80,8 @@ def test_test_split_is_the_same_in_both_layouts(tmp_path: Path, layout: str, wri
 
 
 def test_train_has_one_example_a_caption(tmp_path: Path) -> None:
-    for name, write, keys in [("a", mini.write, ["0", "1"]), ("b", mini.write_lists, ["0-0", "0-1"])]:
-        write(tmp_path / name)
+    for name, lay_out, keys in [("a", write, ["0", "1"]), ("b", write_lists, ["0-0", "0-1"])]:
+        lay_out(tmp_path / name)
         examples, rejected = converted("flickr30k", tmp_path / name, "train")
         assert rejected == []
         assert examples == [
@@ -41,7 +91,7 @@ def test_train_has_one_example_a_caption(tmp_path: Path) -> None:
 
 
 def test_the_original_file_is_the_split_all(tmp_path: Path) -> None:
-    mini.write(tmp_path)
+    write(tmp_path)
     examples, rejected = converted("flickr30k", tmp_path, "all")
     assert rejected == []
     assert [example.id for example in examples] == [f"flickr30k/all/100000000{n}" for n in (1, 2, 3, 4)]

@@ -8,9 +8,25 @@ import pytest
 from instructkit import sources
 from instructkit.conversion import convert
 from instructkit.examples import Example, problem
-from tests.sources import converted
-from tests.sources.mini import hatefulmemes as mini
-from tests.sources.mini.vsr import write_lines
+from tests.sources import converted, write_lines, write_picture
+
+# Hateful Memes in miniature, the five files of phase 2; harmless texts of our own, labels at random.
+LINES: list[dict[str, Any]] = [
+    {"id": 1235, "img": "img/01235.png", "label": 0, "text": "when the cake is {done} at last"},
+    {"id": 42953, "img": "img/42953.png", "label": 1, "text": "nobody likes mondays"},
+]
+
+
+def write(root: Path) -> None:
+    """Write the release; the test files have no labels."""
+    for split in ("train", "dev_seen", "dev_unseen"):
+        write_lines(root / f"{split}.jsonl", LINES)
+    unlabelled = [{key: value for key, value in line.items() if key != "label"} for line in LINES]
+    for split in ("test_seen", "test_unseen"):
+        write_lines(root / f"{split}.jsonl", unlabelled)
+    for number, line in enumerate(LINES):
+        write_picture(root / line["img"], number)
+
 
 CAKE = Example(
     id="hatefulmemes/dev_seen/1235",
@@ -32,7 +48,7 @@ MONDAYS = Example(
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    mini.write(tmp_path)
+    write(tmp_path)
     return tmp_path
 
 
@@ -42,12 +58,12 @@ def test_the_text_on_the_meme_and_its_label(raw: Path) -> None:
 
 @pytest.mark.parametrize("ids", [["01235", "42953"], ["1235", 42953], ["0000001235", "042953"]])
 def test_ids_as_texts_give_the_same_examples(raw: Path, ids: list[Any]) -> None:
-    write_lines(raw / "dev_seen.jsonl", [{**line, "id": given} for line, given in zip(mini.LINES, ids, strict=True)])
+    write_lines(raw / "dev_seen.jsonl", [{**line, "id": given} for line, given in zip(LINES, ids, strict=True)])
     assert converted("hatefulmemes", raw, "dev_seen") == ([CAKE, MONDAYS], [])
 
 
 def test_one_meme_under_both_forms_of_its_id_is_a_repeat(raw: Path) -> None:
-    write_lines(raw / "dev_seen.jsonl", [mini.LINES[0], {**mini.LINES[0], "id": "01235"}])
+    write_lines(raw / "dev_seen.jsonl", [LINES[0], {**LINES[0], "id": "01235"}])
     outcome = convert("hatefulmemes", raw, raw / "out")
     assert (outcome.manifest.examples, outcome.manifest.rejected) == (1, 1)
 
@@ -70,7 +86,7 @@ def test_test_memes_without_labels_have_no_answer(raw: Path) -> None:
 
 
 def test_test_memes_with_labels_keep_them(raw: Path) -> None:
-    write_lines(raw / "test_seen.jsonl", mini.LINES)
+    write_lines(raw / "test_seen.jsonl", LINES)
     assert [example.choice for example in converted("hatefulmemes", raw, "test_seen")[0]] == [0, 1]
 
 
@@ -103,7 +119,7 @@ def test_a_meme_without_a_label_is_unusable_outside_the_test_sets(raw: Path) -> 
     ],
 )
 def test_broken_lines_are_rejected_with_the_reason(raw: Path, change: dict[str, Any], reason: str) -> None:
-    write_lines(raw / "dev_seen.jsonl", [{**mini.LINES[0], **change}, mini.LINES[1]])
+    write_lines(raw / "dev_seen.jsonl", [{**LINES[0], **change}, LINES[1]])
     examples, rejected = converted("hatefulmemes", raw, "dev_seen")
     assert examples == [MONDAYS]
     assert (rejected[0].file, rejected[0].record) == ("dev_seen.jsonl", "line 1")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,30 @@ from instructkit import sources
 from instructkit.examples import Example
 from instructkit.media import load_frames
 from tests.sources import converted
-from tests.sources.mini import ivqa as mini
+from tests.sources.clips import write_video
+
+# iVQA in miniature: three files of questions and two whole videos.
+COLUMNS = ["video_id", "start", "end", "question", "answer1", "answer2", "answer3", "answer4", "answer5", "type"]
+ROWS = [
+    ["aB-dE_gHiJ0", "0", "1", "What is poured into the bowl?", "milk", "milk", "cream", "milk", "white liquid", "2"],
+    ["zZ9yY8xX7wW", "0.5", "2", "Which tool, if any, is used?", "whisk", "", "a whisk", "whisk", "", "1"],
+]
+
+
+def write_rows(path: Path, rows: list[list[str]], columns: list[str] = COLUMNS) -> None:
+    """Write a CSV file with a header."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([columns, *rows])
+
+
+def write(root: Path) -> None:
+    """Write the release; videos are longer than the clips in question."""
+    for split in ("train", "val", "test"):
+        write_rows(root / f"{split}.csv", ROWS)
+    for number, row in enumerate(ROWS):
+        write_video(root / "video" / f"{row[0]}.mp4", number, seconds=3)
+
 
 BOWL = Example(
     id="ivqa/test/aB-dE_gHiJ0/1",
@@ -30,7 +54,7 @@ WHISK = Example(
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    mini.write(tmp_path)
+    write(tmp_path)
     return tmp_path
 
 
@@ -52,14 +76,14 @@ def test_videos_that_are_cut_already_have_no_start_and_end(raw: Path) -> None:
 
 
 def test_order_of_columns_does_not_matter_and_others_are_ignored(raw: Path) -> None:
-    columns = ["confidence1", *reversed(mini.COLUMNS)]
-    mini.write_rows(raw / "test.csv", [["5", *reversed(row)] for row in mini.ROWS], columns)
+    columns = ["confidence1", *reversed(COLUMNS)]
+    write_rows(raw / "test.csv", [["5", *reversed(row)] for row in ROWS], columns)
     assert converted("ivqa", raw, "test") == ([BOWL, WHISK], [])
 
 
 @pytest.mark.parametrize("answer", ["nan", "None", "NA", "007"])
 def test_answers_that_look_like_missing_values_or_numbers_stay_as_written(raw: Path, answer: str) -> None:
-    mini.write_rows(raw / "test.csv", [[*mini.ROWS[0][:4], answer, "", "", "", "", "2"]])
+    write_rows(raw / "test.csv", [[*ROWS[0][:4], answer, "", "", "", "", "2"]])
     assert converted("ivqa", raw, "test")[0][0].answers == [answer]
 
 
@@ -76,9 +100,9 @@ def test_answers_that_look_like_missing_values_or_numbers_stay_as_written(raw: P
     ],
 )
 def test_broken_rows_are_rejected_with_the_reason(raw: Path, column: str, cell: str, reason: str) -> None:
-    row = list(mini.ROWS[0])
-    row[mini.COLUMNS.index(column)] = cell
-    mini.write_rows(raw / "test.csv", [row, mini.ROWS[1]])
+    row = list(ROWS[0])
+    row[COLUMNS.index(column)] = cell
+    write_rows(raw / "test.csv", [row, ROWS[1]])
     examples, rejected = converted("ivqa", raw, "test")
     assert examples == [WHISK]
     assert (rejected[0].file, rejected[0].record) == ("test.csv", "row 1")
@@ -87,14 +111,14 @@ def test_broken_rows_are_rejected_with_the_reason(raw: Path, column: str, cell: 
 
 @pytest.mark.parametrize("cell", ["nan", "inf"])
 def test_seconds_that_are_no_number_are_rejected(raw: Path, cell: str) -> None:
-    mini.write_rows(raw / "test.csv", [[mini.ROWS[0][0], "0", cell, *mini.ROWS[0][3:]], mini.ROWS[1]])
+    write_rows(raw / "test.csv", [[ROWS[0][0], "0", cell, *ROWS[0][3:]], ROWS[1]])
     examples, rejected = converted("ivqa", raw, "test")
     assert (examples, len(rejected)) == ([WHISK], 1)
 
 
 def test_rows_with_too_many_or_too_few_cells_are_rejected_not_shifted(raw: Path) -> None:
-    row = mini.ROWS[0]
-    mini.write_rows(raw / "test.csv", [[*row[:4], "salt", *row[4:]], row[:6], mini.ROWS[1]])
+    row = ROWS[0]
+    write_rows(raw / "test.csv", [[*row[:4], "salt", *row[4:]], row[:6], ROWS[1]])
     examples, rejected = converted("ivqa", raw, "test")
     assert examples[0].id == "ivqa/test/zZ9yY8xX7wW/3"
     assert [reject.reason for reject in rejected] == [
@@ -104,5 +128,5 @@ def test_rows_with_too_many_or_too_few_cells_are_rejected_not_shifted(raw: Path)
 
 
 def test_a_row_without_any_answer_is_rejected(raw: Path) -> None:
-    mini.write_rows(raw / "test.csv", [[*mini.ROWS[0][:4], "", " ", "", "", "", "2"]])
+    write_rows(raw / "test.csv", [[*ROWS[0][:4], "", " ", "", "", "", "2"]])
     assert converted("ivqa", raw, "test")[1][0].reason == "none of the five answers is there"

@@ -1,4 +1,4 @@
-"""Data of one's own, from the file to the run."""
+"""Data of one's own, from the file to the prompt."""
 
 from __future__ import annotations
 
@@ -8,21 +8,35 @@ from typing import Any
 
 import pytest
 
-from instructkit import conversion, sources
+from instructkit import sources
 from instructkit.cli import training_sizes
 from instructkit.collection import convert_all
-from instructkit.config import load_config
 from instructkit.conversion import convert
 from instructkit.errors import UserError
 from instructkit.evaluation.wanted import wanted_benchmarks
 from instructkit.examples import Example, find_datasets, load_examples, read_manifest
 from instructkit.exports import FORMATS
 from instructkit.prompts import train_templates
-from instructkit.training.setup import prepare_data, splits_of
-from instructkit.workers import cores, in_processes
-from tests.sources import converted
-from tests.sources.mini import write_picture
-from tests.sources.mini.jsonl import write, write_lines
+from tests.sources import converted, write_lines, write_picture
+
+# Data of one's own in miniature: two files, one of them with several pictures and several answers a line.
+TRAIN: list[dict[str, Any]] = [
+    {"image": "photos/1.png", "instruction": "What was paid? Give the sum alone.", "answer": "12.50"},
+    {"id": "till-7", "image": "photos/2.png", "instruction": "Name the shop.", "answer": ["Kiosk Nord", "the kiosk"]},
+    {"id": 31, "images": ["photos/1.png", "photos/2.png"], "instruction": "Which is dearer?", "answer": "the second"},
+]
+VAL: list[dict[str, Any]] = [
+    {"image": "photos/2.png", "instruction": "What was paid? Give the sum alone.", "answer": "3.20", "by": "Ann"},
+]
+
+
+def write(root: Path) -> None:
+    """Write the folder."""
+    for number in (1, 2):
+        write_picture(root / f"photos/{number}.png", number)
+    write_lines(root / "train.jsonl", TRAIN)
+    write_lines(root / "val.jsonl", VAL)
+
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "recipes" / "configs" / "finetune.yaml"
@@ -185,54 +199,6 @@ def test_convert_all_leaves_ones_own_data_alone(raw: Path, tmp_path: Path) -> No
     results = list(convert_all(tmp_path, tmp_path / "data"))
     assert "jsonl" not in {result.source for result in results}
     assert {source.name for source in sources.sources() if source.own} == {"jsonl"}
-
-
-def test_the_word_data_names_a_file_or_a_folder() -> None:
-    file = load_config(CONFIG, ["data.raw.okvqa=raw", "data=mine/my receipts.jsonl"]).data
-    assert (file.raw, file.train) == ({"okvqa": "raw", "jsonl": "mine/my receipts.jsonl"}, ["jsonl/my receipts"])
-    folder = load_config(CONFIG, ["data=mine"])
-    assert (folder.data.raw, folder.data.train) == ({"jsonl": "mine"}, ["jsonl/train"])
-    both = load_config(CONFIG, ["data=mine", "data.train=[jsonl/receipts, jsonl/menus]", "benchmarks=[jsonl, jsonl/x]"])
-    assert splits_of(both) == ["jsonl/receipts", "jsonl/menus", "jsonl/val", "jsonl/x"]
-    with pytest.raises(UserError, match=r"got `int` - at `\$.data`"):
-        load_config(CONFIG, ["data=5"])
-
-
-def test_a_run_converts_the_folder_and_says_what_is_wrong_with_it(raw: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-    words = [f"data={raw}", f"data.root={tmp_path / 'data'}", "benchmarks=[jsonl]"]
-    prepare_data(load_config(CONFIG, words), said.append)
-    assert [line.split(" (")[0] for line in said] == [
-        "data      jsonl/train: 3 examples, 0 rejected",
-        "data      jsonl/val: 1 examples, 0 rejected",
-    ]
-    write_lines(raw / "train.jsonl", [GOOD, {"image": "photos/1.png"}])
-    with pytest.raises(
-        UserError, match=r"the first: train\.jsonl, line 2: Object missing required field `instruction`"
-    ):
-        prepare_data(load_config(CONFIG, words), said.append)
-    with pytest.raises(UserError, match="jsonl has no split 'a/b'"):
-        prepare_data(load_config(CONFIG, ["data.train=[jsonl/a/b]"]), said.append)
-    with pytest.raises(UserError, match=r"jsonl/train: not converted yet; .* or set data.raw.jsonl=RELEASE"):
-        prepare_data(load_config(CONFIG, [f"data.root={tmp_path / 'none'}"]), said.append)
-
-
-@pytest.mark.parametrize(("workers", "jobs"), [(0, cores()), (3, 3)])
-def test_a_run_converts_in_several_processes(
-    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, jobs: int
-) -> None:
-    asked: list[int] = []
-
-    def in_some(work: Any, tasks: Any, jobs: int) -> Any:
-        asked.append(jobs)
-        return in_processes(work, tasks, jobs)
-
-    monkeypatch.setattr(conversion, "in_processes", in_some)
-    words = [f"data={raw}", f"data.root={tmp_path / 'data'}", "benchmarks=[]", f"data.workers={workers}"]
-    said: list[str] = []
-    prepare_data(load_config(CONFIG, words), said.append)
-    assert asked == [jobs]
-    assert said == ["data      jsonl/train: 3 examples, 0 rejected (converted)"]
 
 
 def test_a_picture_that_is_mended_is_seen_by_the_next_conversion(raw: Path, tmp_path: Path) -> None:

@@ -7,8 +7,46 @@ from typing import Any
 import pytest
 
 from instructkit.examples import Example, Turn
-from tests.sources import converted, sample
-from tests.sources.mini import llava_conversation as mini
+from tests.sources import converted, sample, write_json, write_picture
+
+
+# LLaVA-Instruct conversations in miniature: several turns, the image tag before or behind the first question.
+def conversation(image_id: int, *values: str) -> dict[str, Any]:
+    """A record of the release: human and gpt in turn."""
+    return {
+        "id": f"{image_id:012d}",
+        "image": f"{image_id:012d}.jpg",
+        "conversations": [
+            {"from": "gpt" if place % 2 else "human", "value": value} for place, value in enumerate(values)
+        ],
+    }
+
+
+RECORDS = [
+    conversation(
+        71,
+        "What is the BAKER holding?\n<image>",
+        "The baker, in a White apron, holds a tray of Buns.",
+        "How many?",
+        "Six.\n\nTwo of them are dark.",
+        "Would you eat them?",
+        "As a model I cannot eat, but they look fresh.",
+    ),
+    conversation(72, "<image>\nWhere was this taken?", "At a harbour."),
+]
+
+
+def write_conversations(root: Path, file: str, records: list[dict[str, Any]]) -> None:
+    """Write one of the three files and its pictures."""
+    write_json(root / file, records)
+    for record in records:
+        write_picture(root / "train2017" / record["image"], int(record["id"]))
+
+
+def write(root: Path) -> None:
+    """Write the release."""
+    write_conversations(root, "conversation_58k.json", RECORDS)
+
 
 FIRST = Turn("What is the BAKER holding?", "The baker, in a White apron, holds a tray of Buns.")
 SECOND = Turn("How many?", "Six.\n\nTwo of them are dark.")
@@ -22,7 +60,7 @@ HARBOUR = Example(
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    mini.write(tmp_path)
+    write(tmp_path)
     return tmp_path
 
 
@@ -56,7 +94,7 @@ def test_every_reply_is_an_example_with_the_turns_before_it(raw: Path) -> None:
 
 
 def test_the_same_picture_twice_gives_different_ids(raw: Path) -> None:
-    (raw / "conversation_58k.json").write_text(json.dumps(mini.RECORDS + mini.RECORDS))
+    (raw / "conversation_58k.json").write_text(json.dumps(RECORDS + RECORDS))
     examples, _ = converted("llava_conversation", raw, "train")
     assert len({example.id for example in examples}) == len(examples) == 8
 
@@ -88,7 +126,7 @@ GPT = {"from": "gpt", "value": "In a barn."}
     ],
 )
 def test_broken_conversations_are_rejected_with_the_reason(raw: Path, change: dict[str, Any], reason: str) -> None:
-    (raw / "conversation_58k.json").write_text(json.dumps([{**mini.RECORDS[0], **change}, mini.RECORDS[1]]))
+    (raw / "conversation_58k.json").write_text(json.dumps([{**RECORDS[0], **change}, RECORDS[1]]))
     examples, rejected = converted("llava_conversation", raw, "train")
     assert examples == [HARBOUR]
     assert (rejected[0].file, rejected[0].record) == ("conversation_58k.json", "0")
@@ -96,8 +134,8 @@ def test_broken_conversations_are_rejected_with_the_reason(raw: Path, change: di
 
 
 def test_a_question_without_the_tag_is_kept(raw: Path) -> None:
-    record = mini.conversation(72, "Where was this taken?", "At a harbour.")
-    (raw / "conversation_58k.json").write_text(json.dumps([mini.RECORDS[0], record]))
+    record = conversation(72, "Where was this taken?", "At a harbour.")
+    (raw / "conversation_58k.json").write_text(json.dumps([RECORDS[0], record]))
     assert converted("llava_conversation", raw, "train")[0][-1] == HARBOUR
 
 

@@ -4,11 +4,23 @@ from pathlib import Path
 
 from instructkit.examples import Example
 from tests.sources import converted, sample
-from tests.sources.mini import llava_detail as mini
+from tests.sources.test_llava_conversation import conversation, write_conversations
+
+# LLaVA-Instruct detailed descriptions in miniature: one turn each.
+LONG = " ".join(f"There is a lantern numbered {number}." for number in range(1, 31))
+RECORDS = [
+    conversation(81, "<image>\nDescribe the scene in full.", LONG),
+    conversation(82, "Tell me all that you see.\n<image>", "A narrow lane.\n\nBicycles lean against a wall."),
+]
+
+
+def write(root: Path) -> None:
+    """Write the release."""
+    write_conversations(root, "detail_23k.json", RECORDS)
 
 
 def test_long_descriptions_keep_their_length_and_case(tmp_path: Path) -> None:
-    mini.write(tmp_path)
+    write(tmp_path)
     examples, rejected = converted("llava_detail", tmp_path, "train")
     assert rejected == []
     assert examples == [
@@ -16,7 +28,7 @@ def test_long_descriptions_keep_their_length_and_case(tmp_path: Path) -> None:
             id="llava_detail/train/000000000081/0/1",
             images=["train2017/000000000081.jpg"],
             question="Describe the scene in full.",
-            answers=[mini.LONG],
+            answers=[LONG],
         ),
         Example(
             id="llava_detail/train/000000000082/1/1",

@@ -4,11 +4,22 @@ from pathlib import Path
 
 from instructkit.examples import Example
 from tests.sources import converted, sample
-from tests.sources.mini import llava_reasoning as mini
+from tests.sources.test_llava_conversation import conversation, write_conversations
+
+# LLaVA-Instruct complex reasoning in miniature: one turn each.
+RECORDS = [
+    conversation(91, "Why might the road be closed?\n<image>", "A tree lies across it, so cars cannot pass."),
+    conversation(92, "<image>\nWhat should the sailor do next?", "He should reef the sail, since the wind is rising."),
+]
+
+
+def write(root: Path) -> None:
+    """Write the release."""
+    write_conversations(root, "complex_reasoning_77k.json", RECORDS)
 
 
 def test_the_tag_goes_whether_it_stands_before_or_behind(tmp_path: Path) -> None:
-    mini.write(tmp_path)
+    write(tmp_path)
     examples, rejected = converted("llava_reasoning", tmp_path, "train")
     assert rejected == []
     assert examples == [

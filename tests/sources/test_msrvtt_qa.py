@@ -8,8 +8,25 @@ import pytest
 
 from instructkit import sources
 from instructkit.examples import Example
-from tests.sources import converted, sample
-from tests.sources.mini import msrvtt_qa as mini
+from tests.sources import converted, sample, write_json
+from tests.sources.clips import write_video
+
+# MSRVTT-QA in miniature: three files of questions and the clips.
+QUESTIONS: list[dict[str, Any]] = [
+    {"answer": "potato", "category_id": 3, "id": 900, "question": "what does a cook peel?", "video_id": 7},
+    {"answer": "sing", "category_id": 0, "id": 901, "question": "what are two girls doing?", "video_id": 8},
+]
+
+
+def write(root: Path) -> None:
+    """Write the release; each split has its own ids."""
+    for place, split in enumerate(("train", "val", "test")):
+        write_json(
+            root / f"{split}_qa.json", [{**question, "id": question["id"] + 10 * place} for question in QUESTIONS]
+        )
+    write_video(root / "videos" / "video7.mp4", 7)
+    write_video(root / "videos" / "video8.mp4", 8)
+
 
 POTATO = Example(id="msrvtt_qa/test/920", video="video7.mp4", question="what does a cook peel?", answers=["potato"])
 GIRLS = Example(id="msrvtt_qa/test/921", video="video8.mp4", question="what are two girls doing?", answers=["sing"])
@@ -17,7 +34,7 @@ GIRLS = Example(id="msrvtt_qa/test/921", video="video8.mp4", question="what are 
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    mini.write(tmp_path)
+    write(tmp_path)
     return tmp_path
 
 
@@ -48,7 +65,7 @@ def test_clips_in_another_container_are_found_under_their_suffix(raw: Path) -> N
     ],
 )
 def test_broken_records_are_rejected_with_the_reason(raw: Path, change: dict[str, Any], reason: str) -> None:
-    (raw / "test_qa.json").write_text(json.dumps([{**mini.QUESTIONS[0], **change}, {**mini.QUESTIONS[1], "id": 921}]))
+    (raw / "test_qa.json").write_text(json.dumps([{**QUESTIONS[0], **change}, {**QUESTIONS[1], "id": 921}]))
     examples, rejected = converted("msrvtt_qa", raw, "test")
     assert examples == [GIRLS]
     assert rejected[0].reason.endswith(reason)

@@ -10,8 +10,28 @@ from instructkit import sources
 from instructkit.errors import UserError
 from instructkit.examples import Example
 from instructkit.media import load_frames
-from tests.sources import converted, sample
-from tests.sources.mini import msvd_qa as mini
+from tests.sources import converted, sample, write_json
+from tests.sources.clips import write_video
+
+# MSVD-QA in miniature: three files of questions, the mapping, and the clips as AVI.
+MAPPING = "-8aBcDeFgHi_5_15 vid1\nQq_rStUvWxY_0_9 vid2\n"
+QUESTIONS: list[dict[str, Any]] = [
+    {"answer": "juggle", "id": 0, "question": "what is a clown doing?", "video_id": 1},
+    {"answer": "woman", "id": 1, "question": "who folds a paper bird?", "video_id": 2},
+    {"answer": "three", "id": 2, "question": "how many balls does a clown throw?", "video_id": 1},
+]
+
+
+def write(root: Path) -> None:
+    """Write the release; ids count on from split to split."""
+    for place, split in enumerate(("train", "val", "test")):
+        write_json(
+            root / f"{split}_qa.json", [{**question, "id": question["id"] + 3 * place} for question in QUESTIONS]
+        )
+    (root / "youtube_mapping.txt").write_text(MAPPING, encoding="utf-8")
+    write_video(root / "YouTubeClips" / "-8aBcDeFgHi_5_15.avi", 1)
+    write_video(root / "YouTubeClips" / "Qq_rStUvWxY_0_9.avi", 2)
+
 
 CLOWN = Example(
     id="msvd_qa/test/6",
@@ -24,7 +44,7 @@ BIRD = Example(id="msvd_qa/test/7", video="Qq_rStUvWxY_0_9.avi", question="who f
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    mini.write(tmp_path)
+    write(tmp_path)
     return tmp_path
 
 
@@ -52,8 +72,8 @@ def test_the_same_clip_twice_is_an_error(raw: Path) -> None:
 
 
 def test_without_clips_the_names_of_the_release_are_kept(tmp_path: Path) -> None:
-    (tmp_path / "test_qa.json").write_text(json.dumps(mini.QUESTIONS))
-    (tmp_path / "youtube_mapping.txt").write_text(mini.MAPPING)
+    (tmp_path / "test_qa.json").write_text(json.dumps(QUESTIONS))
+    (tmp_path / "youtube_mapping.txt").write_text(MAPPING)
     assert converted("msvd_qa", tmp_path, "test")[0][0].video == "-8aBcDeFgHi_5_15.avi"
 
 
@@ -68,7 +88,7 @@ def test_without_clips_the_names_of_the_release_are_kept(tmp_path: Path) -> None
     ],
 )
 def test_broken_records_are_rejected_with_the_reason(raw: Path, change: dict[str, Any], reason: str) -> None:
-    (raw / "test_qa.json").write_text(json.dumps([{**mini.QUESTIONS[0], **change}, {**mini.QUESTIONS[1], "id": 7}]))
+    (raw / "test_qa.json").write_text(json.dumps([{**QUESTIONS[0], **change}, {**QUESTIONS[1], "id": 7}]))
     examples, rejected = converted("msvd_qa", raw, "test")
     assert examples == [BIRD]
     assert (rejected[0].file, rejected[0].record) == ("test_qa.json", "0")

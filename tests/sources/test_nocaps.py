@@ -9,12 +9,60 @@ import pytest
 
 from instructkit import sources
 from instructkit.examples import Example
-from tests.sources import converted, sample
-from tests.sources.mini import nocaps as mini
+from tests.sources import converted, sample, write_json, write_picture
+
+# NoCaps in miniature: val with captions and domains (`write`) or its image info alone (`write_info`), and test.
+CAPTIONS = {
+    0: ["A child stands in front of a shed.", "A toddler in a garden "],
+    1: ["A tuba lies on a chair.", "A brass instrument"],
+    2: ["An otter holds a seashell.", "The otter has a shell"],
+}
+DOMAINS = {0: "in-domain", 1: "near-domain", 2: "out-domain"}
+
+
+def entry_of(number: int, split: str) -> dict[str, Any]:
+    """An entry of `images` without the domain."""
+    name = f"{number:04x}aa20870209ff"
+    return {
+        "id": number,
+        "open_images_id": name,
+        "height": 8,
+        "width": 12,
+        "coco_url": f"https://pictures.example/nocaps/{split}/{name}.jpg",
+        "file_name": f"{name}.jpg",
+        "license": 0,
+        "date_captured": "2018-11-06 11:04:33",
+    }
+
+
+def write(root: Path) -> None:
+    """Write the release: val with captions, and the image info of test."""
+    images = [{**entry_of(number, "val"), "domain": domain} for number, domain in DOMAINS.items()]
+    captions = [
+        {"image_id": number, "id": number * 2 + place, "caption": text}
+        for place in range(2)
+        for number, text in ((number, texts[place]) for number, texts in CAPTIONS.items())
+    ]
+    content = {"licenses": [], "info": {"version": "0.1"}, "images": images, "annotations": captions}
+    write_json(root / "nocaps_val_4500_captions.json", content)
+    write_info(root, "test")
+    write_pictures(root, "val")
+
+
+def write_info(root: Path, split: str) -> None:
+    """Write the image info of a split, which has neither captions nor domains."""
+    images = [entry_of(number, split) for number in CAPTIONS]
+    write_json(root / f"nocaps_{split}_image_info.json", {"licenses": [], "info": {}, "images": images})
+    write_pictures(root, split)
+
+
+def write_pictures(root: Path, split: str) -> None:
+    for number in CAPTIONS:
+        write_picture(root / split / entry_of(number, split)["file_name"], number)
 
 
 def test_val_has_captions_and_domains(tmp_path: Path) -> None:
-    mini.write(tmp_path)
+    write(tmp_path)
     examples, rejected = converted("nocaps", tmp_path, "val")
     assert rejected == []
     assert examples[0] == Example(
@@ -28,7 +76,7 @@ def test_val_has_captions_and_domains(tmp_path: Path) -> None:
 
 
 def test_a_file_without_domains_converts(tmp_path: Path) -> None:
-    mini.write(tmp_path)
+    write(tmp_path)
     path = tmp_path / "nocaps_val_4500_captions.json"
     content = json.loads(path.read_text())
     for image in content["images"]:
@@ -40,8 +88,8 @@ def test_a_file_without_domains_converts(tmp_path: Path) -> None:
 
 
 def test_test_and_image_info_have_images_only(tmp_path: Path) -> None:
-    mini.write_info(tmp_path, "val")
-    mini.write_info(tmp_path, "test")
+    write_info(tmp_path, "val")
+    write_info(tmp_path, "test")
     for split in ("val", "test"):
         examples, rejected = converted("nocaps", tmp_path, split)
         assert rejected == []
@@ -53,8 +101,8 @@ def test_test_and_image_info_have_images_only(tmp_path: Path) -> None:
 
 
 def test_captions_go_before_image_info(tmp_path: Path) -> None:
-    mini.write_info(tmp_path, "val")
-    mini.write(tmp_path)
+    write_info(tmp_path, "val")
+    write(tmp_path)
     assert sources.module("nocaps").read(tmp_path, "val").layout == "captions"
 
 
@@ -70,7 +118,7 @@ def test_captions_go_before_image_info(tmp_path: Path) -> None:
     ],
 )
 def test_broken_records_are_rejected(tmp_path: Path, change: Callable[[Any], Any], rejects: int) -> None:
-    mini.write(tmp_path)
+    write(tmp_path)
     path = tmp_path / "nocaps_val_4500_captions.json"
     content = json.loads(path.read_text())
     change(content)

@@ -7,12 +7,38 @@ from typing import Any
 import pytest
 
 from instructkit.examples import Example
-from tests.sources import converted, sample
-from tests.sources.mini import ocrvqa as mini
+from tests.sources import converted, sample, write_json, write_picture
+
+# OCR-VQA in miniature: books of all three splits in one file, and their covers.
+BOOKS: dict[str, dict[str, Any]] = {
+    f"{asin}": {
+        "imageURL": f"http://pictures.example/images/I/{name}",
+        "questions": ["Who wrote this book?", "What is the title of this book? ", "Is this a cookbook?"],
+        "answers": [author, title, "No"],
+        "title": title,
+        "authorName": author,
+        "genre": "Travel",
+        "split": split,
+    }
+    for asin, name, author, title, split in [
+        ("0001112223", "51abc.jpg", "Ada Lake", "Rivers {and} Roads", 1),
+        ("B00TRAIN2X", "61def.gif", "Ben Hill", "By Train to the Sea", 1),
+        ("0003334445", "71ghi.png", "Cy Moor", "Islands", 2),
+        ("0004445556", "81jkl.jpg", "Di Field", "Paths", 3),
+        ("0005556667", "91mno.jpg", "Ed Wood", "Trees", 3),
+    ]
+}
+
+
+def write(root: Path) -> None:
+    """Write the release: `dataset.json`, and the covers as the authors' script saves them."""
+    write_json(root / "dataset.json", BOOKS)
+    for number, (asin, book) in enumerate(BOOKS.items()):
+        write_picture(root / "images" / f"{asin}{Path(book['imageURL']).suffix}", number)
 
 
 def test_one_example_a_question_of_the_books_of_a_split(tmp_path: Path) -> None:
-    mini.write(tmp_path)
+    write(tmp_path)
     examples, rejected = converted("ocrvqa", tmp_path, "train")
     assert rejected == []
     assert [example.id for example in examples] == [
@@ -30,7 +56,7 @@ def test_one_example_a_question_of_the_books_of_a_split(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("split", "books"), [("val", ["0003334445"]), ("test", ["0004445556", "0005556667"])])
 def test_splits(tmp_path: Path, split: str, books: list[str]) -> None:
-    mini.write(tmp_path)
+    write(tmp_path)
     examples, rejected = converted("ocrvqa", tmp_path, split)
     assert rejected == []
     assert [example.id for example in examples] == [f"ocrvqa/{split}/{book}/{n}" for book in books for n in range(3)]
@@ -52,7 +78,7 @@ def test_splits(tmp_path: Path, split: str, books: list[str]) -> None:
     ],
 )
 def test_broken_books_are_rejected(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
-    mini.write(tmp_path)
+    write(tmp_path)
     books = json.loads((tmp_path / "dataset.json").read_text())
     books["0001112223"].update(change)
     (tmp_path / "dataset.json").write_text(json.dumps(books))
@@ -62,7 +88,7 @@ def test_broken_books_are_rejected(tmp_path: Path, change: dict[str, Any], reaso
 
 
 def test_a_key_that_is_no_file_name_is_rejected(tmp_path: Path) -> None:
-    (tmp_path / "dataset.json").write_text(json.dumps({"../x": mini.BOOKS["0001112223"]}))
+    (tmp_path / "dataset.json").write_text(json.dumps({"../x": BOOKS["0001112223"]}))
     examples, rejected = converted("ocrvqa", tmp_path, "train")
     assert (examples, len(rejected)) == ([], 1)
 

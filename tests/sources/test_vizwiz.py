@@ -8,12 +8,56 @@ import pytest
 
 from instructkit import sources
 from instructkit.examples import Example
-from tests.sources import converted, sample
-from tests.sources.mini import vizwiz as mini
+from tests.sources import converted, sample, write_json, write_picture
+
+# VizWiz in miniature: all three splits of the release of 2020 (`write`) or val of that of 2018 (`write_2018`).
+RECORDS: list[dict[str, Any]] = [
+    {
+        "question": "Which soup is in this can? ",
+        "answers": ["tomato"] * 5 + ["tomato soup"] * 3 + ["unanswerable", "unsuitable"],
+        "answer_type": "other",
+        "answerable": 1,
+    },
+    {
+        "question": "Can you read me this letter please?",
+        "answers": ["unanswerable"] * 7 + ["unsuitable"] * 2 + ["dear"],
+        "answer_type": "unanswerable",
+        "answerable": 0,
+    },
+]
+
+
+def entries_of(split: str, digits: int) -> list[dict[str, Any]]:
+    """The entries of one split, whose photos have numbers of so many digits."""
+    entries = []
+    for number, record in enumerate(RECORDS):
+        entry = {"image": f"VizWiz_{split}_{number:0{digits}}.jpg", "question": record["question"]}
+        if split != "test":
+            answers = [{"answer": text, "answer_confidence": "maybe"} for text in record["answers"]]
+            entry |= {**record, "answers": answers}
+        entries.append(entry)
+    return entries
+
+
+def write(root: Path) -> None:
+    """Write the release of 2020, annotations directly in `root`, photos in a folder a split."""
+    for split in ("train", "val", "test"):
+        entries = entries_of(split, 8)
+        write_json(root / f"{split}.json", entries)
+        for number, entry in enumerate(entries):
+            write_picture(root / split / entry["image"], number)
+
+
+def write_2018(root: Path) -> None:
+    """Write val of the release of 2018, in its customary folders."""
+    entries = entries_of("val", 12)
+    write_json(root / "Annotations" / "val.json", entries)
+    for number, entry in enumerate(entries):
+        write_picture(root / "Images" / entry["image"], number)
 
 
 def test_unanswerable_questions_are_kept_and_marked(tmp_path: Path) -> None:
-    mini.write(tmp_path)
+    write(tmp_path)
     examples, rejected = converted("vizwiz", tmp_path, "val")
     assert rejected == []
     assert examples == [
@@ -35,7 +79,7 @@ def test_unanswerable_questions_are_kept_and_marked(tmp_path: Path) -> None:
 
 
 def test_test_has_no_answers(tmp_path: Path) -> None:
-    mini.write(tmp_path)
+    write(tmp_path)
     examples, rejected = converted("vizwiz", tmp_path, "test")
     assert rejected == []
     assert examples[0] == Example(
@@ -46,8 +90,8 @@ def test_test_has_no_answers(tmp_path: Path) -> None:
 
 
 def test_both_releases_are_told_apart(tmp_path: Path) -> None:
-    mini.write(tmp_path / "new")
-    mini.write_2018(tmp_path / "old")
+    write(tmp_path / "new")
+    write_2018(tmp_path / "old")
     new = sources.module("vizwiz").read(tmp_path / "new", "val")
     old = sources.module("vizwiz").read(tmp_path / "old", "val")
     assert (new.layout, new.media_root) == ("release of 2020", tmp_path / "new" / "val")
@@ -70,7 +114,7 @@ def test_both_releases_are_told_apart(tmp_path: Path) -> None:
     ],
 )
 def test_broken_records_are_rejected(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
-    mini.write(tmp_path)
+    write(tmp_path)
     records = json.loads((tmp_path / "val.json").read_text())
     records[0].update(change)
     (tmp_path / "val.json").write_text(json.dumps(records))

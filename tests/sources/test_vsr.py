@@ -9,8 +9,48 @@ import pytest
 from instructkit import sources
 from instructkit.errors import UserError
 from instructkit.examples import Example
-from tests.sources import converted, sample
-from tests.sources.mini import vsr as mini
+from tests.sources import converted, sample, write_lines, write_picture
+
+# Visual Spatial Reasoning in miniature: the data folder of the repository, both versions, pictures in `images/`.
+LINES: list[dict[str, Any]] = [
+    {
+        "image": "000000000021.jpg",
+        "image_link": "http://images.cocodataset.org/train2017/000000000021.jpg",
+        "caption": "The lamp is above the sofa.",
+        "label": 1,
+        "relation": "above",
+        "subj": "lamp",
+        "obj": "sofa",
+        "annotator_id": 4,
+        "vote_true_validator_id": "[2, 9]",
+        "vote_false_validator_id": "[]",
+    },
+    {
+        "image": "000000000022.jpg",
+        "image_link": "http://images.cocodataset.org/val2017/000000000022.jpg",
+        "caption": "The goat is facing away from the gate.",
+        "label": 0,
+        "relation": "facing away from",
+        "subj": "goat",
+        "obj": "gate",
+        "annotator_id": 5,
+        "vote_true_validator_id": "[3]",
+        "vote_false_validator_id": "[2, 8]",
+    },
+]
+
+
+def write(root: Path) -> None:
+    """Write the release; lines of the random version have a frame of reference in place of subject and object."""
+    random = [{key: value for key, value in line.items() if key not in ("subj", "obj")} for line in LINES]
+    for part in ("train", "dev", "test"):
+        write_lines(root / "splits" / "zeroshot" / f"{part}.jsonl", LINES)
+        write_lines(
+            root / "splits" / "random" / f"{part}.jsonl", [{**line, "reference_frame": None} for line in random]
+        )
+    for number, line in enumerate(LINES):
+        write_picture(root / "images" / line["image"], number)
+
 
 LAMP = Example(
     id="vsr/test/1",
@@ -34,7 +74,7 @@ GOAT = Example(
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    mini.write(tmp_path)
+    write(tmp_path)
     return tmp_path
 
 
@@ -89,7 +129,7 @@ def test_examples_share_no_list(raw: Path) -> None:
     ],
 )
 def test_broken_lines_are_rejected_with_the_reason(raw: Path, change: dict[str, Any], reason: str) -> None:
-    mini.write_lines(raw / "splits" / "zeroshot" / "test.jsonl", [{**mini.LINES[0], **change}, mini.LINES[1]])
+    write_lines(raw / "splits" / "zeroshot" / "test.jsonl", [{**LINES[0], **change}, LINES[1]])
     examples, rejected = converted("vsr", raw, "test")
     assert examples == [GOAT]
     assert (rejected[0].file, rejected[0].record) == ("test.jsonl", "line 1")

@@ -10,12 +10,30 @@ import pytest
 from instructkit import releases, sources
 from instructkit.examples import Example
 from instructkit.sources.web_capfilt import url_path
-from tests.sources import converted, sample
-from tests.sources.mini import web_capfilt as mini
+from tests.sources import converted, sample, write_json, write_picture
+
+# Web CapFilt in miniature: the list of URLs with pictures as img2dataset leaves them (`write`), or of image paths.
+CAPTIONS = ["a red kite above the sea ", "two mugs on a wooden table", "mountains behind a lake", "an old steam train"]
+
+
+def write(root: Path) -> None:
+    """Write the release as BLIP ships it, and the pictures downloaded."""
+    pairs = [{"url": f"http://pictures.example/{n}.jpg", "caption": text} for n, text in enumerate(CAPTIONS)]
+    write_json(root / "ccs_synthetic_filtered_large.json", pairs)
+    for number in range(len(CAPTIONS)):
+        write_picture(root / "images" / "00000" / f"{number:09}.jpg", number)
+
+
+def write_paths(root: Path, name: str = "ccs_filtered.json") -> None:
+    """Write the list that BLIP's training code reads."""
+    pairs = [{"image": f"cc3m/{n}.jpg", "caption": text} for n, text in enumerate(CAPTIONS)]
+    write_json(root / name, pairs)
+    for number in range(len(CAPTIONS)):
+        write_picture(root / "cc3m" / f"{number}.jpg", number)
 
 
 def test_urls_lead_to_the_pictures_of_img2dataset(tmp_path: Path) -> None:
-    mini.write(tmp_path)
+    write(tmp_path)
     examples, rejected = converted("web_capfilt", tmp_path, "train")
     assert rejected == []
     assert examples[0] == Example(
@@ -34,7 +52,7 @@ def test_picture_paths_are_those_of_the_downloaded_data() -> None:
 
 
 def test_paths_are_taken_as_they_are(tmp_path: Path) -> None:
-    mini.write_paths(tmp_path)
+    write_paths(tmp_path)
     examples, rejected = converted("web_capfilt", tmp_path, "train")
     assert rejected == []
     assert examples[3] == Example(id="web_capfilt/train/3", images=["cc3m/3.jpg"], references=["an old steam train"])

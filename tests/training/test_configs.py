@@ -67,7 +67,7 @@ def convert_mini(split: str, folder: Path) -> None:
     raw = folder / "raw" / name
     if not raw.is_dir():
         raw.mkdir(parents=True)
-        importlib.import_module(f"tests.sources.mini.{name}").write(raw)
+        importlib.import_module(f"tests.sources.test_{name}").write(raw)
     convert(name, raw, folder / "data", split=part)
 
 

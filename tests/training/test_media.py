@@ -14,7 +14,7 @@ from instructkit.config import DataConfig, EvaluationConfig, RunConfig
 from instructkit.conversion import convert
 from instructkit.errors import UserError
 from instructkit.training.setup import media_digests
-from tests.sources.mini import msvd_qa, vqav2
+from tests.miniatures import write_release
 from tests.training.runs import recipe
 
 
@@ -40,7 +40,7 @@ def config_of(tmp_path: Path) -> RunConfig:
 def test_a_run_without_pictures_ends_before_the_model_is_made(
     tmp_path: Path, trained: tuple[ModuleType, list[Any]]
 ) -> None:
-    vqav2.write(tmp_path / "raw")
+    write_release("vqav2", tmp_path / "raw")
     convert("vqav2", tmp_path / "raw", tmp_path / "data", split="train")
     (tmp_path / "raw" / "train2014").rename(tmp_path / "elsewhere")
     recipe, identities = trained
@@ -50,7 +50,7 @@ def test_a_run_without_pictures_ends_before_the_model_is_made(
 
 
 def test_the_pictures_are_part_of_what_a_run_is(tmp_path: Path, trained: tuple[ModuleType, list[Any]]) -> None:
-    vqav2.write(tmp_path / "raw")
+    write_release("vqav2", tmp_path / "raw")
     convert("vqav2", tmp_path / "raw", tmp_path / "data", split="train")
     recipe, identities = trained
     run = tmp_path / "run"
@@ -68,9 +68,9 @@ def test_the_pictures_are_part_of_what_a_run_is(tmp_path: Path, trained: tuple[M
 
 
 def test_splits_that_only_give_candidates_need_no_videos(tmp_path: Path) -> None:
-    vqav2.write(tmp_path / "raw")
+    write_release("vqav2", tmp_path / "raw")
     convert("vqav2", tmp_path / "raw", tmp_path / "data", split="train")
-    msvd_qa.write(tmp_path / "msvd")
+    write_release("msvd_qa", tmp_path / "msvd")
     for split in ("train", "val", "test"):
         convert("msvd_qa", tmp_path / "msvd", tmp_path / "data", split=split)
     evaluation = EvaluationConfig(benchmarks=["msvd_qa"])
