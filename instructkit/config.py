@@ -25,6 +25,7 @@ Count = Annotated[int, Meta(ge=0)]
 Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Setting = Literal["frozen", "lora", "full"]
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -202,6 +203,7 @@ class EvaluationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         benchmarks: names of protocols (`templates/eval`).
         limit: at most so many examples of each; None for all.
         eval_batch_size: questions a forward pass.
+        dtype: that the model computes in when training has ended; null for the run's precision.
         every: steps between evaluations during training, which the last step ends with too; 0 has none. The best
             checkpoint is kept and becomes the model.
         watch: names of protocols that they evaluate.
@@ -215,6 +217,7 @@ class EvaluationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     benchmarks: list[str] = []
     limit: Positive | None = None
     eval_batch_size: Positive = 64
+    dtype: Dtype | None = None
     every: Count = 0
     watch: list[str] = []
     validation: list[str] = []

@@ -49,7 +49,7 @@ from instructkit.reports.report import finished_report, last_lines, write_report
 from instructkit.training.checkpoints import last_checkpoint, load_best, load_checkpoint, move_aside, save_checkpoint
 from instructkit.training.data import TrainingData
 from instructkit.training.deepspeed_config import users_settings
-from instructkit.training.engine import Engine, start_ranks
+from instructkit.training.engine import Engine, free_memory, start_ranks
 from instructkit.training.features import open_cache
 from instructkit.training.log import RunLog, step_line
 from instructkit.training.meter import Meter
@@ -106,6 +106,7 @@ def instruct(config: RunConfig) -> None:
             log.say("nothing has changed since the run that lies here; it is not trained again")
         else:
             train(config, folder, rank, world, identity, log)
+            free_memory()  # a second model is loaded
             evaluate_run(config, folder, log.say)
             on_first_rank(lambda: write_report(config, folder, identity))
         if first:
@@ -195,6 +196,7 @@ def train(config: RunConfig, folder: Path, rank: int, world: int, identity: dict
         load_best(engine.deepspeed, folder / "checkpoints", watch.best.step, facts)
         log.say(f"model     that of step {watch.best.step:,}, the best by {watch.best.name}")
     _save(config, engine, texts, folder / "model", rank)
+    engine.free()
 
 
 def _save(config: RunConfig, engine: Engine, texts: Texts, folder: Path, rank: int) -> None:

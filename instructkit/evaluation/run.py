@@ -10,6 +10,7 @@ import msgspec
 import torch
 
 from instructkit import media_files
+from instructkit.batches import Texts
 from instructkit.config import RunConfig
 from instructkit.errors import UserError
 from instructkit.evaluation.benchmark import Task, answer_benchmark, make_task
@@ -20,12 +21,13 @@ from instructkit.evaluation.rank import ranking_note
 from instructkit.evaluation.ranks import Ranks, current_ranks
 from instructkit.evaluation.responses import Answer
 from instructkit.evaluation.score import NotEvaluated, Result, Spread, cut_of, cut_phrase, errors_of, score
-from instructkit.evaluation.settings import DTYPES, EvaluationSettings
+from instructkit.evaluation.settings import DTYPES, EvaluationSettings, dtype_of
 from instructkit.evaluation.spread import wordings
 from instructkit.evaluation.submissions import write_submissions
 from instructkit.evaluation.wanted import Wanted, wanted_benchmarks
 from instructkit.examples import MANIFEST, write_atomically
-from instructkit.models.saving import load_model
+from instructkit.models.instruct_blip import InstructBlip
+from instructkit.models.saving import Places, base_places, load_model
 from instructkit.waiting import first_on_machine, on_first_rank
 
 Say = Callable[[str], None]
@@ -71,13 +73,16 @@ def evaluate(settings: EvaluationSettings, ranks: Ranks, say: Say, *, replace: b
         raise UserError(f"{settings.data}: no such folder with converted datasets")
     chosen = first_on_machine(lambda: wanted_benchmarks(settings.benchmarks, Path(settings.data)))
     without_media = on_first_rank(lambda: _without_media(settings, chosen, say))
-    model, texts = load_model(settings.model, allow_packages=settings.allow_packages, dtype=DTYPES[settings.dtype])
-    model.to(f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu")
+    # Weights of some ten GB take a minute to read for a checksum: one rank does it for all.
+    places = on_first_rank(lambda: base_places(settings.model))
+    model, texts = first_on_machine(lambda: _load(settings, places))
+    identity = on_first_rank(lambda: model_identity(settings.model))  # of a hub's model known when it was fetched
+    if ranks.first:
+        say(f"evaluate  {settings.model} in {settings.dtype}")
     ranked = any(wanted.protocol.mode == "rank" for wanted in chosen)
     if ranks.first and ranked and (note := ranking_note(model.language_model)) is not None:
         say(note)
-    evaluator, identity = Evaluator(model, texts), model_identity(settings.model)
-    runner = _Runner(settings, evaluator, identity, ranks, say, replace, without_media)
+    runner = _Runner(settings, Evaluator(model, texts), identity, ranks, say, replace, without_media)
     outcomes = [runner.evaluate(wanted) for wanted in chosen]
     if not ranks.first:
         return None
@@ -111,6 +116,7 @@ def evaluate_run(config: RunConfig, folder: Path, say: Say) -> Evaluation | None
         out=str(folder),
         limit=config.evaluation.limit,
         batch_size=config.evaluation.eval_batch_size,
+        dtype=dtype_of(config),
         allow_packages=True,  # the folder was written by this run, from what its own config names
     )
     return evaluate(settings, current_ranks(), say, replace=True)
@@ -132,6 +138,15 @@ def benchmark_folder(folder: Path, benchmark: str, wording: str | None = None) -
     """Where the responses to a benchmark of a run lie."""
     place = folder / EVALUATION / benchmark
     return place if wording is None else place / "wordings" / wording
+
+
+def _load(settings: EvaluationSettings, places: Places) -> tuple[InstructBlip, Texts]:
+    """The model where it computes, and its tokenisers."""
+    model, texts = load_model(
+        settings.model, allow_packages=settings.allow_packages, places=places, dtype=DTYPES[settings.dtype]
+    )
+    model.to(f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu")
+    return model, texts
 
 
 def _without_media(settings: EvaluationSettings, chosen: list[Wanted], say: Say) -> dict[str, str]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import torch
 import yaml
 
-from instructkit.config import Count, Positive
+from instructkit.config import Count, Dtype, Positive, RunConfig
 from instructkit.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -38,8 +38,13 @@ class EvaluationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     limit: Positive | None = None
     batch_size: Positive = 32
     spread: Count = 0
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Dtype = "float32"
     allow_packages: bool = False
+
+
+def dtype_of(config: RunConfig) -> Dtype:
+    """What the evaluation at the end of a run computes in: what is set, or else the run's precision."""
+    return config.evaluation.dtype or ("bfloat16" if config.training.precision == "bf16" else "float32")
 
 
 def make_settings(values: dict[str, Any]) -> EvaluationSettings:

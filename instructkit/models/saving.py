@@ -23,6 +23,10 @@ from instructkit.models.vision import VisionEncoder
 from instructkit.plain_text import unclosed
 
 
+Places = dict[str, dict[str, str]]
+"""Where the bases of folders that hold trained parts lie now: by folder and setting."""
+
+
 def save_model(model: InstructBlip, texts: Texts, folder: Path, state: dict[str, Any] | None = None) -> None:
     """Write weights, configuration and processor.
 
@@ -78,8 +82,34 @@ def _add_rows(model: InstructBlip, state: dict[str, Any], rows: int) -> int:
     return max(found, rows)
 
 
+def base_places(name: str) -> Places:
+    """Where the base of a trained part, its base's base and so on lie, each compared with what was trained on.
+
+    Comparing reads all their weights. One rank may do it for all (`load_model(..., places=...)`).
+
+    Args:
+        name: for `load_model`.
+
+    Raises:
+        UserError: one is not there, or is another than the one that was trained on.
+    """
+    places: Places = {}
+    while name not in places and (facts := facts_of(Path(name))) is not None:
+        places[name] = facts.places(Path(name))
+        settings = facts.found(places[name])
+        if settings.joined:
+            break
+        name = settings.name
+    return places
+
+
 def load_model(
-    name: str, limits: Limits | None = None, *, allow_packages: bool = False, **options: Any
+    name: str,
+    limits: Limits | None = None,
+    *,
+    allow_packages: bool = False,
+    places: Places | None = None,
+    **options: Any,
 ) -> tuple[InstructBlip, Texts]:
     """Load a model and its tokenisers from a folder, a published size's name or the Hugging Face hub.
 
@@ -89,16 +119,22 @@ def load_model(
         name: folder, one of `PUBLISHED`, or a name on the hub.
         limits: lengths that texts are cut to.
         allow_packages: let a folder name a Python package for its LLM, which imports it and runs its code.
+        places: of its bases, where another rank has compared them (`base_places`).
         **options: for `from_pretrained`, such as dtype.
 
     Raises:
         UserError: there is no such model, it is no InstructBLIP, or a folder names a package without leave.
     """
-    return _load(name, limits, allow_packages, (), options)
+    return _load(name, limits, allow_packages, base_places(name) if places is None else places, (), options)
 
 
 def _load(
-    name: str, limits: Limits | None, allow_packages: bool, above: tuple[Path, ...], options: dict[str, Any]
+    name: str,
+    limits: Limits | None,
+    allow_packages: bool,
+    places: Places,
+    above: tuple[Path, ...],
+    options: dict[str, Any],
 ) -> tuple[InstructBlip, Texts]:
     """`load_model`; `above` are the folders that led here by their bases."""
     if (facts := facts_of(Path(name))) is not None:
@@ -110,14 +146,14 @@ def _load(
                 "and run; if you trust the folder and the package, allow it: --allow-packages or allow_packages=true "
                 "in an evaluation, model.allow_packages=true in a training"
             )
-        settings = facts.found(Path(name))
+        settings = facts.found(places[name])
         if settings.joined:
             tokenizers = load_tokenizers(Path(name) / TOKENIZERS)
             model, texts = join(settings, options.get("dtype", torch.float32), lambda: tokenizers, limits)
             if (base := facts.bases.get("llm")) is not None:
                 check_package(base, Path(name))
         else:
-            model, texts = _load(settings.name, limits, allow_packages, (*above, here), options)
+            model, texts = _load(settings.name, limits, allow_packages, places, (*above, here), options)
         apply_trained(model, Path(name), facts)
         return model, texts
     config = read_config(name, "name")

@@ -61,13 +61,17 @@ class Facts(msgspec.Struct, forbid_unknown_fields=True):
         places = [self.model.llm or "", *(base.place for base in self.bases.values())]
         return next((place.removeprefix(PACKAGE) for place in places if place.startswith(PACKAGE)), None)
 
-    def found(self, folder: Path) -> ModelConfig:
-        """The settings with the places where the bases lie now.
+    def places(self, folder: Path) -> dict[str, str]:
+        """Where the bases lie now, by setting.
 
         Raises:
             UserError: one is not there, or is another than the one that was trained on.
         """
-        return with_places(self.model, {part: find_base(base, folder) for part, base in self.bases.items()})
+        return {part: find_base(base, folder) for part, base in self.bases.items()}
+
+    def found(self, places: dict[str, str]) -> ModelConfig:
+        """The settings with the places where the bases lie now."""
+        return with_places(self.model, places)
 
 
 def save_trained(

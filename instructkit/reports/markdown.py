@@ -178,4 +178,4 @@ def _facts(report: dict[str, Any]) -> list[str]:
         "",
         plain(", ".join(f"{name} {number}" for name, number in report["versions"].items())),
     ]
-    return [*lines, "", f"Model: {plain(report['model'])}"] if report["model"] else lines
+    return [*lines, "", f"Model: {plain(report['model'])}, computed in {report['dtype']}"] if report["model"] else lines

@@ -145,6 +145,7 @@ def _results(evaluation: Evaluation | None, folder: Path) -> dict[str, Any]:
         "not_evaluated": msgspec.to_builtins(evaluation.not_evaluated) if evaluation else [],
         "submissions": evaluation.submissions if evaluation else [],
         "model": evaluation.model if evaluation else None,
+        "dtype": evaluation.settings.dtype if evaluation else None,
     }
 
 

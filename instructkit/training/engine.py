@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 
 from instructkit.config import TrainingConfig
 from instructkit.cores import bound_primitives
@@ -107,6 +109,12 @@ def largest(values: Sequence[float]) -> list[float]:
 def most_calls(mine: int) -> int:
     """How often the rank that calls a module most often calls it; call on every rank."""
     return int(largest([mine])[0])
+
+
+def free_memory() -> None:
+    """Give back what an engine held, which refers to itself in circles, to the device."""
+    gc.collect()
+    get_accelerator().empty_cache()
 
 
 class Engine:
@@ -211,6 +219,12 @@ class Engine:
             f"step {number + 1}: the loss is {step.loss} and the gradient's norm {step.gradient_norm}; {path} lists "
             f"the examples of its batch; look at them, or lower learning_rate"
         )
+
+    def free(self) -> None:
+        """Take the engine apart: no step can follow. `free_memory` gives back what nobody refers to any more."""
+        self.deepspeed.destroy()
+        # ZeRO 3 keeps every model here for ever, and by its hooks all the rest.
+        FWD_MODULE_STACK[:] = [module for module in FWD_MODULE_STACK if module is not self.model]
 
     def gathered_state(self, trained_only: bool = False) -> dict[str, torch.Tensor]:
         """Parameters on the CPU, whole on the first rank; call on every rank, since ZeRO 3 shards them.

@@ -18,7 +18,7 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from instructkit import sources
 from instructkit.config import RunConfig, TrainingConfig
 from instructkit.errors import UserError
-from instructkit.evaluation.settings import DTYPES
+from instructkit.evaluation.settings import dtype_of
 from instructkit.evaluation.wanted import wanted_benchmarks
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.towers import trained_and_frozen
@@ -386,11 +386,7 @@ def _storage(config: RunConfig, model: InstructBlip, weights: Weights, local: in
 def _benchmarks(config: RunConfig, model: InstructBlip, ranks: int, assumed: Assumed, device: str) -> list[Benchmark]:
     if not config.evaluation.benchmarks:
         return []
-    # Evaluations compute in fp32 unless the config has a precision for them.
-    stated = getattr(config.evaluation, "dtype", "float32") or (
-        "bfloat16" if config.training.precision == "bf16" else "float32"
-    )
-    half = DTYPES[stated] != torch.float32
+    half = dtype_of(config) != "float32"
     llm = sum(weight.numel() for weight in model.language_model.parameters())
     rows = config.evaluation.eval_batch_size
     flops = {}

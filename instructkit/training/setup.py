@@ -21,7 +21,7 @@ from instructkit.examples import MANIFEST, load_examples
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.joining import join
 from instructkit.models.presets import build, preset
-from instructkit.models.saving import load_model
+from instructkit.models.saving import base_places, load_model
 from instructkit.models.tokenizers import train_llm_tokenizer, train_qformer_tokenizer
 from instructkit.prompts import train_templates
 from instructkit.training.data import Part
@@ -166,7 +166,11 @@ def prepare_model(config: RunConfig, parts: list[Part], folder: Path, say: Say) 
     if config.model.joined:
         model, texts = join(config.model, dtype, tokenizers, limits, config.seed, say)
     elif config.model.name != "nano":
-        model, texts = load_model(config.model.name, limits, allow_packages=config.model.allow_packages, dtype=dtype)
+        name, leave = config.model.name, config.model.allow_packages
+        places = on_first_rank(lambda: base_places(name))
+        model, texts = first_on_machine(
+            lambda: load_model(name, limits, allow_packages=leave, places=places, dtype=dtype)
+        )
     else:
         llm, qformer = tokenizers()
         model = build(preset("nano", len(llm), len(qformer)), config.seed)
