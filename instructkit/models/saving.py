@@ -22,7 +22,6 @@ from instructkit.models.trained import TOKENIZERS, apply_trained, facts_of, load
 from instructkit.models.vision import VisionEncoder
 from instructkit.plain_text import unclosed
 
-
 Places = dict[str, dict[str, str]]
 """Where the bases of folders that hold trained parts lie now: by folder and setting."""
 

@@ -246,5 +246,7 @@ def _facts(report: dict[str, Any]) -> str:
     settings = yaml.safe_dump(report["config"], sort_keys=False).rstrip()
     parts.append(f"<h2>Settings</h2><pre>{escape(settings)}</pre>")
     numbers = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
-    model = f"<p>Model: <code>{escape(report['model'])}</code>, computed in {report['dtype']}</p>"
-    return "\n".join([*parts, f"<h2>Versions</h2><p>{escape(numbers)}</p>{model if report['model'] else ''}"])
+    model = ""
+    if report["model"]:
+        model = f"<p>Model: <code>{escape(report['model'])}</code>, computed in {report['dtype']}</p>"
+    return "\n".join([*parts, f"<h2>Versions</h2><p>{escape(numbers)}</p>{model}"])

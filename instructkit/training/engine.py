@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 
 from instructkit.config import TrainingConfig
 from instructkit.cores import bound_primitives
@@ -223,8 +224,13 @@ class Engine:
     def free(self) -> None:
         """Take the engine apart: no step can follow. `free_memory` gives back what nobody refers to any more."""
         self.deepspeed.destroy()
-        # ZeRO 3 keeps every model here for ever, and by its hooks all the rest.
-        FWD_MODULE_STACK[:] = [module for module in FWD_MODULE_STACK if module is not self.model]
+        # ZeRO 3 keeps modules for ever, and by their hooks all the rest: in caches inside its wrapped methods, in a list.
+        for method in vars(PartitionedParameterCoordinator).values():
+            for cell in getattr(method, "__closure__", None) or ():
+                if hasattr(cell.cell_contents, "cache_clear"):
+                    cell.cell_contents.cache_clear()
+        own = set(self.model.modules())
+        FWD_MODULE_STACK[:] = [module for module in FWD_MODULE_STACK if module not in own]
 
     def gathered_state(self, trained_only: bool = False) -> dict[str, torch.Tensor]:
         """Parameters on the CPU, whole on the first rank; call on every rank, since ZeRO 3 shards them.

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import msgspec
-import torch
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 from instructkit import sources

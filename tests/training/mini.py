@@ -87,7 +87,7 @@ def command(ranks: int) -> list[str]:
     return [str(launcher), "--num_accelerators", str(ranks), "--master_port", str(free_port())]
 
 
-def run_all(ranks: int, folder: Path, runs: dict[str, list[str]], timeout: float = 600) -> str:
+def run_all(ranks: int, folder: Path, runs: dict[str, list[str]], timeout: float = 600, script: str = "runs.py") -> str:
     """Start the recipe once for several runs, one behind the other; each writes to `folder/<name>`.
 
     Returns what they said.
@@ -97,10 +97,13 @@ def run_all(ranks: int, folder: Path, runs: dict[str, list[str]], timeout: float
     spec = folder / f"runs-{ranks}-{free_port()}.json"
     spec.parent.mkdir(parents=True, exist_ok=True)
     spec.write_text(json.dumps({name: [f"output={folder / name}", *words] for name, words in runs.items()}))
-    script = str(Path(__file__).with_name("runs.py"))
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(
-            [*command(ranks), script, str(spec)], env=environment(), stdout=said, stderr=said, start_new_session=True
+            [*command(ranks), str(Path(__file__).with_name(script)), str(spec)],
+            env=environment(),
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
         )
         try:
             code: int | str = process.wait(timeout)

@@ -10,7 +10,6 @@ import importlib.util
 import json
 import shutil
 import sys
-import weakref
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -21,8 +20,6 @@ import torch.distributed as dist
 
 from instructkit.config import load_config
 from instructkit.errors import UserError
-from instructkit.evaluation import run as evaluation
-from instructkit.models import bases
 from instructkit.reports import averages
 from instructkit.training import meter
 from instructkit.training.engine import start_ranks
@@ -54,51 +51,6 @@ def remember_logits(instruct: Any) -> None:
     instruct._save = say_and_save
 
 
-def look_at_evaluation(instruct: Any) -> None:
-    """Let a run write down what of the training still lives when the evaluation loads its model, and what it reads.
-
-    `evaluation-<rank>.json` holds the names of living objects, the folders that this rank took checksums of, and the
-    precision of what was loaded.
-    """
-    living: dict[str, weakref.ref[Any]] = {}
-    hashed: list[str] = []
-
-    class Engine(instruct.Engine):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
-            hashed.clear()
-            living.clear()
-            for name, thing in {
-                "engine": self,
-                "DeepSpeed's": self.deepspeed,
-                "optimizer": self.optimizer,
-                "model": self.model,
-                "weight": next(self.model.parameters()),
-            }.items():
-                living[name] = weakref.ref(thing)
-
-    def counted(function: Any) -> Any:
-        def count(place: Any) -> Any:
-            hashed.append(str(place))
-            return function(place)
-
-        return count
-
-    load = evaluation.load_model
-
-    def look_and_load(name: str, **options: Any) -> Any:
-        alive = [what for what, thing in living.items() if thing() is not None]
-        model, texts = load(name, **options)
-        facts = {"alive": alive, "hashed": hashed, "dtype": str(model.dtype)}
-        Path(name).with_name(f"evaluation-{dist.get_rank()}.json").write_text(json.dumps(facts))
-        return model, texts
-
-    instruct.Engine = Engine
-    evaluation.load_model = look_and_load
-    evaluation.model_identity = counted(evaluation.model_identity)
-    bases.checkpoint_digest = counted(bases.checkpoint_digest)
-
-
 def leave_as_of(source: Path, step: int, folder: Path) -> None:
     """What was on the disk when a run was killed behind a checkpoint: log lines may be ahead of it."""
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("report", "evaluation", "model", "logits.pt"))
@@ -128,7 +80,6 @@ if __name__ == "__main__":
     start_ranks()
     instruct = recipe()
     remember_logits(instruct)
-    look_at_evaluation(instruct)
     averages.load_protocol = cache(averages.load_protocol)  # every report reads all of them
     meter.matmul_peak = cache(meter.matmul_peak)  # in bf16 takes most of a minute where the CPU has none
     spec = json.loads(Path(next(word for word in sys.argv[1:] if word.endswith(".json"))).read_text())

@@ -46,7 +46,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     ]
     folders = {ranks: folder / f"on-{ranks}" for ranks in (1, 2)}
     for ranks, place in folders.items():
-        run_all(ranks, place, {name: [*words, *own] for name, own in RUNS.items()})
+        run_all(ranks, place, {name: [*words, *own] for name, own in RUNS.items()}, script="lives.py")
     return folders
 
 
