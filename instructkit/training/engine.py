@@ -224,7 +224,7 @@ class Engine:
     def free(self) -> None:
         """Take the engine apart: no step can follow. `free_memory` gives back what nobody refers to any more."""
         self.deepspeed.destroy()
-        # ZeRO 3 keeps modules for ever, and by their hooks all the rest: in caches inside its wrapped methods, in a list.
+        # ZeRO 3 keeps modules for ever, in caches inside its wrapped methods and in a list; their hooks keep the rest.
         for method in vars(PartitionedParameterCoordinator).values():
             for cell in getattr(method, "__closure__", None) or ():
                 if hasattr(cell.cell_contents, "cache_clear"):
