@@ -4,7 +4,8 @@ Reproduces what pycocoevalcap's `PTBTokenizer` returns: the PTB tokenizer of Sta
 `-preserveLines -lowerCase`, less 17 punctuation tokens. Written from the tokenizer's rules and its observed output.
 
 One thing differs on purpose: a character that breaks the line (carriage return, form feed, ...) is a blank here, while
-there it moves the tokens of all later captions by one.
+there it moves the tokens of all later captions by one. And letters and signs that Unicode has taken in since are read
+by Python's tables, where the Java tokenizer knows those of its time: rare scripts, unassigned code points.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ _RENDERED = _BRACKETS | str.maketrans(
         "{": "-lcb-",
         "}": "-rcb-",
         "\u00a3": "#",
+        "\u0080": "$",
+        "\u20a0": "$",
         "\u20ac": "$",
         "\u00a4": "$",
         "\u00a2": "cents",
@@ -53,6 +56,12 @@ _ASCII_QUOTES = str.maketrans(
 _DROPPED_SIGNS = frozenset(
     "\"'`\u2018\u2019\u201b\u201c\u201d\u00ab\u00bb\u2039\u203a\u300c\u300d\u301d\u301e\u301f\u2026\ufffd"
     "\u2010\u2011\u2012\u2013\u2014\u2015\u0091\u0092\u0093\u0094\u0096\u0097"
+)
+# Rare punctuation, currencies, Roman numerals and CJK signs that no rule of the scanner knows.
+_UNKNOWN_SIGN = re.compile(
+    "[\u2024\u2025\u2027\u203c\u203d\u2043\u2045-\u205e\u20a1-\u20a3\u20a5-\u20ab\u20ad-\u20cf\u2150-\u2152"
+    "\u215f-\u2182\u2185-\u218b\u3003\u3004\u3007-\u300b\u300e-\u3011\u3013-\u301c\u3020-\u3029\u3030"
+    "\u3036-\u303a\u303d-\u303f]"
 )
 # In any case, but only the lower case of these two is understood as a quotation mark.
 _SIGN_ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">"}
@@ -125,8 +134,8 @@ def _alpha() -> str:
 
 @cache
 def _letter() -> str:
-    # Accents and vowel signs belong to a word; the marks after 0x2000 modify symbols.
-    return rf"(?:[{_category('L')}{_category('M', 0x2000)}\u00ad]|(?i:&[aeiou](?:acute|grave|uml);))"
+    # Accents (free-standing ones too) and vowel signs belong to a word; the marks after 0x2000 modify symbols.
+    return rf"(?:[\u02c2-\u02ff\u0375{_category('L')}{_category('M', 0x2000)}\u00ad]|(?i:&[aeiou](?:acute|grave|uml);))"
 
 
 @cache
@@ -265,7 +274,11 @@ def _rules() -> list[tuple[re.Pattern[str], str]]:
 
 def _is_dropped(char: str) -> bool:
     # The Java scanner reads 16-bit units, so that a character beyond them, such as an emoji, is unknown to it.
-    return char in _DROPPED_SIGNS or char > "\uffff" or char.isspace() or unicodedata.category(char)[0] in "CM"
+    if ord(char) in _RENDERED:
+        return False
+    if char in _DROPPED_SIGNS or _UNKNOWN_SIGN.match(char):
+        return True
+    return char > "\uffff" or char.isspace() or unicodedata.category(char)[0] in "CM"
 
 
 def _ascii_apostrophe(token: str) -> str:
