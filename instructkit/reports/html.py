@@ -248,5 +248,5 @@ def _facts(report: dict[str, Any]) -> str:
     numbers = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     model = ""
     if report["model"]:
-        model = f"<p>Model: <code>{escape(report['model'])}</code>, computed in {report['dtype']}</p>"
+        model = f"<p>Model: <code>{escape(report['model'])}</code>, computed in {escape(report['dtype'])}</p>"
     return "\n".join([*parts, f"<h2>Versions</h2><p>{escape(numbers)}</p>{model}"])

@@ -178,4 +178,5 @@ def _facts(report: dict[str, Any]) -> list[str]:
         "",
         plain(", ".join(f"{name} {number}" for name, number in report["versions"].items())),
     ]
-    return [*lines, "", f"Model: {plain(report['model'])}, computed in {report['dtype']}"] if report["model"] else lines
+    model = f"Model: {plain(report['model'])}, computed in {plain(report['dtype'])}"
+    return [*lines, "", model] if report["model"] else lines
