@@ -267,9 +267,9 @@ def _zero0(record: StepRecord, weights: Weights, config: TrainingConfig, device:
     low = weights.bytes_each < 4
     state = weights.trained * 4 * 3 if low else weights.moments * 4
     moment = _peak(record, 1.0, config.accumulation)
-    # The step: gradients are reduced as one vector; in bf16 they become fp32 for AdamW.
+    # The step: gradients are reduced as one vector; in bf16 they become fp32 for AdamW, which takes tensor by tensor.
     reduced = min(record.gradient_bytes, REDUCE_AT_ONCE * weights.bytes_each)
-    passing = weights.trained * 4 + _adamw(weights.trained, device) if low else _apart(weights, device)
+    passing = _apart(weights, device) + (weights.trained * 4 if low else 0)
     step = Moment(0, 0, record.gradient_bytes)
     return _larger(
         RankMemory(own, moment.gradients, state, moment.activations, moment.logits, 0, 0, "backward"),
