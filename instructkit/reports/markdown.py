@@ -178,5 +178,6 @@ def _facts(report: dict[str, Any]) -> list[str]:
         "",
         plain(", ".join(f"{name} {number}" for name, number in report["versions"].items())),
     ]
-    model = f"Model: {plain(report['model'])}, computed in {plain(report['dtype'])}"
-    return [*lines, "", model] if report["model"] else lines
+    if report["model"]:
+        lines += ["", f"Model: {plain(report['model'])}, computed in {plain(report['dtype'])}"]
+    return lines
