@@ -11,6 +11,7 @@ import msgspec
 from huggingface_hub import try_to_load_from_cache
 from transformers.utils import cached_file
 
+from instructkit.checksums import sha256_of
 from instructkit.config import ModelConfig
 from instructkit.errors import UserError
 from instructkit.models.llm import PACKAGE, packaged
@@ -101,9 +102,7 @@ def checkpoint_digest(place: Path) -> str:
         paths = sorted(path for path in found if path.suffix in _WEIGHTS or path.name in _FACTS)
     whole = hashlib.sha256()
     for path in paths:
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        whole.update(f"{path.relative_to(place).as_posix()} {content}\n".encode())
+        whole.update(f"{path.relative_to(place).as_posix()} {sha256_of(path)}\n".encode())
     return whole.hexdigest()
 
 
