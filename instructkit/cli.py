@@ -172,7 +172,7 @@ def world(
         print(f"wrote {sheet}")
         return
     pictures = films = 0
-    with _bar("world", " releases", total=len(WRITERS)) as progress:
+    with _bar("world", " releases", len(WRITERS), "draws all anew") as progress:
         for release in build(out, seed, size):
             pictures, films = pictures + len(release.pictures), films + len(release.films)
             progress(1)
@@ -351,8 +351,10 @@ def _counts(text: str) -> list[int]:
 
 
 @contextmanager
-def _bar(name: str, unit: str = " records", total: int | None = None) -> Iterator[Any]:
-    """A progress bar, over records; gives the function that moves it. An interrupt is told to be no loss."""
+def _bar(
+    name: str, unit: str = " records", total: int | None = None, again: str = "goes on from here"
+) -> Iterator[Any]:
+    """A progress bar; gives the function that moves it. An interrupt says what the same command does then (`again`)."""
     from tqdm import tqdm
 
     tqdm.monitor_interval = 0  # its thread and the forks of a conversion do not go together
@@ -363,7 +365,7 @@ def _bar(name: str, unit: str = " records", total: int | None = None) -> Iterato
             finally:
                 bar.leave = bar.n > 0  # nothing done, nothing to show
     except KeyboardInterrupt:
-        print("instructkit: stopped; the same command goes on from here", file=sys.stderr)
+        print(f"instructkit: stopped; the same command {again}", file=sys.stderr)
         raise typer.Exit(130) from None
 
 

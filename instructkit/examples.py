@@ -16,6 +16,7 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain, islice
 from operator import attrgetter
 from pathlib import Path
@@ -348,12 +349,19 @@ def write_stream(path: Path, parts: Iterable[str]) -> None:
         UserError: the file cannot be written.
     """
     partial = path.with_name(path.name + ".tmp")
-    try:
+    with writing(path):
         with partial.open("w", encoding="utf-8") as file:
             file.writelines(parts)
         os.replace(partial, path)
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Turn what the disk refuses into a `UserError` that names what was to be written."""
+    try:
+        yield
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+        raise UserError(f"{place}: cannot be written ({error.strerror or error})") from error
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from instructkit.errors import UserError
+from instructkit.examples import writing
 from instructkit.miniatures import is_miniature
 from instructkit.world.release import SIZES, Release
 from instructkit.world.releases import asked, captioned, filmed, read, reasoned, talked
@@ -49,18 +50,21 @@ def build(out: Path, seed: int = 0, size: str = "tiny", pictures: bool = True) -
         pictures: False leaves pictures and films out.
 
     Raises:
-        UserError: no size has that name, or a folder holds something else than a miniature.
+        UserError: no size has that name, something else than a miniature lies in a release's place, or a file cannot
+            be written.
     """
     if size not in SIZES:
         raise UserError(f"no world has the size {size!r}; there are {', '.join(SIZES)}")
     for name in WRITERS:
         folder = out / name
-        if folder.exists() and any(folder.iterdir()) and not is_miniature(folder):
+        other = any(folder.iterdir()) if folder.is_dir() else folder.exists()
+        if other and not is_miniature(folder):
             raise UserError(f"{folder}: holds no miniature release; it is left alone, choose another --out")
     for name, write in WRITERS.items():
-        if (out / name).exists():
-            shutil.rmtree(out / name)
-        release = Release(out / name, name, seed, SIZES[size])
-        write(release)
-        release.finish(pictures)
+        with writing(out / name):
+            if (out / name).exists():
+                shutil.rmtree(out / name)
+            release = Release(out / name, name, seed, SIZES[size])
+            write(release)
+            release.finish(pictures)
         yield release

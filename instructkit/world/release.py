@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -133,10 +134,10 @@ class Release:
             save_film(self.root / name, draw_frames(film))
         for name, how in self.spoilt.items():
             path = self.root / name
-            content = path.read_bytes()
-            path.write_bytes(content[: len(content) // 2])
             if how == "missing":
                 path.unlink()
+            else:
+                os.truncate(path, path.stat().st_size // 2)
 
     def _write(self, name: str, text: str) -> None:
         path = self.root / name

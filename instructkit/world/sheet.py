@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from instructkit.examples import writing
 from instructkit.world.captions import caption, reading_caption
 from instructkit.world.draw import SIDE, draw_picture, draw_strip
 from instructkit.world.questions import Question, ask, ask_change, ask_relation, ask_sign, polite
@@ -73,6 +74,11 @@ def draw_sheet(seed: int) -> Image.Image:
 
 
 def write_sheet(path: Path, seed: int) -> None:
-    """Write the sheet as PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draw_sheet(seed).save(path)
+    """Write the sheet as PNG.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw_sheet(seed).save(path, "PNG")

@@ -24,7 +24,7 @@ import msgspec
 import typer
 
 from instructkit.errors import UserError
-from instructkit.examples import Example, Turn, write_stream
+from instructkit.examples import Example, Turn, write_stream, writing
 from instructkit.protocols import Protocol, load_protocol
 from instructkit.world.captions import ROTATE, caption, describe, describe_film, describe_story
 from instructkit.world.facts import SEEN, TEXT
@@ -110,7 +110,8 @@ def write(out: Path, seed: int = 0, size: str = "tiny") -> int:
     if size not in SIZES:
         raise UserError(f"no world has the size {size!r}; there are {', '.join(SIZES)}")
     count = SIZES[size].training(DOCUMENTS)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
     write_stream(out, (msgspec.json.encode(document).decode() + "\n" for document in documents(seed, count)))
     return count
 

@@ -1,6 +1,6 @@
 """Several runs of the recipe in one process group, with a look at what lives when the last evaluation begins.
 
-As `runs.py` without what the model says in memory: a forward pass outside the training leaves ZeRO 3's engine alive.
+As `runs.py`, without its look at the logits: nothing but the recipe may hold the model.
 """
 
 from __future__ import annotations

@@ -2,7 +2,9 @@
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,8 @@ from instructkit.world.captions import caption
 from instructkit.world.facts import HELD_IN, HELD_OUT, PARTS, TEXT, VALUES, count_facts, salient, table, told
 from instructkit.world.release import SIZES, Release, side_of
 from instructkit.world.scene import UNSEEN, draw, draw_scene, side
+from instructkit.world.sheet import write_sheet
+from instructkit.world.text import write
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +234,30 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["gqa"]
     with pytest.raises(UserError, match="no world has the size 'huge'; there are tiny, small, full"):
         next(build(tmp_path / "b", size="huge"))
+
+
+def test_a_file_in_the_place_of_a_release_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "vqav2").write_text("mine")
+    with pytest.raises(UserError, match=r"vqav2: holds no miniature release"):
+        next(build(tmp_path))
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    "draw_into",
+    [lambda place: list(build(place)), lambda place: write_sheet(place, 0), write],
+    ids=["releases", "sheet", "text"],
+)
+def test_what_cannot_be_written_is_told_by_name(draw_into: Callable[[Path], Any], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    place = tmp_path / "file" / "below"
+    with pytest.raises(UserError, match=rf"^{place}.*: cannot be written \("):
+        draw_into(place)
+
+
+def test_the_sheet_is_a_png_whatever_its_name(tmp_path: Path) -> None:
+    write_sheet(tmp_path / "sheet.out", 0)
+    assert (tmp_path / "sheet.out").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_smaller_world_replaces_a_larger_one_whole(tmp_path: Path) -> None:
