@@ -50,15 +50,16 @@ def list_sources(
     """List the source datasets, or show the folder and the record's keys of one."""
     import msgspec
 
-    from instructkit import listing, sources
+    from instructkit import sources
+    from instructkit.conversion import catalogue
 
     if as_json:
         chosen = [sources.source(name)] if name else sources.sources()
-        print(msgspec.json.format(msgspec.json.encode([listing.as_json(source) for source in chosen])).decode())
+        print(msgspec.json.format(msgspec.json.encode([catalogue.as_json(source) for source in chosen])).decode())
     elif name:
-        print(listing.details(sources.source(name)))
+        print(catalogue.details(sources.source(name)))
     else:
-        print(listing.overview(sources.sources()))
+        print(catalogue.overview(sources.sources()))
 
 
 @app.command()
@@ -76,8 +77,9 @@ def convert(
     force: Annotated[bool, typer.Option("--force", help="Convert again, though nothing has changed.")] = False,
 ) -> None:
     """Convert raw releases into instruction examples: Parquet shards, a manifest and the list of rejects."""
-    from instructkit import conversion, sources
-    from instructkit.workers import cores
+    from instructkit import sources
+    from instructkit.conversion import convert as conversion
+    from instructkit.conversion.processes import cores
 
     options: dict[str, Any] = {
         "images": images,
@@ -117,14 +119,15 @@ def render(
     out: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
 ) -> None:
     """Show examples as the model will read them, or export them for other tools."""
-    from instructkit import exports
-    from instructkit.examples import find_datasets, write_stream
+    from instructkit.data.dataset import find_datasets
+    from instructkit.files import write_stream
+    from instructkit.prompts import export
 
-    if format not in exports.FORMATS:
-        raise UserError(f"no format is called {format!r}; there are {', '.join(exports.FORMATS)}")
+    if format not in export.FORMATS:
+        raise UserError(f"no format is called {format!r}; there are {', '.join(export.FORMATS)}")
     if limit is None and format == "preview":
         limit = 5
-    parts = exports.FORMATS[format](find_datasets(folder), task, seed, limit)
+    parts = export.FORMATS[format](find_datasets(folder), task, seed, limit)
     if out is None:
         sys.stdout.writelines(parts)
     else:
@@ -138,14 +141,14 @@ def mixture(
     weights: Annotated[list[str] | None, typer.Option("--set", help="NAME=FACTOR on a dataset's weight.")] = None,
 ) -> None:
     """Print the sizes and the training probabilities of converted datasets."""
-    from instructkit import listing
-    from instructkit.mixture import probabilities
+    from instructkit.conversion import catalogue
+    from instructkit.data.mixture import probabilities
 
     sizes, left_out = training_sizes(folders)
     shares = probabilities(sizes, dict(_weight(text) for text in weights or []))
     rows = [("dataset", "examples", "probability")]
-    rows += [(name, listing.number(size), f"{shares[name]:.4f}") for name, size in sizes.items()]
-    print(listing.table(rows, right=[1, 2]))
+    rows += [(name, catalogue.number(size), f"{shares[name]:.4f}") for name, size in sizes.items()]
+    print(catalogue.table(rows, right=[1, 2]))
     if left_out:
         print(f"left out, as they are for evaluation: {', '.join(left_out)}")
 
@@ -195,13 +198,13 @@ def evaluate(
     ] = False,
 ) -> None:
     """Evaluate a model on benchmarks and write a report. Over several ranks: deepspeed recipes/evaluate.py."""
-    from instructkit.cores import share_cores
+    from instructkit.runs.cores import share_cores
 
     share_cores()  # before torch is loaded
-    from instructkit.evaluation.ranks import Ranks
     from instructkit.evaluation.run import evaluate as run
     from instructkit.evaluation.settings import make_settings
     from instructkit.reports.report import failed, last_lines, write_evaluation_report
+    from instructkit.runs.ranks import Ranks
 
     settings = make_settings(
         {
@@ -248,9 +251,9 @@ def plan_run(
     from instructkit.config import find_config, load_config
 
     with redirect_stdout(sys.stderr):  # where DeepSpeed then logs, which would break JSON
-        from instructkit.training.plan import Assumed, make_plan
-    from instructkit.training.plan_text import plan_text
-    from instructkit.training.shapes import Lengths
+        from instructkit.training.plan.estimate import Assumed, make_plan
+    from instructkit.training.plan.shapes import Lengths
+    from instructkit.training.plan.text import plan_text
 
     if device not in ("cuda", "cpu"):
         raise UserError(f"--device {device}: is cuda or cpu")
@@ -289,7 +292,7 @@ def training_sizes(folders: list[Path]) -> tuple[dict[str, int], list[str]]:
         UserError: a folder holds no dataset, or none of them is for training.
     """
     from instructkit import sources
-    from instructkit.examples import find_datasets, read_manifest
+    from instructkit.data.dataset import find_datasets, read_manifest
 
     sizes: dict[str, int] = {}
     left_out = []
@@ -313,7 +316,7 @@ def training_sizes(folders: list[Path]) -> tuple[dict[str, int], list[str]]:
 
 
 def _convert_all(raw: Path | None, out: Path, split: str | None, options: dict[str, Any]) -> None:
-    from instructkit import collection
+    from instructkit.conversion import convert_all
 
     if raw is None:
         raise UserError("convert all: name the folder that holds the releases with --raw")
@@ -321,11 +324,11 @@ def _convert_all(raw: Path | None, out: Path, split: str | None, options: dict[s
         raise UserError(f"convert all: --split is 'all' or not given, not {split!r}; convert the sources one by one")
     results = []
     with _bar("all") as progress:
-        for result in collection.convert_all(raw, out, every_split=split == "all", progress=progress, **options):
+        for result in convert_all.convert_all(raw, out, every_split=split == "all", progress=progress, **options):
             results.append(result)
-    print(collection.summary(results))
+    print(convert_all.summary(results))
     if not any(result.outcome for result in results):
-        raise UserError(collection.no_release(raw))
+        raise UserError(convert_all.no_release(raw))
     if any(result.bad for result in results):
         raise typer.Exit(1)
 

@@ -16,19 +16,19 @@ import sys
 # A script's own folder comes first on the path, where evaluate.py would hide the package of that name.
 sys.path.append(sys.path.pop(0))
 
-from instructkit.cores import share_cores
+from instructkit.runs.cores import share_cores
 
 share_cores()  # before torch is loaded
 
 import torch.distributed as dist
 
 from instructkit.errors import UserError
-from instructkit.evaluation.ranks import current_ranks
 from instructkit.evaluation.run import evaluate
 from instructkit.evaluation.settings import EvaluationSettings, settings_from_words
 from instructkit.reports.report import failed, last_lines, write_evaluation_report
+from instructkit.runs.ranks import current_ranks
+from instructkit.runs.waiting import on_first_rank
 from instructkit.training.engine import start_ranks
-from instructkit.waiting import on_first_rank
 
 
 def main(arguments: list[str] | None = None) -> None:

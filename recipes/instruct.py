@@ -28,7 +28,7 @@ from typing import Any
 # A script's own folder comes first on the path, where evaluate.py would hide the package of that name.
 sys.path.append(sys.path.pop(0))
 
-from instructkit.cores import share_cores
+from instructkit.runs.cores import share_cores
 
 share_cores()  # before torch is loaded
 
@@ -36,22 +36,23 @@ import torch.distributed as dist
 import yaml
 from tqdm import tqdm
 
-from instructkit.batches import Texts
 from instructkit.config import RunConfig, load_config, to_dict
 from instructkit.errors import UserError
 from instructkit.evaluation.run import evaluate_run
+from instructkit.models.batches import Texts
+from instructkit.models.load.trained import save_trained
 from instructkit.models.packing import packing_note
 from instructkit.models.positions import positions_of
-from instructkit.models.saving import save_model
+from instructkit.models.save import save_model
 from instructkit.models.towers import merge_lora, prepare_towers, set_modes, trained_and_frozen, transposed_towers
-from instructkit.models.trained import save_trained
 from instructkit.reports.report import finished_report, last_lines, write_report
+from instructkit.runs.log import RunLog, step_line
+from instructkit.runs.waiting import meet, on_first_rank
 from instructkit.training.checkpoints import last_checkpoint, load_best, load_checkpoint, move_aside, save_checkpoint
 from instructkit.training.data import TrainingData
 from instructkit.training.deepspeed_config import users_settings
 from instructkit.training.engine import Engine, free_memory, start_ranks
 from instructkit.training.features import open_cache
-from instructkit.training.log import RunLog, step_line
 from instructkit.training.meter import Meter
 from instructkit.training.optimizers import optimizer_name
 from instructkit.training.setup import (
@@ -65,7 +66,6 @@ from instructkit.training.setup import (
     training_splits,
 )
 from instructkit.training.watch import Watch
-from instructkit.waiting import meet, on_first_rank
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "easy_vqa.yaml"
 

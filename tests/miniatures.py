@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from instructkit.miniatures import MINIATURE
+from instructkit.conversion.miniatures import MINIATURE
 from instructkit.world.build import WRITERS
 from instructkit.world.release import Release, Size
 

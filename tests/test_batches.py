@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from instructkit.batches import IGNORED, Limits, padded, share_images
-from instructkit.prompts import Prompt
+from instructkit.models.batches import IGNORED, Limits, padded, share_images
+from instructkit.prompts.templates import Prompt
 from tests.tiny import tiny_model
 
 SECRET = "rectangle"

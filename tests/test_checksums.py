@@ -10,10 +10,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from instructkit import checksums, conversion, sources
-from instructkit.conversion import convert
+from instructkit import files, sources
+from instructkit.conversion import convert as conversion
+from instructkit.conversion.convert import convert
+from instructkit.data.dataset import load_examples
 from instructkit.errors import UserError
-from instructkit.examples import load_examples
 
 TINY = Path(__file__).parent / "made_up_source"
 RECORDS = 10
@@ -125,13 +126,13 @@ def test_conversion_reads_every_byte_whatever_is_remembered(folder: Path, raw: P
 def test_a_file_is_read_once_unless_it_was_written_just_now(
     folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
-    stamp = checksums._stamp
+    stamp = files._stamp
     age(folder, seconds)
     if seconds:  # the time of the last change cannot be set
-        monkeypatch.setattr(checksums, "_stamp", lambda path: (*stamp(path)[:2], stamp(path)[1], stamp(path)[3]))
+        monkeypatch.setattr(files, "_stamp", lambda path: (*stamp(path)[:2], stamp(path)[1], stamp(path)[3]))
     read: list[str] = []
     monkeypatch.setattr(
-        checksums, "sha256_of", lambda path: read.append(path.name) or hashlib.sha256(path.read_bytes()).hexdigest()
+        files, "sha256_of", lambda path: read.append(path.name) or hashlib.sha256(path.read_bytes()).hexdigest()
     )
     load_examples(folder)
     assert len(read) == 3
@@ -145,7 +146,7 @@ def test_a_file_is_read_once_unless_it_was_written_just_now(
 def test_a_cache_folder_that_cannot_be_written_is_told_and_every_file_read(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(checksums, "_SETTLED_SECONDS", -1)
+    monkeypatch.setattr(files, "_SETTLED_SECONDS", -1)
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with caplog.at_level(logging.WARNING):
@@ -208,18 +209,18 @@ def test_a_damaged_shard_of_a_stopped_conversion_is_made_again(
 
 
 def test_what_is_remembered_is_bound_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checksums, "_SETTLED_SECONDS", -10)
+    monkeypatch.setattr(files, "_SETTLED_SECONDS", -10)
     path = tmp_path / "a"
     path.write_bytes(b"one")
     stated = {"a": hashlib.sha256(b"one").hexdigest()}
-    assert checksums.damage(tmp_path, stated) == []
+    assert files.damage(tmp_path, stated) == []
     (memory,) = (tmp_path / "cache/instructkit/checksums").iterdir()
     assert msgspec.json.decode(memory.read_bytes())["a"][1] == stated["a"]
     (tmp_path / "b").write_bytes(b"two")
     before = path.stat()
     os.utime(tmp_path / "b", ns=(before.st_atime_ns, before.st_mtime_ns))
     os.replace(tmp_path / "b", path)  # same size and time, another inode
-    assert checksums.damage(tmp_path, stated) == [f"{path}: damaged, its SHA-256 is not that of what was written"]
+    assert files.damage(tmp_path, stated) == [f"{path}: damaged, its SHA-256 is not that of what was written"]
     memory.write_bytes(b"no JSON")
     path.write_bytes(b"one")
-    assert checksums.damage(tmp_path, stated) == []
+    assert files.damage(tmp_path, stated) == []

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from instructkit import cli, sources
-from instructkit.collection import needed_splits
-from instructkit.examples import find_datasets, load_examples, read_manifest
+from instructkit.conversion.convert_all import needed_splits
+from instructkit.data.dataset import find_datasets, load_examples, read_manifest
 from tests.evaluation.world import World
 from tests.miniatures import write_release as write_world
 from tests.test_conversion import TINY, record
@@ -313,9 +313,8 @@ def test_question_generation_counts_in_the_mixture(run: Run, tmp_path: Path) -> 
 
 def test_the_command_itself(tmp_path: Path) -> None:
     """As a process of its own: quick to start, a closed pipe is no traceback, the files are read by plain pyarrow."""
-    script = (
-        "import sys, instructkit.cli, instructkit.listing, instructkit.sources as s; s.sources(); print(*sys.modules)"
-    )
+    modules = "instructkit.cli, instructkit.conversion.catalogue, instructkit.sources as s"
+    script = f"import sys, {modules}; s.sources(); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert {"torch", "transformers", "datasets", "deepspeed"}.isdisjoint(loaded.stdout.split())
     assert "msgspec" in loaded.stdout.split()
@@ -340,7 +339,8 @@ def test_the_command_itself(tmp_path: Path) -> None:
 INTERRUPTED = """
 import dataclasses, sys, time
 from pathlib import Path
-from instructkit import cli, conversion, sources
+from instructkit import cli, sources
+from instructkit.conversion import convert as conversion
 
 sources.__path__.append({tiny!r})
 conversion.SHARD_RECORDS = 50

@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from instructkit import cli, sources
-from instructkit.code_digest import code_digest
-from instructkit.conversion import convert
+from instructkit.conversion.code_digest import code_digest
+from instructkit.conversion.convert import convert
 
 TINY = Path(__file__).parent / "made_up_source/tiny.py"
 

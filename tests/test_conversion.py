@@ -15,10 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from instructkit import conversion, hashes, shards, sources
-from instructkit.conversion import convert
+from instructkit import sources
+from instructkit.conversion import convert as conversion
+from instructkit.conversion import repeats, shards
+from instructkit.conversion.convert import convert
+from instructkit.data.dataset import load_examples
 from instructkit.errors import UserError
-from instructkit.examples import load_examples
 
 TINY = Path(__file__).parent / "made_up_source"
 
@@ -251,7 +253,8 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(
         textwrap.dedent(f"""
         import os, signal, sys, threading
         from pathlib import Path
-        from instructkit import conversion, sources
+        from instructkit import sources
+        from instructkit.conversion import convert as conversion
 
         main, goal, delay = os.getpid(), int(sys.argv[1]), float(sys.argv[2])
         partial, replace = Path({str(tmp_path / "out/tiny/train/.partial")!r}), os.replace
@@ -395,4 +398,4 @@ def test_ids_with_equal_hashes_are_not_taken_for_repeats(tmp_path: Path, monkeyp
     monkeypatch.setattr(shards, "hash_texts", lambda texts: np.full(len(list(texts)), 7, "<u8"))
     raw = write_release(tmp_path / "raw", [record(number) for number in range(9)])
     assert convert("tiny", raw, tmp_path / "out").manifest.examples == 9
-    assert list(hashes.repeated([])) == []
+    assert list(repeats.repeated([])) == []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from instructkit import cores
+from instructkit.runs import cores
 from tests.training.mini import environment
 
 NAMES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LOCAL_SIZE", "LOCAL_WORLD_SIZE")
@@ -70,7 +70,7 @@ def test_busy_cores_are_counted_from_the_kernel_s_ticks(monkeypatch: pytest.Monk
 def test_a_recipe_s_process_decides_before_torch_is_loaded(recipe: str) -> None:
     script = f"""
 import os, runpy, sys
-from instructkit import cores
+from instructkit.runs import cores
 cores.busy_cores = lambda: print("torch" in sys.modules) or 2.0
 runpy.run_path({str(RECIPES / (recipe + ".py"))!r}, run_name="recipe")
 print(os.environ["OMP_WAIT_POLICY"], os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"])

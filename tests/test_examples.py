@@ -8,20 +8,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from instructkit.errors import UserError
-from instructkit.examples import (
+from instructkit.data.dataset import (
     SCHEMA,
-    Example,
     Manifest,
-    Turn,
     find_datasets,
     load_examples,
-    problem,
     read_manifest,
     to_table,
     write_shard,
-    write_stream,
 )
+from instructkit.data.examples import Example, Turn, problem
+from instructkit.errors import UserError
+from instructkit.files import write_stream
 
 FULL = Example(
     id="a/b/1",

@@ -7,10 +7,10 @@ import msgspec
 import pytest
 from PIL import Image
 
+from instructkit.data.examples import Example, Turn
 from instructkit.errors import UserError
-from instructkit.examples import Example, Turn
-from instructkit.exports import FORMATS, conversations, render
-from instructkit.prompts import train_templates
+from instructkit.prompts.export import FORMATS, conversations, render
+from instructkit.prompts.templates import train_templates
 from tests.test_examples import write_dataset
 
 QUESTION = Example(id="a/b/1", images=["1.png"], question="What is it?", answers=["cat"])

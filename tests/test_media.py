@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from instructkit.data.media import CLIP_MEAN, CLIP_STD, check_media, image_pixels, load_frames, load_image
 from instructkit.errors import UserError
-from instructkit.media import CLIP_MEAN, CLIP_STD, check_media, image_pixels, load_frames, load_image
 
 SAMPLES = Path(__file__).resolve().parents[1].parent / "shared" / "samples"
 

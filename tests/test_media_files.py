@@ -13,16 +13,17 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from instructkit import media_files, sources
+from instructkit import sources
 from instructkit.cli import app
-from instructkit.conversion import convert
+from instructkit.conversion.convert import convert
+from instructkit.data import media_files
+from instructkit.data.examples import Example
+from instructkit.data.media import PICTURE_SUFFIXES, VIDEO_SUFFIXES, check_media, load_image, located
 from instructkit.errors import UserError
-from instructkit.evaluation.ranks import Ranks
 from instructkit.evaluation.run import evaluate
 from instructkit.evaluation.settings import make_settings
-from instructkit.examples import Example
-from instructkit.exports import FORMATS
-from instructkit.media import PICTURE_SUFFIXES, VIDEO_SUFFIXES, check_media, load_image, located
+from instructkit.prompts.export import FORMATS
+from instructkit.runs.ranks import Ranks
 from tests.evaluation.world import World
 from tests.miniatures import write_release
 from tests.test_examples import write_dataset

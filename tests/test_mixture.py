@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructkit.config import load_config
+from instructkit.data.mixture import Mixture, probabilities
 from instructkit.errors import UserError
-from instructkit.mixture import Mixture, probabilities
 
 PAPER = {
     "web_capfilt": (13_873_136, 0.457),

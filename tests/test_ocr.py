@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from instructkit.examples import Example
-from instructkit.ocr import with_ocr
+from instructkit.data.examples import Example
+from instructkit.data.ocr import with_ocr
 
 
 def read_words(path: Path) -> list[str]:

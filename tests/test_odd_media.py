@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from instructkit.conversion.shards import MISSING, _look_at
+from instructkit.data.media import VIDEOS, check_media, load_frames, load_image
 from instructkit.errors import UserError
-from instructkit.media import VIDEOS, check_media, load_frames, load_image
-from instructkit.shards import MISSING, _look_at
 
 RAMP = np.linspace(0, 1, 64)[None, :].repeat(32, 0)
 

@@ -20,11 +20,11 @@ from tokenizers import (
 )
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from instructkit.batches import Texts
 from instructkit.errors import UserError
-from instructkit.models.tokenizers import train_llm_tokenizer, train_qformer_tokenizer
-from instructkit.plain_text import PlainText, control_tokens
-from instructkit.prompts import Prompt
+from instructkit.models.batches import Texts
+from instructkit.models.load.new_tokenizers import train_llm_tokenizer, train_qformer_tokenizer
+from instructkit.models.plain_text import PlainText, control_tokens
+from instructkit.prompts.templates import Prompt
 from tests.tiny import SENTENCES, tiny_config
 
 MARKS = ["<image>", "</s>", "<s>", "<unk>", "<pad>", "<|endoftext|>", "[SEP]", "[PAD]", "[CLS]"]

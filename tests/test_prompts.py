@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from instructkit.data.examples import TASKS, Example, Turn
 from instructkit.errors import UserError
-from instructkit.examples import TASKS, Example, Turn
-from instructkit.prompts import Prompt, Templates, train_templates
-from instructkit.texts import Condition, Draws, Text, dialog, lettered, most_common
+from instructkit.prompts.jinja import Condition, Draws, Text, dialog, lettered, most_common
+from instructkit.prompts.templates import Prompt, Templates, train_templates
 
 BRIDGE = Example(
     id="vqav2/train/1",
@@ -58,7 +58,7 @@ def test_an_example_becomes_a_prompt(tmp_path: Path) -> None:
 
 def test_the_same_seed_epoch_and_example_give_the_same_prompt_in_another_process() -> None:
     program = (
-        "import sys; from tests.test_prompts import BRIDGE; from instructkit.prompts import train_templates\n"
+        "import sys; from tests.test_prompts import BRIDGE; from instructkit.prompts.templates import train_templates\n"
         "for epoch in range(8): print(train_templates('vqa').render(BRIDGE, seed=3, epoch=epoch))"
     )
     outputs = {

@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from instructkit.data.examples import Example, Turn
 from instructkit.errors import UserError
-from instructkit.examples import Example, Turn
-from instructkit.protocols import Decoding, Protocol, Row, benchmarks, load_protocol, merge_scores
+from instructkit.prompts.protocols import Decoding, Protocol, Row, benchmarks, load_protocol, merge_scores
 from instructkit.sources import source
 
 TOKENS = [f"w{number}" for number in range(31)]

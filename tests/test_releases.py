@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from instructkit import releases
+from instructkit.data import readers
+from instructkit.data.readers import RawRecord, csv_rows, json_lines, json_list, json_member, json_object, read_json
 from instructkit.errors import UserError
-from instructkit.releases import RawRecord, csv_rows, json_lines, json_list, json_member, json_object, read_json
 
 # Texts full of what a cutter could take for structure.
 TEXTS = st.text(st.sampled_from('{}[],:"\\ \n\tné1'), max_size=12) | st.text(max_size=8)
@@ -36,7 +36,7 @@ def keys(stream: Iterator[RawRecord]) -> list[str]:
 def test_json_list_reads_what_json_reads_whatever_the_chunks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, records: list[Any], style: dict[str, Any], chunk: int, mark: bool
 ) -> None:
-    monkeypatch.setattr(releases, "CHUNK", chunk)
+    monkeypatch.setattr(readers, "CHUNK", chunk)
     path = tmp_path / "list.json"
     path.write_bytes(b"\xef\xbb\xbf" * mark + json.dumps(records, **style).encode() + b"\n" * mark)
     streamed = list(json_list(path))
@@ -49,7 +49,7 @@ def test_json_list_reads_what_json_reads_whatever_the_chunks(
 def test_json_list_never_takes_a_truncated_file_for_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, records: list[Any], chunk: int, data: st.DataObject
 ) -> None:
-    monkeypatch.setattr(releases, "CHUNK", chunk)
+    monkeypatch.setattr(readers, "CHUNK", chunk)
     content = json.dumps(records).encode()
     path = tmp_path / "list.json"
     path.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
@@ -64,7 +64,7 @@ def test_json_list_of_several_chunks_with_nested_lists_of_like_objects(tmp_path:
     records = [{"id": index, "answers": [{"id": n, "text": "x" * 900} for n in range(10)]} for index in range(1500)]
     path = tmp_path / "list.json"
     path.write_text(json.dumps(records))
-    assert path.stat().st_size > 3 * releases.CHUNK
+    assert path.stat().st_size > 3 * readers.CHUNK
     assert values(json_list(path)) == records
 
 
@@ -84,13 +84,13 @@ def test_json_list_holds_a_few_chunks_only(tmp_path: Path) -> None:
         for index in range(200_000):
             file.write(json.dumps({"image": f"{index:09}.jpg", "caption": "a caption " * 12}) + ", ")
         file.write('{"image": "last"}]')
-    assert path.stat().st_size > 30 * releases.CHUNK
+    assert path.stat().st_size > 30 * readers.CHUNK
     tracemalloc.start()
     count = sum(1 for _ in json_list(path))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == 200_001
-    assert peak < 12 * releases.CHUNK
+    assert peak < 12 * readers.CHUNK
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_json_list_holds_a_few_chunks_only(tmp_path: Path) -> None:
 def test_json_list_says_which_file_and_where(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, message: str, chunk: int
 ) -> None:
-    monkeypatch.setattr(releases, "CHUNK", chunk)
+    monkeypatch.setattr(readers, "CHUNK", chunk)
     path = tmp_path / "list.json"
     path.write_text(content)
     with pytest.raises(UserError, match=r"list\.json: .*JSON") as caught:

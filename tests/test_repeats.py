@@ -8,15 +8,16 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from instructkit import conversion, sources
-from instructkit.conversion import convert, convert_records
-from instructkit.examples import load_examples
-from instructkit.shards import Guard
+from instructkit import sources
+from instructkit.conversion import convert as conversion
+from instructkit.conversion.convert import convert, convert_records
+from instructkit.conversion.shards import Guard
+from instructkit.data.dataset import load_examples
 
 SOURCE = '''
 import msgspec
-from instructkit.examples import Example
-from instructkit.releases import json_list, require
+from instructkit.data.examples import Example
+from instructkit.data.readers import json_list, require
 from instructkit.sources import Reading, Source, Split
 
 class Record(msgspec.Struct):

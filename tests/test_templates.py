@@ -11,11 +11,13 @@ import msgspec
 import pytest
 import yaml
 
-from instructkit import metrics, sources
-from instructkit.conversion import convert
-from instructkit.examples import REJECTED, TASKS, Example, load_examples
-from instructkit.prompts import Templates, templates_folder, train_templates
-from instructkit.protocols import Protocol, benchmarks, load_protocol
+from instructkit import sources
+from instructkit.conversion.convert import convert
+from instructkit.data.dataset import REJECTED, load_examples
+from instructkit.data.examples import TASKS, Example
+from instructkit.evaluation import metrics
+from instructkit.prompts.protocols import Protocol, benchmarks, load_protocol
+from instructkit.prompts.templates import Templates, templates_folder, train_templates
 from tests.miniatures import write_release
 
 TRAIN = sorted((templates_folder() / "train").glob("*.yaml"))
@@ -241,7 +243,7 @@ def test_protocol_renders_ranks_and_scores_its_source(protocol: Protocol, conver
 
 
 def check_reference(metric: str, reference: Any) -> None:
-    """What `instructkit.metrics` says that a reference of the metric is."""
+    """What `instructkit.evaluation.metrics` says that a reference of the metric is."""
     if metric == "roc_auc":
         assert reference in (0, 1)
     elif metric == "visdial":

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from instructkit.conversion.processes import in_processes
 from instructkit.errors import UserError
-from instructkit.workers import in_processes
 
 
 def square(number: int) -> tuple[int, int]:
@@ -82,7 +82,7 @@ def test_an_interrupt_does_not_end_a_process_that_has_only_just_begun(monkeypatc
 def test_processes_end_when_their_parent_is_killed() -> None:
     script = """
         import os, time
-        from instructkit.workers import in_processes
+        from instructkit.conversion.processes import in_processes
 
         def sleeps(number):
             os.write(1, b".")

@@ -6,10 +6,10 @@ from typing import Any
 
 from transformers import AutoConfig, InstructBlipConfig, InstructBlipQFormerConfig, InstructBlipVisionConfig
 
-from instructkit.batches import Limits, Texts
+from instructkit.models.batches import Limits, Texts
 from instructkit.models.instruct_blip import InstructBlip
-from instructkit.models.presets import build
-from instructkit.models.tokenizers import train_llm_tokenizer, train_qformer_tokenizer
+from instructkit.models.load.new_tokenizers import train_llm_tokenizer, train_qformer_tokenizer
+from instructkit.models.load.presets import build
 
 SENTENCES = [
     "what color is the shape in the picture?",

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from instructkit.data.dataset import MANIFEST, Examples, load_examples
+from instructkit.data.media_files import Stamps
 from instructkit.errors import UserError
-from instructkit.evaluation.evaluator import Batch, Evaluator
-from instructkit.evaluation.plan import Plan, Question, draw, make_plan
-from instructkit.evaluation.ranks import Ranks
+from instructkit.evaluation.answer import Batch, Evaluator
+from instructkit.evaluation.questions import Plan, Question, draw, make_plan
 from instructkit.evaluation.responses import ResponseLog
-from instructkit.examples import MANIFEST, Examples, load_examples
-from instructkit.media_files import Stamps
-from instructkit.protocols import VOCABULARY, Protocol
+from instructkit.prompts.protocols import VOCABULARY, Protocol
+from instructkit.runs.ranks import Ranks
 
 
 class Task(NamedTuple):

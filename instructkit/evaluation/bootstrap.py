@@ -15,9 +15,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from instructkit import metrics
+from instructkit.evaluation import metrics
+from instructkit.evaluation.metrics import auc
 from instructkit.evaluation.responses import Answer
-from instructkit.metrics import auc
 
 DRAWS = 1000
 COVERED = 0.95
@@ -28,7 +28,7 @@ def interval(metric: str, answers: Sequence[Answer], draws: int = DRAWS) -> tupl
     """Bounds of the middle 95% of the bootstrap's scores, on the scale of the metric's main value.
 
     Args:
-        metric: name in `instructkit.metrics`.
+        metric: name in `instructkit.evaluation.metrics`.
         answers: scored ones; those of the same pictures or video are drawn together.
         draws: how many.
 

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from instructkit.models.instruct_blip import InstructBlip
-from instructkit.protocols import Decoding
+from instructkit.prompts.protocols import Decoding
 
 
 def generate_texts(

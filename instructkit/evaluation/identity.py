@@ -8,13 +8,13 @@ from typing import Any
 
 import msgspec
 
-from instructkit.batches import Limits
+from instructkit.data.dataset import MANIFEST
 from instructkit.errors import UserError
-from instructkit.evaluation.plan import Question
-from instructkit.examples import MANIFEST
-from instructkit.models.bases import kept_commit
-from instructkit.models.presets import PUBLISHED
-from instructkit.protocols import Protocol
+from instructkit.evaluation.questions import Question
+from instructkit.models.batches import Limits
+from instructkit.models.load.bases import kept_commit
+from instructkit.models.load.presets import PUBLISHED
+from instructkit.prompts.protocols import Protocol
 
 _UNSCORED = ("title", "role", "published", "notes", "metric", "group_by")
 """Keys of a protocol that no response depends on."""

@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
+from instructkit.data.media_files import Stamps
 from instructkit.errors import UserError
-from instructkit.evaluation.ranks import Ranks
-from instructkit.examples import write_atomically
-from instructkit.media_files import Stamps
+from instructkit.files import write_atomically
+from instructkit.runs.ranks import Ranks
 
 
 class Answer(msgspec.Struct, kw_only=True):

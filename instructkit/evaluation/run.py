@@ -9,26 +9,27 @@ from pathlib import Path
 import msgspec
 import torch
 
-from instructkit import media_files
-from instructkit.batches import Texts
 from instructkit.config import RunConfig
+from instructkit.data import media_files
+from instructkit.data.dataset import MANIFEST
 from instructkit.errors import UserError
+from instructkit.evaluation.answer import Evaluator
 from instructkit.evaluation.benchmark import Task, answer_benchmark, make_task
-from instructkit.evaluation.evaluator import Evaluator
 from instructkit.evaluation.identity import model_identity, responses_identity
-from instructkit.evaluation.plan import Question
+from instructkit.evaluation.questions import Question
 from instructkit.evaluation.rank import ranking_note
-from instructkit.evaluation.ranks import Ranks, current_ranks
 from instructkit.evaluation.responses import Answer
 from instructkit.evaluation.score import NotEvaluated, Result, Spread, cut_of, cut_phrase, errors_of, score
+from instructkit.evaluation.select import Wanted, wanted_benchmarks
 from instructkit.evaluation.settings import DTYPES, EvaluationSettings, dtype_of
 from instructkit.evaluation.spread import wordings
 from instructkit.evaluation.submissions import write_submissions
-from instructkit.evaluation.wanted import Wanted, wanted_benchmarks
-from instructkit.examples import MANIFEST, write_atomically
+from instructkit.files import write_atomically
+from instructkit.models.batches import Texts
 from instructkit.models.instruct_blip import InstructBlip
-from instructkit.models.saving import Places, base_places, load_model
-from instructkit.waiting import first_on_machine, on_first_rank
+from instructkit.models.save import Places, base_places, load_model
+from instructkit.runs.ranks import Ranks, current_ranks
+from instructkit.runs.waiting import first_on_machine, on_first_rank
 
 Say = Callable[[str], None]
 EVALUATION = "evaluation"

@@ -8,10 +8,10 @@ from functools import partial
 
 import msgspec
 
-from instructkit import metrics
+from instructkit.evaluation import metrics
 from instructkit.evaluation.bootstrap import interval
 from instructkit.evaluation.responses import Answer
-from instructkit.protocols import Protocol
+from instructkit.prompts.protocols import Protocol
 
 READERS = {"qformer": "the Q-Former", "instruction": "the LLM"}
 """Who reads a prompt, by the names that say which of them was cut."""

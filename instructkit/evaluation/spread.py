@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from itertools import islice
 
-from instructkit.evaluation.plan import Wording, for_wordings
-from instructkit.examples import Examples
-from instructkit.prompts import TemplateFile, read_yaml, train_templates
-from instructkit.protocols import Protocol
+from instructkit.data.dataset import Examples
+from instructkit.evaluation.questions import Wording, for_wordings
+from instructkit.prompts.protocols import Protocol
+from instructkit.prompts.templates import TemplateFile, read_yaml, train_templates
 
 
 def wordings(protocol: Protocol, examples: Examples, limit: int | None, count: int) -> list[Wording]:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from instructkit.evaluation.responses import Answer
-from instructkit.examples import write_atomically
+from instructkit.files import write_atomically
 
 FOLDER = "submissions"
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from instructkit.media import CLIP_MEAN, CLIP_STD
+from instructkit.data.media import CLIP_MEAN, CLIP_STD
 
 
 class VisionEncoder(nn.Module):

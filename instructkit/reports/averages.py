@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from instructkit.protocols import Row, benchmarks, load_protocol
+from instructkit.prompts.protocols import Row, benchmarks, load_protocol
 
 HELD_IN = ("coco_caption", "okvqa", "aokvqa", "textcaps")
 """The paper's held-in average (arXiv 2305.06500, ablation table); A-OKVQA by direct answers."""

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from instructkit import sources
-from instructkit.examples import MANIFEST, Example, load_examples
-from instructkit.protocols import Protocol
+from instructkit.data.dataset import MANIFEST, load_examples
+from instructkit.data.examples import Example
+from instructkit.prompts.protocols import Protocol
 
 
 def blind_baseline(train: Iterable[Example], test: Iterable[Example]) -> float:

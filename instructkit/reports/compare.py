@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from instructkit.errors import UserError
-from instructkit.examples import write_atomically
+from instructkit.files import write_atomically
 from instructkit.reports import html, markdown, plots, words
 from instructkit.reports.report import read_report
 

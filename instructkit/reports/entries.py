@@ -8,17 +8,17 @@ from typing import Any
 
 import msgspec
 
-from instructkit import metrics
-from instructkit.evaluation.ranks import Ranks
+from instructkit.data.dataset import read_manifest
+from instructkit.evaluation import metrics
 from instructkit.evaluation.responses import Answer, ResponseLog
 from instructkit.evaluation.run import Evaluation, benchmark_folder
 from instructkit.evaluation.score import Result
-from instructkit.evaluation.wanted import wanted_benchmarks
-from instructkit.examples import read_manifest
-from instructkit.protocols import Protocol
+from instructkit.evaluation.select import wanted_benchmarks
+from instructkit.prompts.protocols import Protocol
 from instructkit.reports.baseline import blind
 from instructkit.reports.calibration import calibration, is_right
 from instructkit.reports.cases import case, choose
+from instructkit.runs.ranks import Ranks
 
 
 def benchmark_entries(evaluation: Evaluation, folder: Path) -> dict[str, dict[str, Any]]:

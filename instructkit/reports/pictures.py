@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from instructkit.media import VIDEO_SUFFIXES, load_frames, load_image
+from instructkit.data.media import VIDEO_SUFFIXES, load_frames, load_image
 
 _SIDE = 320
 _QUALITY = 80

@@ -13,16 +13,17 @@ from typing import Any
 import msgspec
 
 from instructkit.config import RunConfig, to_dict
+from instructkit.data.dataset import read_manifest
 from instructkit.errors import UserError
 from instructkit.evaluation.run import Evaluation, read_evaluation
 from instructkit.evaluation.settings import EvaluationSettings
-from instructkit.examples import read_manifest, write_atomically
+from instructkit.files import write_atomically
 from instructkit.reports import words
 from instructkit.reports.averages import averages
 from instructkit.reports.entries import benchmark_entries, manifests
 from instructkit.reports.html import html
 from instructkit.reports.markdown import markdown
-from instructkit.training.log import MEASURED
+from instructkit.runs.log import MEASURED
 from instructkit.training.setup import splits_of
 
 PACKAGES = ("instructkit", "torch", "transformers", "deepspeed", "peft", "datasets", "evaluate", "pyarrow", "pillow")

@@ -23,9 +23,9 @@ from typing import Literal
 
 import msgspec
 
+from instructkit.data.examples import Example
+from instructkit.data.readers import MissingFile, RawRecord
 from instructkit.errors import UserError
-from instructkit.examples import Example
-from instructkit.releases import MissingFile, RawRecord
 
 Role = Literal["held-in", "held-out", "extra"]
 
@@ -55,7 +55,7 @@ class Source:
     Attributes:
         name: what `--source` and `instructkit convert` call it; the module's name.
         title: how papers write it.
-        task: task group, one of `instructkit.examples.TASKS`.
+        task: task group, one of `instructkit.data.examples.TASKS`.
         role: whether InstructBLIP trains on it (`held-in`), tests on it (`held-out`), or neither (`extra`).
         split: the split that the paper uses for that role, the default of `convert`.
         splits: all splits that the release has.
@@ -128,7 +128,7 @@ class Reading:
 
 def names() -> list[str]:
     """Names of all sources, sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
 def module(name: str) -> ModuleType:

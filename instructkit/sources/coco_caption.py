@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path, PurePosixPath
 
-from instructkit import caption_layouts
-from instructkit.caption_layouts import KarpathyImage
-from instructkit.layouts import media_folder, spots
-from instructkit.releases import Reject, json_list, require
+from instructkit.data.folders import media_folder, spots
+from instructkit.data.readers import Reject, json_list, require
 from instructkit.sources import Reading, Source, Split
+from instructkit.sources._shared import captions
+from instructkit.sources._shared.captions import KarpathyImage
 
 _KARPATHY = "dataset_coco.json"
 _FILES = {
@@ -59,17 +59,17 @@ def read(raw: Path, split: str) -> Reading:
     root = media_folder(raw, "images")
     if path.name == _KARPATHY:
         splits = ("train", "restval") if split == "train" else (split,)
-        convert = caption_layouts.karpathy_converter(prefix, splits, _karpathy_place, each=each)
-        return Reading("karpathy", [path], caption_layouts.karpathy_images(path, splits), convert, root)
+        convert = captions.karpathy_converter(prefix, splits, _karpathy_place, each=each)
+        return Reading("karpathy", [path], captions.karpathy_images(path, splits), convert, root)
     if path.name.startswith("coco_karpathy"):
-        convert = caption_layouts.list_converter(prefix, _listed_place, each=each)
+        convert = captions.list_converter(prefix, _listed_place, each=each)
         return Reading("karpathy lists", [path], json_list(path), convert, root)
     subset = path.stem.removeprefix("captions_")
     return Reading(
         layout=f"official {subset[-4:]}",
         files=[path],
-        records=caption_layouts.coco_images(path),
-        convert=caption_layouts.coco_converter(prefix, subset, each=each),
+        records=captions.coco_images(path),
+        convert=captions.coco_converter(prefix, subset, each=each),
         media_root=root,
         warnings=[f"{path.name} is COCO's own split; the paper's is Karpathy's ({_KARPATHY})"],
     )

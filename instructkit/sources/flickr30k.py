@@ -7,11 +7,11 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from instructkit import caption_layouts
-from instructkit.caption_layouts import KarpathyImage
-from instructkit.layouts import media_folder, spots
-from instructkit.releases import RawRecord, json_list, require
+from instructkit.data.folders import media_folder, spots
+from instructkit.data.readers import RawRecord, json_list, require
 from instructkit.sources import Reading, Source, Split
+from instructkit.sources._shared import captions as caption_layouts
+from instructkit.sources._shared.captions import KarpathyImage
 
 _KARPATHY = "dataset_flickr30k.json"
 _TOKENS = "results_20130124.token"

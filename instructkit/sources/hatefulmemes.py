@@ -7,10 +7,10 @@ from typing import Annotated
 
 import msgspec
 
-from instructkit.examples import Example
-from instructkit.fields import Natural, Text
-from instructkit.releases import RawRecord, json_lines, require
+from instructkit.data.examples import Example
+from instructkit.data.readers import RawRecord, json_lines, require
 from instructkit.sources import Reading, Source, Split
+from instructkit.sources._shared.fields import Natural, Text
 
 CHOICES = ["no", "yes"]
 """The label is the index: 1 is hateful."""

@@ -11,12 +11,12 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from instructkit.data.examples import Example
+from instructkit.data.readers import RawRecord, Reject, require
 from instructkit.errors import UserError
-from instructkit.examples import Example
-from instructkit.fields import Natural, PictureName, Text
-from instructkit.problems_layout import problem_bytes, problems
-from instructkit.releases import RawRecord, Reject, require
 from instructkit.sources import Reading, Source, Split
+from instructkit.sources._shared.fields import Natural, PictureName, Text
+from instructkit.sources._shared.problems import problem_bytes, problems
 
 
 class Record(msgspec.Struct):

@@ -11,11 +11,11 @@ from typing import Annotated
 
 import msgspec
 
-from instructkit.examples import Example
-from instructkit.fields import Text
-from instructkit.releases import RawRecord, Reject, csv_rows, require
+from instructkit.data.examples import Example
+from instructkit.data.readers import RawRecord, Reject, csv_rows, require
 from instructkit.sources import Reading, Source, Split
-from instructkit.video_layout import find_clips
+from instructkit.sources._shared.fields import Text
+from instructkit.sources._shared.videos import find_clips
 
 
 class Record(msgspec.Struct):

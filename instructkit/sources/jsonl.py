@@ -7,11 +7,11 @@ from typing import Annotated
 
 import msgspec
 
+from instructkit.data.examples import Example
+from instructkit.data.readers import RawRecord, Reject, json_lines, require
 from instructkit.errors import UserError
-from instructkit.examples import Example
-from instructkit.fields import Text
-from instructkit.releases import RawRecord, Reject, json_lines, require
 from instructkit.sources import Reading, Source, Split
+from instructkit.sources._shared.fields import Text
 
 
 class Record(msgspec.Struct):

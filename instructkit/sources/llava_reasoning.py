@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from instructkit.llava_layout import llava_source, read_conversations
 from instructkit.sources import Reading
+from instructkit.sources._shared.llava import llava_source, read_conversations
 
 _FILE = "complex_reasoning_77k.json"
 

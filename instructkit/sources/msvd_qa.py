@@ -6,10 +6,10 @@ from pathlib import Path
 
 import msgspec
 
+from instructkit.data.readers import json_list, require
 from instructkit.errors import UserError
-from instructkit.releases import json_list, require
 from instructkit.sources import Reading, Source, Split
-from instructkit.video_layout import Question, converter, find_clips
+from instructkit.sources._shared.videos import Question, converter, find_clips
 
 _MAPPING = "youtube_mapping.txt"
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from instructkit import caption_layouts
-from instructkit.layouts import media_folder, spots
-from instructkit.releases import RawRecord, json_member, require
+from instructkit.data.folders import media_folder, spots
+from instructkit.data.readers import RawRecord, json_member, require
 from instructkit.sources import Reading, Source, Split
+from instructkit.sources._shared import captions
 
 _CAPTIONED = "nocaps_val_4500_captions.json"
 _FILES = {"val": [_CAPTIONED, "nocaps_val_image_info.json"], "test": ["nocaps_test_image_info.json"]}
@@ -34,7 +34,7 @@ nocaps/
 └── test/...""",
     licence="CC BY 2.0",
     home="https://nocaps.org",
-    record=caption_layouts.CocoRecord,
+    record=captions.CocoRecord,
     citation="Agrawal et al. 2019, arXiv:1812.08658",
 )
 
@@ -48,8 +48,8 @@ def read(raw: Path, split: str) -> Reading:
     return Reading(
         layout="captions" if captioned else "image info",
         files=[path],
-        records=caption_layouts.coco_images(path) if captioned else alone,
-        convert=caption_layouts.coco_converter(f"nocaps/{split}/", split, each=False, captioned=captioned),
+        records=captions.coco_images(path) if captioned else alone,
+        convert=captions.coco_converter(f"nocaps/{split}/", split, each=False, captioned=captioned),
         media_root=media_folder(raw, "images"),
         warnings=[f"{path.name} has no captions to score against"] if split == "val" and not captioned else [],
     )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from instructkit import vqa_layout
-from instructkit.layouts import media_folder, spots
-from instructkit.releases import require
+from instructkit.data.folders import media_folder, spots
+from instructkit.data.readers import require
 from instructkit.sources import Reading, Source, Split
+from instructkit.sources._shared import vqa
 
 _QUESTIONS = "OpenEnded_mscoco_{}2014_questions.json"
 _ANNOTATIONS = "mscoco_{}2014_annotations.json"
@@ -36,7 +36,7 @@ okvqa/
 └── train2014/COCO_train2014_000000051606.jpg ...  (or images/train2014/ ..., or --images COCO)""",
     licence="CC BY 4.0",
     home="https://okvqa.allenai.org",
-    record=vqa_layout.Record,
+    record=vqa.Record,
     citation="Marino et al. 2019, arXiv:1906.00067; release v1.1 (`answer` is the stemmed form of `raw_answer`)",
 )
 
@@ -49,7 +49,7 @@ def read(raw: Path, split: str) -> Reading:
     return Reading(
         layout="questions and annotations",
         files=[questions, annotations],
-        records=vqa_layout.pair(questions, annotations),
-        convert=vqa_layout.converter("okvqa", split, image, answered=True),
+        records=vqa.pair(questions, annotations),
+        convert=vqa.converter("okvqa", split, image, answered=True),
         media_root=media_folder(raw, "images"),
     )

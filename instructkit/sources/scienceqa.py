@@ -7,12 +7,12 @@ from typing import Annotated
 
 import msgspec
 
-from instructkit.examples import Example
-from instructkit.fields import Natural, PictureName, Text
-from instructkit.layouts import media_folder
-from instructkit.problems_layout import problem_bytes, problems
-from instructkit.releases import RawRecord, Reject, require
+from instructkit.data.examples import Example
+from instructkit.data.folders import media_folder
+from instructkit.data.readers import RawRecord, Reject, require
 from instructkit.sources import Reading, Source, Split
+from instructkit.sources._shared.fields import Natural, PictureName, Text
+from instructkit.sources._shared.problems import problem_bytes, problems
 
 
 class Record(msgspec.Struct):

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import msgspec
 
-from instructkit import ocr
-from instructkit.examples import Example
-from instructkit.fields import Key, Natural, Text
-from instructkit.layouts import spots
-from instructkit.releases import UNDECODABLE, RawRecord, Reject, json_member, require
+from instructkit.data import ocr
+from instructkit.data.examples import Example
+from instructkit.data.folders import spots
+from instructkit.data.readers import UNDECODABLE, RawRecord, Reject, json_member, require
 from instructkit.sources import Reading, Source, Split
+from instructkit.sources._shared.fields import Key, Natural, Text
 
 
 class Record(msgspec.Struct):

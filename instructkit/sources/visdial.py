@@ -8,11 +8,11 @@ from typing import Annotated
 
 import msgspec
 
+from instructkit.data.examples import Example, Turn
+from instructkit.data.readers import RawRecord, Reject, read_json, require
 from instructkit.errors import UserError
-from instructkit.examples import Example, Turn
-from instructkit.fields import Natural, Text
-from instructkit.releases import RawRecord, Reject, read_json, require
 from instructkit.sources import Reading, Source, Split
+from instructkit.sources._shared.fields import Natural, Text
 
 CANDIDATES = 100
 

@@ -7,12 +7,12 @@ from typing import Literal
 
 import msgspec
 
-from instructkit.examples import Example
-from instructkit.fields import PictureName, Text
-from instructkit.layouts import media_folder
-from instructkit.releases import UNDECODABLE, RawRecord, Reject, json_list, require
+from instructkit.data.examples import Example
+from instructkit.data.folders import media_folder
+from instructkit.data.readers import UNDECODABLE, RawRecord, Reject, json_list, require
 from instructkit.sources import Reading, Source, Split
-from instructkit.vqa_layout import Answer
+from instructkit.sources._shared.fields import PictureName, Text
+from instructkit.sources._shared.vqa import Answer
 
 
 class Record(msgspec.Struct):

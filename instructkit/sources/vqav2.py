@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from instructkit import vqa_layout
-from instructkit.layouts import media_folder, spots
-from instructkit.releases import require
+from instructkit.data.folders import media_folder, spots
+from instructkit.data.readers import require
 from instructkit.sources import Reading, Source, Split
+from instructkit.sources._shared import vqa
 
 _QUESTIONS = "v2_OpenEnded_mscoco_{}_questions.json"
 _ANNOTATIONS = "v2_mscoco_{}_annotations.json"
@@ -37,7 +37,7 @@ vqav2/
 └── train2014/COCO_train2014_000000000009.jpg ...    (or images/train2014/ ..., or --images COCO)""",
     licence="CC BY 4.0",
     home="https://visualqa.org",
-    record=vqa_layout.Record,
+    record=vqa.Record,
     citation="Goyal et al. 2017, arXiv:1612.00837",
 )
 
@@ -55,7 +55,7 @@ def read(raw: Path, split: str) -> Reading:
     return Reading(
         layout="questions and annotations" if annotations else "questions",
         files=[questions, annotations] if annotations else [questions],
-        records=vqa_layout.pair(questions, annotations),
-        convert=vqa_layout.converter("vqav2", split, f"{folder}/COCO_{folder}_{{:012d}}.jpg", annotations is not None),
+        records=vqa.pair(questions, annotations),
+        convert=vqa.converter("vqav2", split, f"{folder}/COCO_{folder}_{{:012d}}.jpg", annotations is not None),
         media_root=media_folder(raw, "images"),
     )

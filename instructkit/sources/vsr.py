@@ -7,10 +7,10 @@ from typing import Annotated
 
 import msgspec
 
-from instructkit.examples import Example
-from instructkit.fields import Text
-from instructkit.releases import RawRecord, Reject, json_lines, require
+from instructkit.data.examples import Example
+from instructkit.data.readers import RawRecord, Reject, json_lines, require
 from instructkit.sources import Reading, Source, Split
+from instructkit.sources._shared.fields import Text
 
 CHOICES = ["false", "true"]
 """The label is the index."""

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import msgspec
 
-from instructkit.examples import Example
-from instructkit.fields import Text
-from instructkit.layouts import media_folder, spots
-from instructkit.releases import UNDECODABLE, RawRecord, Reject, json_list, require
+from instructkit.data.examples import Example
+from instructkit.data.folders import media_folder, spots
+from instructkit.data.readers import UNDECODABLE, RawRecord, Reject, json_list, require
 from instructkit.sources import Reading, Source, Split
+from instructkit.sources._shared.fields import Text
 
 WebAddress = Annotated[str, msgspec.Meta(pattern=r"\Ahttps?://\S")]
 

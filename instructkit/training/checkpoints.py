@@ -24,7 +24,7 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 
 from instructkit.errors import UserError
-from instructkit.waiting import meet, on_first_rank
+from instructkit.runs.waiting import meet, on_first_rank
 
 COMPLETE = "complete.json"
 _STATES = (ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address)

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from instructkit.batches import FRAMES, Encoded, Picture, Texts, decode, pictures, share_images
+from instructkit.data.dataset import Examples
+from instructkit.data.mixture import Mixture, image_numbers, picture_counts
 from instructkit.errors import UserError
-from instructkit.examples import Examples
-from instructkit.mixture import Mixture, image_numbers, picture_counts
+from instructkit.models.batches import FRAMES, Encoded, Picture, Texts, decode, pictures, share_images
 from instructkit.models.positions import Positions
-from instructkit.prompts import Prompt, train_templates
+from instructkit.prompts.templates import Prompt, train_templates
 from instructkit.training.features import FeatureCache
 
 
@@ -28,7 +28,7 @@ class Batch(NamedTuple):
         inputs: keyword arguments of `InstructBlip.answer_loss`.
         examples: id of each row's example.
         datasets: name of each row's dataset.
-        cut: which of each row's texts lost tokens to a limit (`instructkit.batches.Encoded`).
+        cut: which of each row's texts lost tokens to a limit (`instructkit.models.batches.Encoded`).
         unkept: files that the features of `pixel_values` are to be kept in, where there is a cache.
     """
 

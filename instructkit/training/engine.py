@@ -18,17 +18,17 @@ from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 
 from instructkit.config import TrainingConfig
-from instructkit.cores import bound_primitives
 from instructkit.errors import UserError
 from instructkit.models.instruct_blip import AnswerLoss, InstructBlip
-from instructkit.models.layers import compile_layers, recompute_layers
+from instructkit.models.recompute import compile_layers, recompute_layers
+from instructkit.runs.cores import bound_primitives
+from instructkit.runs.heartbeat import watch_ranks
+from instructkit.runs.waiting import meet
 from instructkit.training.data import Batch
 from instructkit.training.deepspeed_config import deepspeed_settings, offloads_optimizer
 from instructkit.training.features import keep
-from instructkit.training.heartbeat import watch_ranks
 from instructkit.training.optimizers import build_optimizer
 from instructkit.training.schedule import learning_rate
-from instructkit.waiting import meet
 
 
 class Step(NamedTuple):

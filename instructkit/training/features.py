@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from instructkit.batches import Picture
 from instructkit.config import RunConfig
+from instructkit.data.media import located
 from instructkit.errors import UserError
-from instructkit.media import located
+from instructkit.models.batches import Picture
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.vision import VisionEncoder
 

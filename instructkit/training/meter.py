@@ -22,12 +22,12 @@ from contextlib import contextmanager
 
 import torch
 
-from instructkit.batches import TEXTS
+from instructkit.models.batches import TEXTS
 from instructkit.models.instruct_blip import IGNORED, AnswerLoss, InstructBlip
+from instructkit.runs.log import CUT
 from instructkit.training.data import Batch
 from instructkit.training.engine import largest, share
 from instructkit.training.flops import FlopCount, llm_work, matmul_peak
-from instructkit.training.log import CUT
 
 GIB = 2**30
 

@@ -12,21 +12,23 @@ import torch
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from instructkit import conversion, media_files, sources
-from instructkit.batches import Limits, Texts
+from instructkit import sources
 from instructkit.config import RunConfig
+from instructkit.conversion import convert
+from instructkit.conversion.processes import cores
+from instructkit.data import media_files
+from instructkit.data.dataset import MANIFEST, load_examples
 from instructkit.errors import UserError
-from instructkit.evaluation.wanted import wanted_benchmarks
-from instructkit.examples import MANIFEST, load_examples
+from instructkit.evaluation.select import wanted_benchmarks
+from instructkit.models.batches import Limits, Texts
 from instructkit.models.instruct_blip import InstructBlip
-from instructkit.models.joining import join
-from instructkit.models.presets import build, preset
-from instructkit.models.saving import base_places, load_model
-from instructkit.models.tokenizers import train_llm_tokenizer, train_qformer_tokenizer
-from instructkit.prompts import train_templates
+from instructkit.models.load.join import join
+from instructkit.models.load.new_tokenizers import train_llm_tokenizer, train_qformer_tokenizer
+from instructkit.models.load.presets import build, preset
+from instructkit.models.save import base_places, load_model
+from instructkit.prompts.templates import train_templates
+from instructkit.runs.waiting import first_on_machine, on_first_rank
 from instructkit.training.data import Part
-from instructkit.waiting import first_on_machine, on_first_rank
-from instructkit.workers import cores
 
 Say = Callable[[str], None]
 TOKENIZER_EXAMPLES = 20_000
@@ -77,7 +79,7 @@ def prepare_data(config: RunConfig, say: Say) -> None:
             continue
         with tqdm(desc=f"convert {name}", unit=" records", leave=False) as bar:
             jobs = config.data.workers or cores()
-            outcome = conversion.convert(source, raw, root, split=split, jobs=jobs, progress=bar.update)
+            outcome = convert.convert(source, raw, root, split=split, jobs=jobs, progress=bar.update)
         manifest = outcome.manifest
         if outcome.too_many_rejects:
             raise UserError(f"{name}: {outcome.complaint()}")

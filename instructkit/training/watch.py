@@ -24,23 +24,23 @@ import deepspeed
 import torch
 from torch import nn
 
-from instructkit.batches import Texts
 from instructkit.config import RunConfig
 from instructkit.errors import UserError
+from instructkit.evaluation.answer import Evaluator
 from instructkit.evaluation.benchmark import Task, answer_benchmark, make_task
-from instructkit.evaluation.evaluator import Evaluator
-from instructkit.evaluation.plan import Question
-from instructkit.evaluation.ranks import Ranks, current_ranks
+from instructkit.evaluation.questions import Question
 from instructkit.evaluation.score import NotEvaluated, cut_phrase, score
-from instructkit.evaluation.wanted import Wanted, wanted_benchmarks
+from instructkit.evaluation.select import Wanted, wanted_benchmarks
+from instructkit.models.batches import Texts
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.towers import set_modes
+from instructkit.runs.log import RunLog
+from instructkit.runs.ranks import Ranks, current_ranks
+from instructkit.runs.waiting import first_on_machine, on_first_rank
 from instructkit.training.best import MEAN, VALIDATION, Best, score_of
 from instructkit.training.data import Part, TrainingData
 from instructkit.training.engine import Engine, share
-from instructkit.training.log import RunLog
 from instructkit.training.setup import parts_of
-from instructkit.waiting import first_on_machine, on_first_rank
 
 
 class Watch:

@@ -6,9 +6,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from instructkit.conversion.miniatures import is_miniature
 from instructkit.errors import UserError
-from instructkit.examples import writing
-from instructkit.miniatures import is_miniature
+from instructkit.files import writing
 from instructkit.world.release import SIZES, Release
 from instructkit.world.releases import asked, captioned, filmed, read, reasoned, talked
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from instructkit.miniatures import MINIATURE
+from instructkit.conversion.miniatures import MINIATURE
 from instructkit.world.draw import draw_frames, draw_picture, draw_strip, save_film, save_picture
 from instructkit.world.flaws import FLAWS, SHARE, Flaw
 from instructkit.world.questions import NEGATIVE, Question

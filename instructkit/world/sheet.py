@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from instructkit.examples import writing
+from instructkit.files import writing
 from instructkit.world.captions import caption, reading_caption
 from instructkit.world.draw import SIDE, draw_picture, draw_strip
 from instructkit.world.questions import Question, ask, ask_change, ask_relation, ask_sign, polite

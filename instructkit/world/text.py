@@ -23,9 +23,10 @@ from typing import Annotated
 import msgspec
 import typer
 
+from instructkit.data.examples import Example, Turn
 from instructkit.errors import UserError
-from instructkit.examples import Example, Turn, write_stream, writing
-from instructkit.protocols import Protocol, load_protocol
+from instructkit.files import write_stream, writing
+from instructkit.prompts.protocols import Protocol, load_protocol
 from instructkit.world.captions import ROTATE, caption, describe, describe_film, describe_story
 from instructkit.world.facts import SEEN, TEXT
 from instructkit.world.questions import Question, ask, ask_about, ask_number, options, polite, verify

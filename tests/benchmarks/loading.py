@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from instructkit.conversion import convert
-from instructkit.examples import load_examples
+from instructkit.conversion.convert import convert
+from instructkit.data.dataset import load_examples
 from instructkit.training.data import Part, TrainingData
 from tests.tiny import tiny_model
 

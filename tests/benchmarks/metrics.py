@@ -8,7 +8,7 @@ import json
 import random
 import time
 
-from instructkit import metrics
+from instructkit.evaluation import metrics
 
 _NOUNS = "man woman dog cat bus train table street plate pizza bench horse field wave surfboard umbrella child kitchen"
 _OTHERS = "red large young two several wooden riding holding standing sitting near under with next to on in of and the"

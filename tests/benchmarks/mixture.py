@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import InstructBlipConfig
 
-from instructkit.batches import IGNORED, padded, share_images
+from instructkit.models.batches import IGNORED, padded, share_images
 
 Range = tuple[int, int, int]
 END = 2
@@ -126,6 +126,6 @@ def usual_batch(rows: Sequence[Row], config: InstructBlipConfig) -> dict[str, Te
 
 
 def shared_batch(rows: Sequence[Row], config: InstructBlipConfig) -> dict[str, Tensor]:
-    """As `instructkit.batches`: distinct images, and which row reads which."""
+    """As `instructkit.models.batches`: distinct images, and which row reads which."""
     distinct, sharing = share_images([[row.image] for row in rows])
     return {"pixel_values": pixels(distinct, config.vision_config.image_size), **sharing, **texts(rows, config)}

@@ -41,7 +41,7 @@ from transformers import (
 
 from instructkit.config import ThroughputConfig, TowersConfig
 from instructkit.models.instruct_blip import InstructBlip
-from instructkit.models.presets import preset
+from instructkit.models.load.presets import preset
 from instructkit.models.towers import prepare_towers
 from instructkit.training.features import keep
 from tests.benchmarks.mixture import Row, draw_batches, shared_batch, usual_batch

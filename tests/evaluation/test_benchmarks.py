@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from instructkit import metrics
-from instructkit.evaluation.ranks import Ranks
+from instructkit.data.dataset import load_examples
+from instructkit.evaluation import metrics
 from instructkit.evaluation.run import evaluate
 from instructkit.evaluation.settings import make_settings
-from instructkit.examples import load_examples
-from instructkit.protocols import benchmarks, load_protocol
+from instructkit.prompts.protocols import benchmarks, load_protocol
 from instructkit.reports.report import write_evaluation_report
+from instructkit.runs.ranks import Ranks
 from tests.evaluation.world import World
 from tests.tiny import LLMS
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from instructkit.conversion import convert
-from instructkit.examples import load_examples
+from instructkit.conversion.convert import convert
+from instructkit.data.dataset import load_examples
 from tests.evaluation.world import World
 from tests.miniatures import write_release
 

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from instructkit.conversion import convert
-from instructkit.evaluation.evaluator import Evaluator
-from instructkit.evaluation.plan import Question
-from instructkit.evaluation.ranks import Ranks
+from instructkit.conversion.convert import convert
+from instructkit.data.dataset import load_examples
+from instructkit.evaluation.answer import Evaluator
+from instructkit.evaluation.questions import Question
 from instructkit.evaluation.run import evaluate
 from instructkit.evaluation.settings import make_settings
-from instructkit.examples import load_examples
-from instructkit.models.saving import save_model
-from instructkit.protocols import load_protocol
+from instructkit.models.save import save_model
+from instructkit.prompts.protocols import load_protocol
 from instructkit.reports.report import write_evaluation_report
+from instructkit.runs.ranks import Ranks
 from tests.tiny import LLMS, tiny_model
 
 TAIL = " the shape is a circle in the picture" * 40 + " what color is it?"

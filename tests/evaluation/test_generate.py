@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
-from instructkit.batches import Texts
 from instructkit.evaluation.generate import generate_ids, generate_texts
+from instructkit.models.batches import Texts
 from instructkit.models.instruct_blip import InstructBlip
-from instructkit.protocols import Decoding, load_protocol
+from instructkit.prompts.protocols import Decoding, load_protocol
 from tests.tiny import LLMS, tiny_model
 
 GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden" / "lavis"

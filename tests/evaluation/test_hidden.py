@@ -9,10 +9,10 @@ import msgspec
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from instructkit.conversion import convert
-from instructkit.evaluation.wanted import wanted_benchmarks
-from instructkit.examples import load_examples as real
-from instructkit.protocols import load_protocol
+from instructkit.conversion.convert import convert
+from instructkit.data.dataset import load_examples as real
+from instructkit.evaluation.select import wanted_benchmarks
+from instructkit.prompts.protocols import load_protocol
 from tests.evaluation.world import World
 from tests.miniatures import write_release
 from tests.sources import write_lines, write_picture
@@ -74,7 +74,7 @@ def test_the_rule_holds_for_every_kind_of_reply(
     assert wanted_benchmarks([name], tmp_path)[0].hidden, "what is not converted has no answers"
     assert wanted_benchmarks([name], world.data)[0].hidden
     monkeypatch.setattr(
-        "instructkit.evaluation.wanted.load_examples",
+        "instructkit.evaluation.select.load_examples",
         lambda folder: [msgspec.structs.replace(e, **change) for e in real(folder)],
     )
     (wanted,) = wanted_benchmarks([name], world.data)

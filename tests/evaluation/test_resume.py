@@ -17,10 +17,10 @@ from PIL import Image
 
 from instructkit.cli import app
 from instructkit.errors import UserError
-from instructkit.evaluation.ranks import Ranks
 from instructkit.evaluation.responses import Response, ResponseLog
 from instructkit.evaluation.settings import make_settings
 from instructkit.reports.report import failed, write_evaluation_report
+from instructkit.runs.ranks import Ranks
 from tests.evaluation.world import World, recipe, report_bytes, start
 
 IDENTITY = {"model": "m", "protocol_version": 1, "limit": None}

@@ -10,11 +10,11 @@ from statistics import NormalDist
 import msgspec
 import pytest
 
-from instructkit import metrics
+from instructkit.evaluation import metrics
 from instructkit.evaluation.bootstrap import interval
 from instructkit.evaluation.responses import Answer
 from instructkit.evaluation.score import NotEvaluated, Result, score
-from instructkit.protocols import benchmarks, load_protocol
+from instructkit.prompts.protocols import benchmarks, load_protocol
 
 
 def exact(right: int, wrong: int) -> list[Answer]:

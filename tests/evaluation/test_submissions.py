@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from instructkit.data.dataset import load_examples
 from instructkit.evaluation.responses import Answer
 from instructkit.evaluation.submissions import write_submissions
-from instructkit.examples import load_examples
 from instructkit.reports.report import failed
 from tests.evaluation.world import World
 from tests.sources import sample

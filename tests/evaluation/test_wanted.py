@@ -8,16 +8,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from instructkit.batches import Limits
+from instructkit.data.dataset import load_examples
 from instructkit.errors import UserError
 from instructkit.evaluation.identity import model_identity, responses_identity
-from instructkit.evaluation.plan import Question, make_plan
+from instructkit.evaluation.questions import Question, make_plan
+from instructkit.evaluation.select import wanted_benchmarks
 from instructkit.evaluation.settings import settings_from_words
 from instructkit.evaluation.spread import wordings
-from instructkit.evaluation.wanted import wanted_benchmarks
-from instructkit.examples import load_examples
-from instructkit.prompts import train_templates
-from instructkit.protocols import benchmarks, load_protocol
+from instructkit.models.batches import Limits
+from instructkit.prompts.protocols import benchmarks, load_protocol
+from instructkit.prompts.templates import train_templates
 from tests.evaluation.world import World
 
 HELD_OUT = {

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from instructkit import sources
-from instructkit.conversion import convert
-from instructkit.evaluation.ranks import Ranks
+from instructkit.conversion.convert import convert
+from instructkit.data.dataset import MANIFEST
 from instructkit.evaluation.run import Evaluation, evaluate
 from instructkit.evaluation.settings import make_settings
-from instructkit.examples import MANIFEST
-from instructkit.models.saving import save_model
-from instructkit.protocols import load_protocol
+from instructkit.models.save import save_model
+from instructkit.prompts.protocols import load_protocol
+from instructkit.runs.ranks import Ranks
 from tests.miniatures import write_release
 from tests.tiny import tiny_model
 

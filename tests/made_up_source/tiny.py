@@ -4,8 +4,8 @@ from pathlib import Path
 
 import msgspec
 
-from instructkit.examples import Example
-from instructkit.releases import RawRecord, Reject, json_list, require
+from instructkit.data.examples import Example
+from instructkit.data.readers import RawRecord, Reject, json_list, require
 from instructkit.sources import Reading, Source, Split
 
 

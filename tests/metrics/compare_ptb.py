@@ -1,4 +1,4 @@
-"""Compares `instructkit.metrics.ptb` with the Java tokenizer that it reproduces: `python -m tests.metrics.compare_ptb`.
+"""Compares our PTB tokenizer with the Java one that it reproduces: `python -m tests.metrics.compare_ptb`.
 
 Needs `java` and the jar that pycocoevalcap ships. Strings are drawn from tokens of the samples and from made up
 abbreviations, numbers, addresses, quotes and entities; then come all texts of the samples as they are. Every string
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from instructkit.metrics import ptb
+from instructkit.evaluation.metrics import ptb
 
 SAMPLES = Path(__file__).resolve().parents[2].parent / "shared" / "samples"
 _NEUTRAL = "a cat"

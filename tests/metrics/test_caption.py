@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instructkit.metrics import caption
+from instructkit.evaluation.metrics import caption
 
 from . import golden
 

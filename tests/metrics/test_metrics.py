@@ -5,7 +5,7 @@ from typing import Any
 import evaluate
 import pytest
 
-from instructkit import metrics
+from instructkit.evaluation import metrics
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instructkit.metrics import ptb
+from instructkit.evaluation.metrics import ptb
 
 from . import compare_ptb, golden
 

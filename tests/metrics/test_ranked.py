@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from instructkit.metrics import auc, visdial
+from instructkit.evaluation.metrics import auc, visdial
 
 from . import golden
 

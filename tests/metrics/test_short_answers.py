@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instructkit.metrics import anls, aokvqa, exact, ivqa, top1
+from instructkit.evaluation.metrics import anls, aokvqa, exact, ivqa, top1
 
 from . import golden
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instructkit.metrics import vqa, vqa_evalai
+from instructkit.evaluation.metrics import vqa, vqa_evalai
 
 from . import golden
 

@@ -27,8 +27,8 @@ from transformers import (
     SiglipModel,
 )
 
-from instructkit.models.saving import save_model
-from instructkit.models.tokenizers import train_llm_tokenizer, train_qformer_tokenizer
+from instructkit.models.load.new_tokenizers import train_llm_tokenizer, train_qformer_tokenizer
+from instructkit.models.save import save_model
 from tests.tiny import LLMS, SENTENCES, tiny_model
 
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}

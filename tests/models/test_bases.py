@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM
 from instructkit.config import ModelConfig, TowersConfig
 from instructkit.errors import UserError
 from instructkit.evaluation.identity import model_identity
-from instructkit.models.bases import bases_of, check_package, checkpoint_digest, find_base
-from instructkit.models.saving import load_model
+from instructkit.models.load.bases import bases_of, check_package, checkpoint_digest, find_base
+from instructkit.models.load.trained import save_trained
+from instructkit.models.save import load_model
 from instructkit.models.towers import prepare_towers
-from instructkit.models.trained import save_trained
 from tests.models.checkpoints import write_instructblip, write_llm, write_vision
 from tests.models.test_joining import joined, pixels_for
 from tests.models.test_trained import batch, trained_state

@@ -11,10 +11,10 @@ import torch
 from transformers import AutoModel
 
 from instructkit.config import ModelConfig, TowersConfig, load_config
+from instructkit.data.media import CLIP_MEAN, CLIP_STD
 from instructkit.errors import UserError
-from instructkit.media import CLIP_MEAN, CLIP_STD
-from instructkit.models.joining import join
-from instructkit.models.saving import load_model, save_model
+from instructkit.models.load.join import join
+from instructkit.models.save import load_model, save_model
 from instructkit.models.towers import prepare_towers, set_modes
 from instructkit.training.features import FeatureCache, encoder_digest, keep, open_cache
 from tests.models.checkpoints import ENCODERS, MAPS, write_blip2, write_encoder, write_instructblip

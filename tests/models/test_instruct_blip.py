@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, InstructBlipForConditionalGeneration, InstructBlipProcessor
 
-from instructkit.batches import IGNORED, share_images
-from instructkit.models.saving import load_model, save_model
-from instructkit.prompts import Prompt
+from instructkit.models.batches import IGNORED, share_images
+from instructkit.models.save import load_model, save_model
+from instructkit.prompts.templates import Prompt
 from tests.tiny import LLMS, tiny_model
 
 PROMPTS = [

@@ -15,19 +15,19 @@ from transformers import (
     InstructBlipForConditionalGeneration,
 )
 
-from instructkit.batches import IGNORED
 from instructkit.config import ModelConfig, TowersConfig
+from instructkit.data.media import CLIP_MEAN, CLIP_STD
 from instructkit.errors import UserError
 from instructkit.evaluation.generate import generate_texts
 from instructkit.evaluation.rank import score_candidates
 from instructkit.evaluation.trie import CandidateTrie
-from instructkit.media import CLIP_MEAN, CLIP_STD
-from instructkit.models.joining import join
-from instructkit.models.saving import load_model, save_model
-from instructkit.models.tokenizers import train_llm_tokenizer, train_qformer_tokenizer
+from instructkit.models.batches import IGNORED
+from instructkit.models.load.join import join
+from instructkit.models.load.new_tokenizers import train_llm_tokenizer, train_qformer_tokenizer
+from instructkit.models.load.trained import save_trained
+from instructkit.models.save import load_model, save_model
 from instructkit.models.towers import prepare_towers
-from instructkit.models.trained import save_trained
-from instructkit.protocols import Decoding
+from instructkit.prompts.protocols import Decoding
 from tests.models.checkpoints import (
     ALL_LLMS,
     MEAN,

@@ -21,12 +21,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from instructkit.batches import Limits, Texts
 from instructkit.errors import UserError
+from instructkit.models.batches import Limits, Texts
 from instructkit.models.instruct_blip import InstructBlip
-from instructkit.models.lavis import load_lavis, load_lavis_state, parameter_name
-from instructkit.models.presets import build
-from instructkit.prompts import Prompt
+from instructkit.models.load.lavis import load_lavis, load_lavis_state, parameter_name
+from instructkit.models.load.presets import build
+from instructkit.prompts.templates import Prompt
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden" / "lavis"
 golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="golden numbers of LAVIS are not beside the checkout")

@@ -10,10 +10,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from instructkit.config import ThroughputConfig, TowersConfig
 from instructkit.errors import UserError
-from instructkit.models import layers
-from instructkit.models.layers import compile_layers, compiler, recompute_layers
+from instructkit.models import recompute
+from instructkit.models.recompute import compile_layers, compiler, recompute_layers
 from instructkit.models.towers import prepare_towers, set_modes
-from instructkit.prompts import Prompt
+from instructkit.prompts.templates import Prompt
 from tests.models.test_throughput import PLAIN, PROMPTS, batch
 from tests.tiny import LLMS, tiny_model
 
@@ -60,7 +60,7 @@ def test_layers_computed_twice_give_the_same_bits_and_keep_less(llm, towers, thr
     loss, gradients, kept = learned_and_kept(model, inputs)
     calls = []
     model.language_model.get_output_embeddings().register_forward_hook(lambda *_: calls.append("head"))
-    llm_layers = [part for part in layers._layers(model) if part in set(model.language_model.modules())]
+    llm_layers = [part for part in recompute._layers(model) if part in set(model.language_model.modules())]
     inner = next(part for part in llm_layers[0].modules() if isinstance(part, torch.nn.Linear))
     inner.register_forward_hook(lambda *_: calls.append("layer"))
     recompute_layers(model)

@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM
 
 from instructkit.config import ModelConfig, RunConfig, TowersConfig, TrainingConfig
 from instructkit.errors import UserError
-from instructkit.models import llm as llms
-from instructkit.models.joining import join
-from instructkit.models.saving import load_model, save_model
+from instructkit.models.load import llm as llms
+from instructkit.models.load.join import join
+from instructkit.models.load.trained import save_trained
+from instructkit.models.save import load_model, save_model
 from instructkit.models.towers import prepare_towers
-from instructkit.models.trained import save_trained
 from instructkit.training.setup import prepare_model
 from tests.models.checkpoints import bare_tokenizer, write_llm
 from tests.models.test_instruct_blip import batch

@@ -10,7 +10,7 @@ import torch
 from instructkit.config import TowersConfig
 from instructkit.evaluation.generate import generate_texts
 from instructkit.models.towers import prepare_towers
-from instructkit.protocols import Decoding
+from instructkit.prompts.protocols import Decoding
 from tests.models.test_instruct_blip import PROMPTS, batch
 from tests.tiny import tiny_model
 

@@ -19,16 +19,16 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from instructkit.batches import Texts
 from instructkit.config import ModelConfig
 from instructkit.evaluation.generate import generate_ids
+from instructkit.models.batches import Texts
 from instructkit.models.instruct_blip import InstructBlip
-from instructkit.models.joining import join
-from instructkit.models.llm import load_llm
-from instructkit.models.saving import load_model, save_model
-from instructkit.models.tokenizers import train_llm_tokenizer, train_qformer_tokenizer
-from instructkit.prompts import Prompt
-from instructkit.protocols import Decoding
+from instructkit.models.load.join import join
+from instructkit.models.load.llm import load_llm
+from instructkit.models.load.new_tokenizers import train_llm_tokenizer, train_qformer_tokenizer
+from instructkit.models.save import load_model, save_model
+from instructkit.prompts.protocols import Decoding
+from instructkit.prompts.templates import Prompt
 from tests.models.checkpoints import write_llm
 from tests.tiny import SENTENCES, tiny_model
 

@@ -7,7 +7,7 @@ import torch
 
 from instructkit.config import TowersConfig
 from instructkit.models.instruct_blip import InstructBlip
-from instructkit.models.presets import PUBLISHED, preset
+from instructkit.models.load.presets import PUBLISHED, preset
 from instructkit.models.towers import prepare_towers, trained_and_frozen
 
 LLM = {"flan-t5-xl": 2.78e9, "flan-t5-xxl": 11.0e9, "vicuna-7b": 6.74e9, "vicuna-13b": 13.0e9}

@@ -6,11 +6,11 @@ import msgspec
 import pytest
 import torch
 
-from instructkit.batches import share_images
 from instructkit.config import ThroughputConfig
+from instructkit.models.batches import share_images
 from instructkit.models.packing import Rows, can_pack, similar_rows
 from instructkit.models.qformer import read_images
-from instructkit.prompts import Prompt
+from instructkit.prompts.templates import Prompt
 from tests.tiny import LLMS, tiny_model
 
 PLAIN = ThroughputConfig(share_images=False, share_keys=False, packing=False, answers_only=False)

@@ -6,12 +6,12 @@ import json
 import subprocess
 import sys
 
-from instructkit.models.tokenizers import train_llm_tokenizer, train_qformer_tokenizer
+from instructkit.models.load.new_tokenizers import train_llm_tokenizer, train_qformer_tokenizer
 from tests.tiny import SENTENCES
 
 SCRIPT = """
 import json
-from instructkit.models.tokenizers import train_llm_tokenizer, train_qformer_tokenizer
+from instructkit.models.load.new_tokenizers import train_llm_tokenizer, train_qformer_tokenizer
 from tests.tiny import SENTENCES
 trained = train_llm_tokenizer(SENTENCES, 400), train_qformer_tokenizer(SENTENCES, 120)
 print(json.dumps([tokenizer.get_vocab() for tokenizer in trained]))

@@ -12,10 +12,10 @@ from transformers import GPT2LMHeadModel
 
 from instructkit.config import ModelConfig, TowersConfig
 from instructkit.errors import UserError
-from instructkit.models.joining import join
-from instructkit.models.saving import load_model, save_model
+from instructkit.models.load.join import join
+from instructkit.models.load.trained import save_trained
+from instructkit.models.save import load_model, save_model
 from instructkit.models.towers import merge_lora, prepare_towers, transposed_towers
-from instructkit.models.trained import save_trained
 from tests.models.checkpoints import write_instructblip, write_llm
 from tests.models.test_instruct_blip import batch
 from tests.tiny import tiny_model

@@ -14,7 +14,7 @@ from PIL import Image
 
 from instructkit.errors import UserError
 from instructkit.evaluation.responses import Answer
-from instructkit.protocols import benchmarks, load_protocol
+from instructkit.prompts.protocols import benchmarks, load_protocol
 from instructkit.reports.averages import averages
 from instructkit.reports.calibration import calibration, is_right
 from instructkit.reports.cases import choose

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from instructkit.examples import load_examples
-from instructkit.protocols import load_protocol
+from instructkit.data.dataset import load_examples
+from instructkit.prompts.protocols import load_protocol
 from instructkit.reports.html import html
 from instructkit.reports.markdown import fenced, markdown, table
 from tests.reports.conftest import Written

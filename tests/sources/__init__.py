@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from instructkit import sources
-from instructkit.conversion import Rejected, convert_records
-from instructkit.examples import Example
+from instructkit.conversion.convert import Rejected, convert_records
+from instructkit.data.examples import Example
 
 SAMPLES = Path(__file__).resolve().parents[2].parent / "shared" / "samples"
 """Authentic excerpts of the releases, beside the checkout where they could be had."""

@@ -15,12 +15,13 @@ import yaml
 from PIL import Image
 
 from instructkit import sources
-from instructkit.collection import needed_splits
-from instructkit.conversion import convert
+from instructkit.conversion.convert import convert
+from instructkit.conversion.convert_all import needed_splits
+from instructkit.data.dataset import SCHEMA, load_examples
+from instructkit.data.examples import TASKS
+from instructkit.data.readers import MissingFile
 from instructkit.errors import UserError
-from instructkit.examples import SCHEMA, TASKS, load_examples
-from instructkit.prompts import templates_folder
-from instructkit.releases import MissingFile
+from instructkit.prompts.templates import templates_folder
 from tests.miniatures import write_release
 from tests.sources import converted
 

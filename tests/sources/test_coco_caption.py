@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from instructkit import sources
+from instructkit.data.examples import Example
 from instructkit.errors import UserError
-from instructkit.examples import Example
 from tests.sources import converted, sample, write_json, write_picture
 
 # COCO Caption in miniature: Karpathy's file (`write`), BLIP's lists (`write_lists`), COCO's own (`write_official`).

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from instructkit import sources
+from instructkit.data.examples import Example
 from instructkit.errors import UserError
-from instructkit.examples import Example
 from tests.sources import converted, sample, write_json, write_picture
 
 # Flickr30K in miniature: Karpathy's file and the original one (`write`), or BLIP's lists (`write_lists`).

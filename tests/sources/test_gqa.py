@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from instructkit.examples import Example
+from instructkit.data.examples import Example
 from tests.sources import converted, sample, write_json, write_picture
 
 # GQA in miniature: the four balanced files and their pictures.

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from instructkit import sources
-from instructkit.conversion import convert
-from instructkit.examples import Example, problem
+from instructkit.conversion.convert import convert
+from instructkit.data.examples import Example, problem
 from tests.sources import converted, write_lines, write_picture
 
 # Hateful Memes in miniature, the five files of phase 2; harmless texts of our own, labels at random.

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from instructkit import sources
+from instructkit.data.examples import Example
 from instructkit.errors import UserError
-from instructkit.examples import Example
 from tests.sources import converted, sample, write_json, write_picture
 
 # IconQA in miniature: `problems.json` with `pid_splits.json`, and a folder each problem, nine sets of one or two.

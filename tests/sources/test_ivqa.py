@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from instructkit import sources
-from instructkit.examples import Example
-from instructkit.media import load_frames
+from instructkit.data.examples import Example
+from instructkit.data.media import load_frames
 from tests.sources import converted
 from tests.sources.clips import write_video
 

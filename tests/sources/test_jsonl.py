@@ -10,13 +10,14 @@ import pytest
 
 from instructkit import sources
 from instructkit.cli import training_sizes
-from instructkit.collection import convert_all
-from instructkit.conversion import convert
+from instructkit.conversion.convert import convert
+from instructkit.conversion.convert_all import convert_all
+from instructkit.data.dataset import find_datasets, load_examples, read_manifest
+from instructkit.data.examples import Example
 from instructkit.errors import UserError
-from instructkit.evaluation.wanted import wanted_benchmarks
-from instructkit.examples import Example, find_datasets, load_examples, read_manifest
-from instructkit.exports import FORMATS
-from instructkit.prompts import train_templates
+from instructkit.evaluation.select import wanted_benchmarks
+from instructkit.prompts.export import FORMATS
+from instructkit.prompts.templates import train_templates
 from tests.sources import converted, write_lines, write_picture
 
 # Data of one's own in miniature: two files, one of them with several pictures and several answers a line.

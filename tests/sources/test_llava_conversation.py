@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from instructkit.examples import Example, Turn
+from instructkit.data.examples import Example, Turn
 from tests.sources import converted, sample, write_json, write_picture
 
 

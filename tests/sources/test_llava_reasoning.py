@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from instructkit.examples import Example
+from instructkit.data.examples import Example
 from tests.sources import converted, sample
 from tests.sources.test_llava_conversation import conversation, write_conversations
 

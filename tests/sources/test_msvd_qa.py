@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from instructkit import sources
+from instructkit.data.examples import Example
+from instructkit.data.media import load_frames
 from instructkit.errors import UserError
-from instructkit.examples import Example
-from instructkit.media import load_frames
 from tests.sources import converted, sample, write_json
 from tests.sources.clips import write_video
 

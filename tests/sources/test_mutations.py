@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from instructkit import sources
-from instructkit.conversion import convert_records, guard_of
+from instructkit.conversion.convert import convert_records, guard_of
+from instructkit.data.examples import Example
+from instructkit.data.readers import RawRecord
 from instructkit.errors import UserError
-from instructkit.examples import Example
-from instructkit.releases import RawRecord
 from instructkit.sources import Reading
 from tests.miniatures import write_release
 

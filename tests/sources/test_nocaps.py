@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from instructkit import sources
-from instructkit.examples import Example
+from instructkit.data.examples import Example
 from tests.sources import converted, sample, write_json, write_picture
 
 # NoCaps in miniature: val with captions and domains (`write`) or its image info alone (`write_info`), and test.

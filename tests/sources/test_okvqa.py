@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from instructkit.examples import Example
+from instructkit.data.examples import Example
 from tests.sources import converted, sample, write_json, write_picture
 
 # OK-VQA in miniature: questions and annotations of both splits, and their pictures.

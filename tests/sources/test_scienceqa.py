@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from instructkit.data.examples import Example
 from instructkit.errors import UserError
-from instructkit.examples import Example
 from tests.sources import converted, sample, write_json, write_picture
 
 # ScienceQA in miniature: three problems a split, one of them without a picture.

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from instructkit import sources
-from instructkit.examples import Example
+from instructkit.data.examples import Example
 from tests.sources import converted, sample, write_json
 from tests.sources.test_textvqa import write_ocr, write_pictures
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from instructkit import sources
-from instructkit.examples import Example
+from instructkit.data.examples import Example
 from tests.sources import converted, sample, write_json, write_picture
 
 # TextVQA in miniature: all three splits, Rosetta's OCR tokens, and the pictures.

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from instructkit import sources
+from instructkit.data.examples import Example, Turn
 from instructkit.errors import UserError
-from instructkit.examples import Example, Turn
 from tests.sources import converted, sample, write_json, write_picture
 
 # Visual Dialog v1.0 in miniature: two dialogs a split, ten rounds each, 100 candidates out of 120 answers.

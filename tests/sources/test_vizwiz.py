@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from instructkit import sources
-from instructkit.examples import Example
+from instructkit.data.examples import Example
 from tests.sources import converted, sample, write_json, write_picture
 
 # VizWiz in miniature: all three splits of the release of 2020 (`write`) or val of that of 2018 (`write_2018`).

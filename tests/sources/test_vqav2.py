@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from instructkit.data.examples import Example
 from instructkit.errors import UserError
-from instructkit.examples import Example
 from tests.sources import converted, sample, write_json, write_picture
 
 # VQAv2 in miniature: questions and annotations of two splits, questions alone of two, and their pictures.

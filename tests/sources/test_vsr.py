@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from instructkit import sources
+from instructkit.data.examples import Example
 from instructkit.errors import UserError
-from instructkit.examples import Example
 from tests.sources import converted, sample, write_lines, write_picture
 
 # Visual Spatial Reasoning in miniature: the data folder of the repository, both versions, pictures in `images/`.

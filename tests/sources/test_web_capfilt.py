@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from instructkit import releases, sources
-from instructkit.examples import Example
+from instructkit import sources
+from instructkit.data import readers
+from instructkit.data.examples import Example
 from instructkit.sources.web_capfilt import url_path
 from tests.sources import converted, sample, write_json, write_picture
 
@@ -93,7 +94,7 @@ def test_broken_pairs_are_rejected(tmp_path: Path, record: dict[str, Any], reaso
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(releases, "CHUNK", 64 << 10)
+    monkeypatch.setattr(readers, "CHUNK", 64 << 10)
     peaks = []
     for count in (5_000, 50_000):
         pairs = [{"url": f"http://pictures.example/{n:09}.jpg", "caption": f"picture number {n}"} for n in range(count)]

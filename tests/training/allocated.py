@@ -17,12 +17,12 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from instructkit.config import RunConfig, load_config
 from instructkit.models.instruct_blip import InstructBlip
-from instructkit.models.presets import build
+from instructkit.models.load.presets import build
 from instructkit.models.towers import prepare_towers, set_modes
 from instructkit.training.data import Batch
 from instructkit.training.engine import Engine, start_ranks
-from instructkit.training.plan import Assumed
-from instructkit.training.shapes import rows_on_shapes, shape_of
+from instructkit.training.plan.estimate import Assumed
+from instructkit.training.plan.shapes import rows_on_shapes, shape_of
 
 STEP = "the step that counts"
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch.distributed as dist
 
 from instructkit.evaluation import run as evaluation
-from instructkit.models import bases
+from instructkit.models.load import bases
 from instructkit.reports import averages
 from instructkit.training import meter
 from instructkit.training.engine import start_ranks

@@ -18,11 +18,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from instructkit.batches import Texts
-from instructkit.models.saving import save_model
-from instructkit.prompts import Prompt
+from instructkit.models.batches import Texts
+from instructkit.models.save import save_model
+from instructkit.prompts.templates import Prompt
+from instructkit.runs.log import MEASURED
 from instructkit.sources.easy_vqa import default_raw
-from instructkit.training.log import MEASURED
 from tests.tiny import tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]

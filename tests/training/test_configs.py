@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 
 from instructkit import sources
 from instructkit.config import RunConfig, load_config
-from instructkit.conversion import convert
-from instructkit.evaluation.wanted import GROUPS
-from instructkit.models.saving import load_model
-from instructkit.models.trained import load_tokenizers
-from instructkit.protocols import load_protocol
+from instructkit.conversion.convert import convert
+from instructkit.evaluation.select import GROUPS
+from instructkit.models.load.trained import load_tokenizers
+from instructkit.models.save import load_model
+from instructkit.prompts.protocols import load_protocol
 from instructkit.training.setup import splits_of
 from tests.models.checkpoints import write_llm
 from tests.training.mini import ROOT, log, losses, run_all, write_model, write_releases

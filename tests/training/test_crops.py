@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from instructkit import conversion
-from instructkit.examples import load_examples
-from instructkit.media import image_pixels, load_image
+from instructkit.conversion import convert
+from instructkit.data.dataset import load_examples
+from instructkit.data.media import image_pixels, load_image
 from instructkit.training.data import Part, TrainingData
 from tests.tiny import tiny_model
 
@@ -32,7 +32,7 @@ def moved(tmp_path):
             Image.fromarray(noise).save(raw / name)
             rows.append(json.dumps({"image": name, "instruction": "what is it?", "answer": "noise"}))
         (raw / "train.jsonl").write_text("\n".join(rows) + "\n")
-        done = conversion.convert("jsonl", raw, tmp_path / f"{place}-data", split="train")
+        done = convert.convert("jsonl", raw, tmp_path / f"{place}-data", split="train")
         examples = load_examples(done.folder)
         return Part("jsonl", examples, "llava", raw)
 

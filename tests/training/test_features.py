@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from instructkit import conversion
-from instructkit.batches import Picture
 from instructkit.config import TowersConfig, load_config
+from instructkit.conversion import convert
+from instructkit.data.dataset import load_examples
 from instructkit.errors import UserError
-from instructkit.examples import load_examples
+from instructkit.models.batches import Picture
 from instructkit.models.towers import prepare_towers
 from instructkit.sources.easy_vqa import default_raw
 from instructkit.training.data import Part, TrainingData
@@ -38,7 +38,7 @@ def part(tmp_path_factory):
     (folder / "raw" / "train" / "questions.json").write_text(json.dumps(questions))
     for number in range(12):
         shutil.copy(raw / "train" / "images" / f"{number}.png", images)
-    done = conversion.convert("easy_vqa", folder / "raw", folder / "data", split="train")
+    done = convert.convert("easy_vqa", folder / "raw", folder / "data", split="train")
     examples = load_examples(done.folder)
     return Part("easy_vqa", examples, "vqa", Path(examples.manifest.media_root))
 

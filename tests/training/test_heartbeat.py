@@ -14,7 +14,7 @@ from tests.training.mini import environment
 SCRIPT = """
 import os, sys
 import torch.distributed as dist
-from instructkit.training import heartbeat
+from instructkit.runs import heartbeat
 
 heartbeat.BEAT, heartbeat.LOST = 0.2, 10.0
 rank = int(os.environ["RANK"])

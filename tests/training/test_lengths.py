@@ -9,12 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from instructkit.batches import Limits
 from instructkit.config import load_config
+from instructkit.data.dataset import load_examples
+from instructkit.data.examples import Example
 from instructkit.errors import UserError
-from instructkit.evaluation.ranks import Ranks
-from instructkit.examples import Example, load_examples
+from instructkit.models.batches import Limits
 from instructkit.models.positions import Positions
+from instructkit.runs.ranks import Ranks
 from instructkit.training.data import Part, TrainingData
 from instructkit.training.watch import HeldIn
 from tests.test_examples import write_dataset

@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from instructkit.training.log import RunLog
+from instructkit.runs.log import RunLog
 
 LOGGED = {"_step", "loss", "mean_loss/easy_vqa", "watch/easy_vqa", "best_step"}
 

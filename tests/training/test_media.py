@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from instructkit.config import DataConfig, EvaluationConfig, RunConfig
-from instructkit.conversion import convert
+from instructkit.conversion.convert import convert
 from instructkit.errors import UserError
 from instructkit.training.setup import media_digests
 from tests.miniatures import write_release

@@ -14,9 +14,9 @@ SCRIPT = """
 import gc, json, sys
 from pathlib import Path
 import torch
-from instructkit.batches import share_images
+from instructkit.models.batches import share_images
 from instructkit.config import TrainingConfig
-from instructkit.prompts import Prompt
+from instructkit.prompts.templates import Prompt
 from instructkit.training.checkpoints import save_checkpoint
 from instructkit.training.data import Batch
 from instructkit.training.engine import Engine, start_ranks

@@ -9,11 +9,11 @@ import torch
 
 from instructkit.config import ThroughputConfig
 from instructkit.models.instruct_blip import AnswerLoss
-from instructkit.prompts import Prompt
+from instructkit.prompts.templates import Prompt
+from instructkit.runs.log import step_line
 from instructkit.training import meter as meters
 from instructkit.training.data import Batch
 from instructkit.training.flops import llm_work
-from instructkit.training.log import step_line
 from instructkit.training.meter import Meter
 from tests.tiny import tiny_model
 from tests.training.mini import log, repeatable

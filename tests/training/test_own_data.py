@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from instructkit import conversion
 from instructkit.config import load_config
+from instructkit.conversion import convert
+from instructkit.conversion.processes import cores, in_processes
 from instructkit.errors import UserError
 from instructkit.training.setup import prepare_data, splits_of
-from instructkit.workers import cores, in_processes
 from tests.sources import write_lines
 from tests.sources.test_jsonl import GOOD, write
 
@@ -64,7 +64,7 @@ def test_a_run_converts_in_several_processes(
         asked.append(jobs)
         return in_processes(work, tasks, jobs)
 
-    monkeypatch.setattr(conversion, "in_processes", in_some)
+    monkeypatch.setattr(convert, "in_processes", in_some)
     words = [f"data={raw}", f"data.root={tmp_path / 'data'}", "benchmarks=[]", f"data.workers={workers}"]
     said: list[str] = []
     prepare_data(load_config(CONFIG, words), said.append)

@@ -16,13 +16,13 @@ from typer.testing import CliRunner
 from instructkit.cli import app
 from instructkit.config import RunConfig, find_config, load_config
 from instructkit.errors import UserError
-from instructkit.models.joining import join
-from instructkit.models.presets import build
-from instructkit.models.saving import save_model
+from instructkit.models.load.join import join
+from instructkit.models.load.presets import build
+from instructkit.models.save import save_model
 from instructkit.models.towers import prepare_towers
-from instructkit.training.memory import at_size, record_step
-from instructkit.training.plan import Assumed, Mode, Plan, make_plan
-from instructkit.training.shapes import Lengths, model_on_shapes, rows_on_shapes, shape_of
+from instructkit.training.plan.estimate import Assumed, Mode, Plan, make_plan
+from instructkit.training.plan.memory import at_size, record_step
+from instructkit.training.plan.shapes import Lengths, model_on_shapes, rows_on_shapes, shape_of
 from tests.models.checkpoints import write_bert, write_blip2, write_encoder, write_instructblip, write_llm
 from tests.tiny import tiny_config, tiny_model
 from tests.training.mini import command, environment

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from instructkit import conversion
-from instructkit.examples import load_examples
+from instructkit.conversion import convert
+from instructkit.data.dataset import load_examples
 from instructkit.sources.easy_vqa import default_raw
 from instructkit.training.data import Part, TrainingData
 from tests.tiny import tiny_model
@@ -30,7 +30,7 @@ def part(tmp_path_factory):
     (folder / "raw" / "train" / "questions.json").write_text(json.dumps(questions))
     for number in range(20):
         shutil.copy(raw / "train" / "images" / f"{number}.png", folder / "raw" / "train" / "images")
-    done = conversion.convert("easy_vqa", folder / "raw", folder / "data", split="train")
+    done = convert.convert("easy_vqa", folder / "raw", folder / "data", split="train")
     examples = load_examples(done.folder)
     return Part("easy_vqa", examples, "vqa", Path(examples.manifest.media_root))
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-from instructkit.models.saving import load_model
-from instructkit.prompts import Prompt
+from instructkit.models.save import load_model
+from instructkit.prompts.templates import Prompt
 from tests.training.mini import log, losses, repeatable, write_model
 
 STAGES = [f"zero{stage}-fp32" for stage in (0, 1, 2, 3)]

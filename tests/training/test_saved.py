@@ -10,7 +10,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import InstructBlipForConditionalGeneration
 
-from instructkit.models.saving import load_model
+from instructkit.models.save import load_model
 from tests.training.mini import logits
 
 FULL = ["zero0-fp32", "zero2-fp32", "zero3-fp32"]

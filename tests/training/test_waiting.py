@@ -19,7 +19,7 @@ TIMEOUT = 120
 BEGIN = """
 import os, sys, time
 import torch.distributed as dist
-from instructkit import waiting
+from instructkit.runs import waiting
 from instructkit.errors import UserError
 from instructkit.training.engine import start_ranks
 

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from instructkit.config import EvaluationConfig
+from instructkit.data.dataset import load_examples
 from instructkit.errors import UserError
-from instructkit.evaluation.plan import draw
-from instructkit.examples import load_examples
-from instructkit.protocols import load_protocol
+from instructkit.evaluation.questions import draw
+from instructkit.prompts.protocols import load_protocol
 from instructkit.training.best import Best
 from tests.training.mini import log, losses, repeatable
 

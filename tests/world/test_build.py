@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from instructkit import sources
-from instructkit.collection import Result, convert_all
-from instructkit.conversion import convert
+from instructkit.conversion.convert import convert
+from instructkit.conversion.convert_all import Result, convert_all
+from instructkit.conversion.miniatures import MINIATURE
+from instructkit.data.dataset import REJECTED, load_examples
+from instructkit.data.examples import Example
 from instructkit.errors import UserError
-from instructkit.examples import REJECTED, Example, load_examples
-from instructkit.miniatures import MINIATURE
 from instructkit.world import scene as world
 from instructkit.world.build import WRITERS, build
 from instructkit.world.captions import caption

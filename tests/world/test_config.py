@@ -6,7 +6,7 @@ from pathlib import Path
 
 from instructkit import sources
 from instructkit.config import load_config
-from instructkit.evaluation.wanted import wanted_benchmarks
+from instructkit.evaluation.select import wanted_benchmarks
 
 CONFIG = Path(__file__).parents[2] / "recipes" / "configs" / "world.yaml"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from instructkit.conversion import convert
+from instructkit.conversion.convert import convert
 from instructkit.world.build import WRITERS
 from instructkit.world.flaws import FLAWS, Flaw
 from instructkit.world.release import PLANTED, Release, Size

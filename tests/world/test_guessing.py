@@ -13,9 +13,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import KFold
 
-from instructkit.conversion import convert
-from instructkit.examples import Example, load_examples
-from instructkit.protocols import Protocol, benchmarks, load_protocol
+from instructkit.conversion.convert import convert
+from instructkit.data.dataset import load_examples
+from instructkit.data.examples import Example
+from instructkit.prompts.protocols import Protocol, benchmarks, load_protocol
 from instructkit.world.build import WRITERS
 from instructkit.world.captions import describe
 from instructkit.world.questions import ask

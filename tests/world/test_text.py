@@ -12,10 +12,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from instructkit.collection import convert_all
+from instructkit.conversion.convert_all import convert_all
+from instructkit.data.dataset import load_examples
+from instructkit.data.examples import Example
 from instructkit.errors import UserError
-from instructkit.examples import Example, load_examples
-from instructkit.protocols import Protocol, benchmarks, load_protocol
+from instructkit.prompts.protocols import Protocol, benchmarks, load_protocol
 from instructkit.world import text as module
 from instructkit.world.build import WRITERS
 from instructkit.world.facts import HELD_IN, HELD_OUT, TEXT

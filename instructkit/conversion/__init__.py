@@ -1,0 +1,1 @@
+"""Raw releases become examples: workers, shards, rejects, manifests."""

@@ -1,0 +1,1 @@
+"""Models from folders, hubs and parts."""

@@ -1,0 +1,185 @@
+"""A model joined from parts: image encoder, Q-Former and LLM, each from a checkpoint of its own.
+
+Parts that are not named are those of `model.name`. What no checkpoint gives starts from random weights that follow from
+the seed: what joins two towers of other widths, and all of `nano`'s own towers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    InstructBlipConfig,
+    InstructBlipQFormerModel,
+    InstructBlipVisionModel,
+    PreTrainedTokenizerBase,
+)
+
+from instructkit.config import ModelConfig
+from instructkit.errors import UserError
+from instructkit.models.batches import Limits, Texts
+from instructkit.models.instruct_blip import InstructBlip
+from instructkit.models.load.llm import Llm, image_token, load_llm
+from instructkit.models.load.parts import Loaded, failing, is_blip, place_of, read_config, seeded, summary
+from instructkit.models.load.presets import preset
+from instructkit.models.load.qformer import Queries, fresh_joints, load_qformer
+from instructkit.models.load.vision import Vision, load_vision
+
+Tokenizers = tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]
+Say = Callable[[str], None]
+
+
+def join(
+    settings: ModelConfig,
+    dtype: torch.dtype,
+    tokenizers: Callable[[], Tokenizers],
+    limits: Limits | None = None,
+    seed: int = 0,
+    say: Say = lambda line: None,
+) -> tuple[InstructBlip, Texts]:
+    """Load the parts and join them.
+
+    Args:
+        settings: which parts.
+        dtype: of all weights.
+        tokenizers: gives those of LLM and Q-Former that belong to `nano`'s own towers, if one is used.
+        limits: lengths that texts are cut to.
+        seed: of what starts from random weights.
+        say: takes a line for each part, with the names of all tensors that start from random weights.
+
+    Raises:
+        UserError: a part cannot be loaded, or does not fit.
+    """
+    base = _Nano(tokenizers(), dtype) if settings.name == "nano" else _Checkpoint(settings.name, dtype)
+    layer = settings.vision_layer
+    with seeded(seed):
+        vision = load_vision(settings.vision, dtype, layer) if settings.vision else base.vision(layer)
+        llm = load_llm(settings.llm, dtype, settings.llm_bits) if settings.llm else base.llm(settings.llm_bits)
+        width = vision.config.hidden_size
+        if settings.qformer:
+            words = len(base.qformer_tokenizer())
+            queries = load_qformer(settings.qformer, width, llm.loaded.module.config, base.queries, words, dtype)
+        else:
+            queries = base.qformer(width, llm.loaded.module.config)
+    model = _assemble(vision, queries, llm)
+    places = {"vision_model": settings.vision, "qformer": settings.qformer, "language_model": settings.llm}
+    notes = {"vision_model": vision.note, "qformer": queries.note, "language_model": llm.note}
+    for tower, place in places.items():
+        say(f"model     {tower:<15} {place or settings.name}: {notes[tower]}")
+    for line in _fresh_lines(model):
+        say(line)
+    tokenizer = queries.tokenizer or base.qformer_tokenizer()
+    return model, Texts(llm.tokenizer, tokenizer, model.config, limits)
+
+
+class _Nano:
+    """The towers of `nano`, from random weights."""
+
+    def __init__(self, tokenizers: Tokenizers, dtype: torch.dtype) -> None:
+        self.tokenizers, self.dtype = tokenizers, dtype
+        self.config = preset("nano", *map(len, tokenizers))
+        self.queries: int = self.config.num_query_tokens
+
+    def vision(self, layer: int | None) -> Vision:
+        if layer is not None:
+            raise UserError(f"model.vision_layer={layer}: nano's own encoder is trained for its last layer")
+        config = self.config.vision_config
+        return Vision(self._new(InstructBlipVisionModel._from_config(config)), config, None, "from random weights")
+
+    def llm(self, bits: int | None) -> Llm:
+        if bits is not None:
+            raise UserError(f"model.llm_bits={bits}: nano's own LLM has no weights to quantise; name one as model.llm")
+        config = self.config.text_config
+        return Llm(self._new(AutoModelForCausalLM.from_config(config)), self.tokenizers[0], "from random weights")
+
+    def qformer(self, encoder_width: int, llm: Any) -> Queries:
+        shape = self.config.qformer_config
+        shape.encoder_hidden_size = encoder_width
+        whole = InstructBlipConfig(
+            qformer_config=shape,
+            text_config=llm,
+            num_query_tokens=self.queries,
+            initializer_range=self.config.initializer_range,
+        )
+        shape.encoder_hidden_size = encoder_width  # which the line above sets to the width of its own image encoder
+        loaded = self._new(InstructBlipQFormerModel._from_config(shape))
+        return Queries(loaded, fresh_joints(whole, self.dtype), self.tokenizers[1], "from random weights")
+
+    def qformer_tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.tokenizers[1]
+
+    def _new(self, module: nn.Module) -> Loaded:
+        return Loaded(module.to(self.dtype), frozenset(name for name, _ in module.named_parameters()))
+
+
+class _Checkpoint:
+    """The towers of a whole model on disk or on the hub, each read alone."""
+
+    def __init__(self, name: str, dtype: torch.dtype) -> None:
+        self.name, self.dtype = name, dtype
+        config = read_config(name, "name")
+        if not is_blip(config):
+            raise UserError(
+                f"model.name={name}: a {config.model_type}; parts are put in place of an InstructBLIP's, a BLIP-2's or "
+                "nano's: name one of these, or nothing"
+            )
+        self.queries: int = config.num_query_tokens
+
+    def vision(self, layer: int | None) -> Vision:
+        return load_vision(self.name, self.dtype, layer)
+
+    def llm(self, bits: int | None) -> Llm:
+        return load_llm(self.name, self.dtype, bits)
+
+    def qformer(self, encoder_width: int, llm: Any) -> Queries:
+        words = len(self.qformer_tokenizer())
+        return load_qformer(self.name, encoder_width, llm, self.queries, words, self.dtype)
+
+    def qformer_tokenizer(self) -> PreTrainedTokenizerBase:
+        with failing(f"model.name={self.name}", "has no tokenizer for a Q-Former; nano trains one on the run's text"):
+            return AutoTokenizer.from_pretrained(place_of(self.name), subfolder="qformer_tokenizer")
+
+
+def _assemble(vision: Vision, queries: Queries, llm: Llm) -> InstructBlip:
+    text = llm.loaded.module.config
+    config = InstructBlipConfig(
+        vision_config=vision.config,
+        qformer_config=queries.loaded.module.config,
+        text_config=text,
+        num_query_tokens=queries.joints.module.query_tokens.shape[1],
+        image_token_index=image_token(llm.tokenizer),
+    )
+    config.instruction_aware = True
+    config.vision_encoder = vision.foreign
+    if vision.epsilon is not None:
+        config.post_layernorm_eps = vision.epsilon
+    with torch.device("meta"):
+        model = InstructBlip(config)
+    joints = queries.joints.module
+    model.vision_model, model.qformer, model.language_model = (part.loaded.module for part in (vision, queries, llm))
+    model.query_tokens, model.language_projection = joints.query_tokens, joints.language_projection
+    towers = {"vision_model.": vision.loaded, "qformer.": queries.loaded, "language_model.": llm.loaded}
+    towers |= {"": queries.joints}
+    model.fresh = frozenset(prefix + name for prefix, loaded in towers.items() for name in loaded.fresh)
+    return model
+
+
+def _fresh_lines(model: InstructBlip) -> list[str]:
+    """Which tensors start from random weights, tower by tower; none is left out."""
+    lines = []
+    for tower in ("vision_model", "qformer", "language_model", ""):
+        own = {name for name, _ in model.named_parameters() if _tower(name) == tower}
+        fresh = {name.removeprefix(f"{tower}.") for name in model.fresh if _tower(name) == tower}
+        what = "all of it" if tower and len(fresh) == len(own) else summary(fresh)
+        if fresh:
+            lines.append(f"model     {tower or 'joints':<15} from random weights: {what}")
+    return lines
+
+
+def _tower(name: str) -> str:
+    return name.partition(".")[0] if name.startswith(("vision_model.", "qformer.", "language_model.")) else ""

@@ -1,0 +1,190 @@
+"""Models on disk, in transformers' own layout: what is saved here loads in plain transformers, and the reverse."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, BlipImageProcessorPil, InstructBlipProcessor
+
+from instructkit.data.media import CLIP_MEAN, CLIP_STD
+from instructkit.errors import UserError
+from instructkit.models.batches import Limits, Texts
+from instructkit.models.instruct_blip import InstructBlip
+from instructkit.models.load.bases import check_package
+from instructkit.models.load.join import join
+from instructkit.models.load.llm import OWN_ROWS, drop_added_rows, image_token
+from instructkit.models.load.parts import JOINED, failing, place_of, read_config
+from instructkit.models.load.trained import TOKENIZERS, apply_trained, facts_of, load_tokenizers
+from instructkit.models.plain_text import unclosed
+from instructkit.models.vision import VisionEncoder
+
+Places = dict[str, dict[str, str]]
+"""Where the bases of folders that hold trained parts lie now: by folder and setting."""
+
+
+def save_model(model: InstructBlip, texts: Texts, folder: Path, state: dict[str, Any] | None = None) -> None:
+    """Write weights, configuration and processor.
+
+    `InstructBlipForConditionalGeneration.from_pretrained(folder)` and `InstructBlipProcessor.from_pretrained(folder)`
+    read them; of a model with another family's image encoder `load_model` alone reads the weights.
+
+    Args:
+        model: the model.
+        texts: its tokenisers.
+        folder: made if missing.
+        state: weights to write in place of the model's own, for weights that are sharded over ranks.
+
+    Raises:
+        UserError: the LLM is quantised.
+    """
+    if getattr(model.language_model, "is_quantized", False):
+        raise UserError(
+            f"{folder}: a model with a quantised LLM is not written whole; its trained part is (save_trained)"
+        )
+    size = model.config.vision_config.image_size
+    images = BlipImageProcessorPil(
+        size={"height": size, "width": size}, image_mean=list(CLIP_MEAN), image_std=list(CLIP_STD)
+    )
+    llm = unclosed(texts.llm) if texts.decoder_only else deepcopy(texts.llm)
+    processor = InstructBlipProcessor(images, llm, texts.qformer, num_query_tokens=texts.queries)
+    processor.save_pretrained(folder)
+    image = int(llm.convert_tokens_to_ids(str(processor.image_token)))
+    state = dict(model.state_dict()) if state is None else state
+    rows = _add_rows(model, state, image + 1)
+    model.save_pretrained(folder, state_dict=state)
+    _amend(folder / "config.json", model, image, rows)
+
+
+def _add_rows(model: InstructBlip, state: dict[str, Any], rows: int) -> int:
+    """Give the embeddings in `state` a row for the image token where they have none, and say how many they have then.
+
+    Here soft prompts take the token's places before anything is looked up; plain transformers looks it up first. The
+    new rows are the mean of all: in the output head their score is the mean of all scores, so never the best.
+    """
+    head = model.get_output_embeddings()
+    owners = [model.get_input_embeddings().weight, head.weight, getattr(head, "bias", None)]
+    longer: dict[int, torch.Tensor] = {}
+    found = 0
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in state and any(parameter is owner for owner in owners):
+            tensor = state[name]
+            found = max(found, len(tensor))
+            if len(tensor) < rows:
+                mean = tensor.float().mean(0, keepdim=True).to(tensor.dtype)
+                # Tied weights stay one tensor.
+                longer.setdefault(id(parameter), torch.cat([tensor, mean.expand(rows - len(tensor), *mean.shape[1:])]))
+                state[name] = longer[id(parameter)]
+    return max(found, rows)
+
+
+def base_places(name: str) -> Places:
+    """Where the base of a trained part, its base's base and so on lie, each compared with what was trained on.
+
+    Comparing reads all their weights. One rank may do it for all (`load_model(..., places=...)`).
+
+    Args:
+        name: for `load_model`.
+
+    Raises:
+        UserError: one is not there, or is another than the one that was trained on.
+    """
+    places: Places = {}
+    while name not in places and (facts := facts_of(Path(name))) is not None:
+        places[name] = facts.places(Path(name))
+        settings = facts.found(places[name])
+        if settings.joined:
+            break
+        name = settings.name
+    return places
+
+
+def load_model(
+    name: str,
+    limits: Limits | None = None,
+    *,
+    allow_packages: bool = False,
+    places: Places | None = None,
+    **options: Any,
+) -> tuple[InstructBlip, Texts]:
+    """Load a model and its tokenisers from a folder, a published size's name or the Hugging Face hub.
+
+    A folder that holds only what a run trained (`instructkit.models.load.trained`) is put onto its base.
+
+    Args:
+        name: folder, one of `PUBLISHED`, or a name on the hub.
+        limits: lengths that texts are cut to.
+        allow_packages: let a folder name a Python package for its LLM, which imports it and runs its code.
+        places: of its bases, where another rank has compared them (`base_places`).
+        **options: for `from_pretrained`, such as dtype.
+
+    Raises:
+        UserError: there is no such model, it is no InstructBLIP, or a folder names a package without leave.
+    """
+    return _load(name, limits, allow_packages, base_places(name) if places is None else places, (), options)
+
+
+def _load(
+    name: str,
+    limits: Limits | None,
+    allow_packages: bool,
+    places: Places,
+    above: tuple[Path, ...],
+    options: dict[str, Any],
+) -> tuple[InstructBlip, Texts]:
+    """`load_model`; `above` are the folders that led here by their bases."""
+    if (facts := facts_of(Path(name))) is not None:
+        if (here := Path(name).resolve()) in above:
+            raise UserError(f"{name}: is its own base, by {' -> '.join(map(str, (*above, here)))}; name a whole model")
+        if (named := facts.package) is not None and not allow_packages:
+            raise UserError(
+                f"{name}: its instructkit.json names the Python package {named} for the LLM, which would be imported "
+                "and run; if you trust the folder and the package, allow it: --allow-packages or allow_packages=true "
+                "in an evaluation, model.allow_packages=true in a training"
+            )
+        settings = facts.found(places[name])
+        if settings.joined:
+            tokenizers = load_tokenizers(Path(name) / TOKENIZERS)
+            model, texts = join(settings, options.get("dtype", torch.float32), lambda: tokenizers, limits)
+            if (base := facts.bases.get("llm")) is not None:
+                check_package(base, Path(name))
+        else:
+            model, texts = _load(settings.name, limits, allow_packages, places, (*above, here), options)
+        apply_trained(model, Path(name), facts)
+        return model, texts
+    config = read_config(name, "name")
+    if config.model_type != "instructblip":
+        raise UserError(
+            f"model.name={name}: a {config.model_type}, no InstructBLIP; its parts are taken by model.vision, "
+            "model.qformer and model.llm, such as model.name=nano model.qformer=..."
+        )
+    place = place_of(name)
+    with failing(name, "no InstructBLIP model can be loaded from there"):
+        model = InstructBlip.from_pretrained(place, config=config, **options)
+        llm = AutoTokenizer.from_pretrained(place)
+        qformer = AutoTokenizer.from_pretrained(place, subfolder="qformer_tokenizer")
+    drop_added_rows(model.language_model, config)
+    if model.config.image_token_index is None:  # saved before transformers 4.46
+        model.config.image_token_index = image_token(llm)
+    return model, Texts(llm, qformer, model.config, limits)
+
+
+def _amend(config: Path, model: InstructBlip, image: int, rows: int) -> None:
+    """Let the configuration name transformers' class, which every tool knows; with another encoder, one none knows.
+
+    The image token is the processor's, and the LLM has as many words as the file has rows of embeddings. How many it
+    had is kept, so that what loads here scores as what was saved: one more row takes some probability from the others.
+    """
+    foreign = isinstance(model.vision_model, VisionEncoder)
+    content = json.loads(config.read_text())
+    content["image_token_index"] = image
+    content.pop(OWN_ROWS, None)
+    if rows > (own := model.config.text_config.vocab_size):
+        content["text_config"]["vocab_size"], content[OWN_ROWS] = rows, own
+    content["architectures"] = [InstructBlip.__name__ if foreign else InstructBlip.__base__.__name__]
+    if foreign:
+        content["model_type"] = JOINED
+    config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,1 @@
+"""Examples become prompts: training templates, evaluation protocols, exports."""

@@ -1,0 +1,1 @@
+"""A run and its processes: ranks, waits, cores, signs of life, log."""

@@ -1,0 +1,115 @@
+"""The run's log: numbers to `log.jsonl` and, where there is a key, to Weights & Biases; words to `log.txt`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+from instructkit.files import write_atomically
+
+MEASURED = frozenset({"samples_per_second", "flop_utilisation", "peak_memory_gib", "peak_gpu_memory_gib"})
+"""Values that differ from run to run."""
+LOSS_OF = "mean_loss/"
+CUT = "cut/"
+_READ = {"qformer": "the Q-Former's text", "instruction": "the instruction", "answer": "the answer"}
+_FEW = 3
+
+
+class RunLog:
+    """Where a run writes what it reached; on ranks other than the first it writes nothing.
+
+    Args:
+        folder: `log.jsonl` (numbers of steps) and `log.txt` (what the console shows) are appended to in here.
+        config: settings, for Weights & Biases.
+        project: project there; used with WANDB_API_KEY or WANDB_MODE=offline set.
+        active: whether this is the rank that writes.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], project: str, active: bool = True) -> None:
+        self._file = self._words = self._wandb = None
+        if not active:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "log.jsonl"
+        self._file = self._path.open("a", encoding="utf-8", buffering=1)
+        self._words = (folder / "log.txt").open("a", encoding="utf-8", buffering=1)
+        if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") == "offline":
+            self._wandb = _start_wandb(folder, config, project)
+            self.say(f"wandb     {self._wandb.settings.sync_dir if self._wandb.offline else self._wandb.url}")
+
+    def metrics(self, step: int, **values: float | None) -> None:
+        """Numbers of a step; those that are None are left out."""
+        values = {name: value for name, value in values.items() if value is not None}
+        if self._file:
+            self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+        if self._wandb:
+            self._wandb.log(values, step=step)
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines behind a step, which a run that goes on from there writes again, and what was cut off."""
+        if self._file is None:
+            return
+        self._file.close()
+        kept = [line for line in self._path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+        write_atomically(self._path, "".join(line + "\n" for line in kept))
+        self._file = self._path.open("a", encoding="utf-8", buffering=1)
+
+    def say(self, line: str) -> None:
+        """A line for people, on the console and in `log.txt`."""
+        if self._words:
+            tqdm.write(line)
+            self._words.write(line + "\n")
+
+    def close(self) -> None:
+        """Flush and close."""
+        for file in (self._file, self._words):
+            if file:
+                file.close()
+        if self._wandb:
+            self._wandb.finish()
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def _start_wandb(folder: Path, config: dict[str, Any], project: str) -> Any:
+    """A run of Weights & Biases that writes nothing to the console; WANDB_MODE=offline sends nothing anywhere."""
+    import wandb
+
+    quiet = wandb.Settings(silent=True, console="off")
+    return wandb.init(project=project, dir=str(folder), name=folder.name, config=config, settings=quiet)
+
+
+def step_line(step: int, steps: int, values: Mapping[str, float | None]) -> str:
+    """The values of a training step in a line that can be read in passing; `log.jsonl` has all of them."""
+    parts = [f"step {step:,}/{steps:,}", f"loss {values['mean_loss']:.4f}", f"lr {values['learning_rate']:.2e}"]
+    parts.append(f"{values['samples_per_second']:.1f} samples/s")
+    parts.append(f"{values['useful_token_share']:.0%} useful tokens")
+    parts.append(f"{values['flop_utilisation']:.0%} of peak")
+    parts += [f"{value:.2f} GiB" for name, value in values.items() if name.endswith("memory_gib")]
+    datasets = {name.removeprefix(LOSS_OF): value for name, value in values.items() if name.startswith(LOSS_OF)}
+    if 1 < len(datasets) <= _FEW:
+        parts.append(", ".join(f"{name} {value:.4f}" for name, value in datasets.items()))
+    for text, what in _READ.items():
+        rows = sum(value or 0 for name, value in values.items() if name.startswith(f"{CUT}{text}/"))
+        if rows:
+            parts.append(f"{what} cut in {rows:,.0f} rows so far")
+    return "  ".join(parts)
+
+
+def _step_of(line: str) -> float:
+    """Step of a line of the log; a line that was cut off belongs to no step."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError):
+        return math.inf
