@@ -17,7 +17,7 @@ from PIL import Image
 
 from instructkit import sources
 from instructkit.conversion import convert as conversion
-from instructkit.conversion import repeats, shards
+from instructkit.conversion import shards
 from instructkit.conversion.convert import convert
 from instructkit.data.dataset import load_examples
 from instructkit.errors import UserError
@@ -398,4 +398,3 @@ def test_ids_with_equal_hashes_are_not_taken_for_repeats(tmp_path: Path, monkeyp
     monkeypatch.setattr(shards, "hash_texts", lambda texts: np.full(len(list(texts)), 7, "<u8"))
     raw = write_release(tmp_path / "raw", [record(number) for number in range(9)])
     assert convert("tiny", raw, tmp_path / "out").manifest.examples == 9
-    assert list(repeats.repeated([])) == []

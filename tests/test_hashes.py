@@ -1,5 +1,6 @@
 import random
-from collections import defaultdict
+import tracemalloc
+from collections import Counter
 from hashlib import blake2b
 from pathlib import Path
 
@@ -16,26 +17,36 @@ def test_hashes_are_those_of_blake2b() -> None:
     assert repeats.hash_texts([]).tolist() == []
 
 
-@pytest.mark.parametrize("slice_size", [3, 50, 1 << 20])
-def test_repeats_are_found_in_order_over_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slice_size: int
-) -> None:
-    monkeypatch.setattr(repeats, "SLICE", slice_size)
-    rng = random.Random(1)
-    files, places, texts = [], defaultdict(list), []
-    for number in range(6):
-        rows = [str(rng.randrange(120)) for _ in range(rng.randrange(40))]
-        for row, text in enumerate(rows):
-            places[text].append((number, row))
-        texts += rows
-        files.append(tmp_path / f"{number}.ids")
-        files[-1].write_bytes(repeats.hash_texts(rows).tobytes())
-    assert sorted(repeats.repeated(files)) == sorted(group for group in places.values() if len(group) > 1)
-    found = np.concatenate(list(repeats.distinct(files)))
-    assert sorted(found.tolist()) == sorted(repeats.hash_texts(set(texts)).tolist())
+@pytest.mark.parametrize("seed", range(5))
+def test_repeats_are_found_in_order_over_files(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    shards = [[str(rng.randrange(120)) for _ in range(rng.randrange(40))] for _ in range(6)] + [[]]
+    counts = Counter(text for texts in shards for text in texts)
+    files = [tmp_path / f"{number}.ids" for number in range(len(shards))]
+    for file, texts in zip(files, shards, strict=True):
+        file.write_bytes(repeats.hash_texts(texts).tobytes())
+    expected = [[row for row, text in enumerate(texts) if counts[text] > 1] for texts in shards]
+    assert [rows.tolist() for rows in repeats.repeated_rows(files)] == expected
+    assert repeats.distinct(files).tolist() == sorted(repeats.hash_texts(counts).tolist())
 
 
 def test_nothing_repeats_in_nothing(tmp_path: Path) -> None:
     (tmp_path / "a.ids").write_bytes(b"")
-    assert list(repeats.repeated([tmp_path / "a.ids"])) == []
-    assert list(repeats.repeated([])) == []
+    for files in ([], [tmp_path / "a.ids"]):
+        assert [rows.tolist() for rows in repeats.repeated_rows(files)] == [[]] * len(files)
+        assert repeats.distinct(files).tolist() == []
+
+
+def test_memory_is_eight_bytes_a_text(tmp_path: Path) -> None:
+    """Beside them one byte a text for the comparison, and what one file takes."""
+    rng = np.random.default_rng(0)
+    files = [tmp_path / f"{number}.ids" for number in range(50)]
+    for file in files:
+        rng.integers(0, 1 << 63, 10_000, dtype=np.uint64).tofile(file)
+    tracemalloc.start()
+    try:
+        assert sum(map(len, repeats.repeated_rows(files))) == 0
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 10 * 500_000

@@ -12,7 +12,6 @@ import fcntl
 import os
 import shutil
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -26,10 +25,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from instructkit import __version__, sources
-from instructkit.conversion import repeats as hashes
 from instructkit.conversion.code_digest import code_digest
 from instructkit.conversion.miniatures import is_miniature, with_ledger
 from instructkit.conversion.processes import in_processes
+from instructkit.conversion.repeats import distinct, repeated_rows
 from instructkit.conversion.shards import (
     BROKEN,
     MISSING,
@@ -454,14 +453,12 @@ def _drop_repeats(folder: Path, reports: list[ShardReport]) -> Repeats:
 
 def _find_repeats(folder: Path, reports: list[ShardReport]) -> Repeats:
     """Go through the records that share an id's hash with another, in order; each shard's ids are read once at most."""
-    rows: dict[int, list[int]] = defaultdict(list)
-    for places in hashes.repeated([folder / PARTIAL / f"{shard_name(report.number)}.ids" for report in reports]):
-        for shard, row in places:
-            rows[shard].append(row)
+    files = [folder / PARTIAL / f"{shard_name(report.number)}.ids" for report in reports]
     seen = Seen()
     repeats: Repeats = {}
-    for shard in sorted(rows):
-        chosen = sorted(rows.pop(shard))
+    for shard, chosen in enumerate(repeated_rows(files)):
+        if not len(chosen):
+            continue
         record_of = _records(folder, shard).examples
         column = pq.read_table(folder / f"{shard_name(shard)}.parquet", columns=["id"])["id"]
         ids = column.take(pa.array(chosen)).to_pylist()
@@ -499,9 +496,8 @@ def _join_rejects(folder: Path, reports: list[ShardReport], repeats: Repeats) ->
 
 def _media_totals(folder: Path, reports: list[ShardReport]) -> dict[str, int]:
     """How many different files were looked at, and how many of them are missing or broken."""
-    counts = np.zeros(4, np.int64)
-    for values in hashes.distinct([folder / PARTIAL / f"{shard_name(report.number)}.media" for report in reports]):
-        counts += np.bincount((values & STATUS_BITS).astype(np.int64), minlength=4)
+    files = [folder / PARTIAL / f"{shard_name(report.number)}.media" for report in reports]
+    counts = np.bincount((distinct(files) & STATUS_BITS).astype(np.int64), minlength=4)
     return {"checked": int(counts.sum()), "missing": int(counts[MISSING]), "broken": int(counts[BROKEN])}
 
 
