@@ -1,7 +1,7 @@
 """Metrics: pure functions, and `evaluate.Metric` classes over them that need no network.
 
-Every module has `scores(predictions, references) -> list[float]`, one score per example, and a metric class whose
-`compute` returns `{name: value}`. Text metrics take a string as prediction and a list of strings as reference.
+Every class has `scores(predictions, references) -> list[float]`, one score per example, and `compute`, which returns
+`{name: value}`. Text metrics take a string as prediction and a list of strings as reference.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from .base import ScoredMetric
 
 _METRICS = {
     "vqa_accuracy": "vqa.VqaAccuracyMetric",
-    "vqa_accuracy_evalai": "vqa_evalai.VqaAccuracyEvalAIMetric",
-    "aokvqa_direct_answer": "aokvqa.AokvqaDirectAnswerMetric",
-    "ivqa_accuracy": "ivqa.IvqaAccuracyMetric",
-    "exact_match": "exact.ExactMatchMetric",
-    "top1": "top1.Top1Metric",
+    "vqa_accuracy_evalai": "vqa.VqaAccuracyEvalAIMetric",
+    "aokvqa_direct_answer": "short_answers.AokvqaDirectAnswerMetric",
+    "ivqa_accuracy": "short_answers.IvqaAccuracyMetric",
+    "exact_match": "short_answers.ExactMatchMetric",
+    "top1": "short_answers.Top1Metric",
     "anls": "anls.AnlsMetric",
     "cider": "caption.CiderMetric",
     "roc_auc": "auc.RocAucMetric",

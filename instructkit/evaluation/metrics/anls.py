@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .base import ScoredMetric, check_answers, check_lengths
+from .base import ExampleMetric
 
 _THRESHOLD = 0.5
 
@@ -38,27 +38,13 @@ def similarity(prediction: str, answer: str) -> float:
     return 1.0 - levenshtein(_clean(prediction), _clean(answer)) / length if length else 1.0
 
 
-def scores(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-    """Similarity, 0..1, to the nearest answer; 0 where it is below 0.5.
-
-    Args:
-        predictions: One answer per example.
-        references: The accepted answers per example.
-
-    Raises:
-        ValueError: Lengths differ or an example has no answers.
-    """
-    check_lengths(predictions, references)
-    check_answers(references)
-    best = [
-        max(similarity(prediction, answer) for answer in answers)
-        for prediction, answers in zip(predictions, references, strict=True)
-    ]
-    return [score if score >= _THRESHOLD else 0.0 for score in best]
-
-
-class AnlsMetric(ScoredMetric):
+class AnlsMetric(ExampleMetric):
     """`anls`, 0..100: mean normalised Levenshtein similarity."""
 
     key = "anls"
-    scores = staticmethod(scores)
+
+    @staticmethod
+    def score_one(prediction: str, answers: Sequence[str]) -> float:
+        """Similarity, 0..1, to the nearest answer; 0 where it is below 0.5."""
+        best = max(similarity(prediction, answer) for answer in answers)
+        return best if best >= _THRESHOLD else 0.0

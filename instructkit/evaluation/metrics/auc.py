@@ -7,26 +7,11 @@ verbalisers' log-probabilities ranks like their softmax but does not saturate in
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import datasets
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
 from .base import ScoredMetric, check_finite, check_lengths
-
-
-def _arrays(predictions: Sequence[float], references: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    check_lengths(predictions, references)
-    for index, value in enumerate(predictions):
-        check_finite([value], index)
-    labels = set(references)
-    if labels - {0, 1}:
-        raise ValueError(f"labels must be 0 or 1, but some are {sorted(labels - {0, 1})}")
-    if len(labels) < 2:
-        found = f"all {len(references)} labels are {labels.pop()}" if labels else "there are no labels"
-        raise ValueError(f"ROC AUC needs examples of both classes, but {found}: score a larger or mixed subset")
-    return np.asarray(predictions, dtype=np.float64), np.asarray(references)
 
 
 def scores(predictions: Sequence[float], references: Sequence[int]) -> list[float]:
@@ -42,7 +27,16 @@ def scores(predictions: Sequence[float], references: Sequence[int]) -> list[floa
     Raises:
         ValueError: Lengths differ, a score is nan, a label is not 0 or 1, or only one class is there.
     """
-    values, labels = _arrays(predictions, references)
+    check_lengths(predictions, references)
+    for index, value in enumerate(predictions):
+        check_finite([value], index)
+    classes = set(references)
+    if classes - {0, 1}:
+        raise ValueError(f"labels must be 0 or 1, but some are {sorted(classes - {0, 1})}")
+    if len(classes) < 2:
+        found = f"all {len(references)} labels are {classes.pop()}" if classes else "there are no labels"
+        raise ValueError(f"ROC AUC needs examples of both classes, but {found}: score a larger or mixed subset")
+    values, labels = np.asarray(predictions, dtype=np.float64), np.asarray(references)
     result = np.empty(len(values))
     for label, sign in ((1, 1.0), (0, -1.0)):
         others = np.sort(sign * values[labels != label])
@@ -53,7 +47,7 @@ def scores(predictions: Sequence[float], references: Sequence[int]) -> list[floa
 
 
 class RocAucMetric(ScoredMetric):
-    """`roc_auc`, 0..100: area under the ROC curve by scikit-learn."""
+    """`roc_auc`, 0..100: area under the ROC curve, the mean of `scores`."""
 
     key = "roc_auc"
     unit = "0..1, share of the other class ranked correctly"
@@ -61,8 +55,3 @@ class RocAucMetric(ScoredMetric):
         {"predictions": datasets.Value("float64"), "references": datasets.Value("int64")}
     )
     scores = staticmethod(scores)
-
-    def aggregate(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
-        """See `ScoredMetric.aggregate`; ValueError if only one class is there."""
-        values, labels = _arrays(predictions, references)
-        return {self.key: 100.0 * float(roc_auc_score(labels, values))}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import datasets
@@ -27,14 +27,14 @@ class ScoredMetric(evaluate.Metric):
         key: Name of the main result in what `compute` returns.
         unit: What a per-example score means, for reports.
         example_features: Types of one prediction and one reference.
-        scores: The module's `scores(predictions, references) -> list[float]`, one score an example. `nan` stands
-            for an example that the metric leaves out.
+        scores: `scores(predictions, references) -> list[float]`, one score per example. `nan` stands for an example
+            that the metric leaves out.
     """
 
     key: ClassVar[str]
     unit: ClassVar[str] = "0..1"
     example_features: ClassVar[Any] = TEXT_FEATURES
-    scores: ClassVar[staticmethod[..., list[float]]]
+    scores: ClassVar[Callable[..., list[float]]]
 
     def __init__(self, **options: Any) -> None:
         # Several processes can only meet in a file; one process needs none.
@@ -67,6 +67,42 @@ class ScoredMetric(evaluate.Metric):
             ValueError: No example can be scored, or an input does not fit; the message names it.
         """
         return {self.key: 100.0 * mean(self.scores(predictions, references))}
+
+
+class ExampleMetric(ScoredMetric):
+    """A metric of texts that scores each example alone, by `score_one`.
+
+    Attributes:
+        skips_unanswered: Whether an example without answers is left out; otherwise it is an error.
+    """
+
+    skips_unanswered: ClassVar[bool] = False
+
+    @staticmethod
+    def score_one(prediction: str, answers: Sequence[str]) -> float:
+        """Score, 0..1, of one prediction against its answers, of which there is at least one."""
+        raise NotImplementedError
+
+    @classmethod
+    def scores(cls, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+        """Score, 0..1, of each example.
+
+        Args:
+            predictions: One text per example.
+            references: The accepted or annotated answers per example.
+
+        Returns:
+            One score per example, nan for an example that is left out.
+
+        Raises:
+            ValueError: Lengths differ, a reference is a bare string or has no answers.
+        """
+        check_lengths(predictions, references)
+        check_answers([answers for answers in references if len(answers) or not cls.skips_unanswered])
+        return [
+            cls.score_one(prediction, answers) if len(answers) else math.nan
+            for prediction, answers in zip(predictions, references, strict=True)
+        ]
 
 
 def mean(scores: Sequence[float]) -> float:

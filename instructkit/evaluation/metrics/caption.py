@@ -9,13 +9,13 @@ every weight at 0: the official scorer then gives 0 to any caption, here the cor
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import ScoredMetric, check_answers, check_lengths
+from .base import ScoredMetric, check_answers, check_lengths, mean
 from .ptb import tokenize
 
 _LONGEST = 4
@@ -106,9 +106,16 @@ def cider_d(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[S
     return [10.0 * float(score) / size for score, size in zip(total, sizes, strict=True)]
 
 
-def _words(captions: Sequence[str]) -> list[list[str]]:
+def _tokens(
+    predictions: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[list[list[str]], list[list[list[str]]]]:
+    """The tokens of the predictions and of the references; ValueError if they do not fit each other."""
+    check_lengths(predictions, references)
+    check_answers(references)
     # A token can hold a no-break space ("1 1/2"); the official scorer splits there once more.
-    return [[word for token in tokens for word in token.split()] for tokens in tokenize(captions)]
+    captions = tokenize([*predictions, *chain.from_iterable(references)])
+    words = iter([[word for token in tokens for word in token.split()] for tokens in captions])
+    return list(islice(words, len(predictions))), [list(islice(words, len(captions))) for captions in references]
 
 
 def scores(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
@@ -123,16 +130,13 @@ def scores(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> l
     Raises:
         ValueError: Lengths differ or an image has no references.
     """
-    check_lengths(predictions, references)
-    check_answers(references)
-    words = iter(_words([caption for captions in references for caption in captions]))
-    return cider_d(_words(predictions), [[next(words) for _ in captions] for captions in references])
+    return cider_d(*_tokens(predictions, references))
 
 
-def _tell_apart(references: Sequence[Sequence[str]]) -> bool:
+def _tell_apart(references: Sequence[Sequence[Sequence[str]]]) -> bool:
     """Whether an n-gram of the references is missing at some image, so that its document frequency weighs anything."""
     kinds = (
-        {tuple(words[i : i + size]) for words in _words(captions) for size in _LENGTHS for i in range(len(words))}
+        {tuple(words[i : i + size]) for words in captions for size in _LENGTHS for i in range(len(words))}
         for captions in references
     )
     first = next(kinds)
@@ -148,9 +152,8 @@ class CiderMetric(ScoredMetric):
 
     def aggregate(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
         """See `ScoredMetric.aggregate`; ValueError too where no n-gram tells one image from another."""
-        check_lengths(predictions, references)
-        check_answers(references)
-        if references and not _tell_apart(references):
+        candidates, tokens = _tokens(predictions, references)
+        if tokens and not _tell_apart(tokens):
             what = "there is one" if len(references) == 1 else f"all {len(references):,} have the same n-grams"
             raise ValueError(f"CIDEr needs images with different references, but {what}: score a larger subset")
-        return super().aggregate(predictions, references)
+        return {self.key: 100.0 * mean(cider_d(candidates, tokens))}

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from .base import ScoredMetric, check_answers, check_lengths
+from .base import ExampleMetric
 
 _SIGNS = ';/[]"{}()=+\\_-><@`,?!'
 _ANY_SIGN = re.compile(f"[{re.escape(_SIGNS)}]")
@@ -94,34 +94,44 @@ def leave_one_out(matches: int, annotators: int) -> float:
     return (agreeing + (annotators - matches) * min(1.0, matches / 3)) / annotators
 
 
-def accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """Official accuracy, 0..1, of one prediction against the annotators' answers (ten in VQAv2).
+@lru_cache(maxsize=1 << 16)
+def normalise_evalai(text: str) -> str:
+    """What the EvalAI server of TextVQA compares.
 
-    Unanimous annotators are compared without any normalisation. Articles go even where they are the whole answer.
+    Commas and question marks go first, and a possessive becomes a word of its own.
     """
-    cleaned, prediction = [clean(answer) for answer in answers], clean(prediction)
-    if len(set(cleaned)) > 1:
-        cleaned, prediction = [normalise(answer) for answer in cleaned], normalise(prediction)
-    return leave_one_out(cleaned.count(prediction), len(cleaned))
+    text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
+    return strip_articles(strip_punctuation(clean(text.strip()), digit=r"\d"))
 
 
-def scores(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-    """Official VQA accuracy, 0..1, of each example.
-
-    Args:
-        predictions: One answer per example.
-        references: The annotators' answers per example.
-
-    Raises:
-        ValueError: Lengths differ or an example has no answers.
-    """
-    check_lengths(predictions, references)
-    check_answers(references)
-    return [accuracy(*example) for example in zip(predictions, references, strict=True)]
-
-
-class VqaAccuracyMetric(ScoredMetric):
+class VqaAccuracyMetric(ExampleMetric):
     """`vqa_accuracy`, 0..100: mean of the official VQA accuracy (VQAv2, OKVQA, VizWiz)."""
 
     key = "vqa_accuracy"
-    scores = staticmethod(scores)
+
+    @staticmethod
+    def score_one(prediction: str, answers: Sequence[str]) -> float:
+        """Official accuracy, 0..1, of one prediction against the annotators' answers (ten in VQAv2).
+
+        Unanimous annotators are compared without any normalisation. Articles go even where they are the whole answer.
+        """
+        cleaned, prediction = [clean(answer) for answer in answers], clean(prediction)
+        if len(set(cleaned)) > 1:
+            cleaned, prediction = [normalise(answer) for answer in cleaned], normalise(prediction)
+        return leave_one_out(cleaned.count(prediction), len(cleaned))
+
+
+class VqaAccuracyEvalAIMetric(ExampleMetric):
+    """`vqa_accuracy_evalai`, 0..100: mean VQA accuracy as the EvalAI server computes it (TextVQA).
+
+    Source: `VQAEvalAIAccuracy` and `EvalAIAnswerProcessor` of facebookresearch/mmf. Unanimous answers are normalised as
+    well.
+    """
+
+    key = "vqa_accuracy_evalai"
+
+    @staticmethod
+    def score_one(prediction: str, answers: Sequence[str]) -> float:
+        """EvalAI accuracy, 0..1, of one prediction against the annotators' answers."""
+        matches = [normalise_evalai(answer) for answer in answers].count(normalise_evalai(prediction))
+        return leave_one_out(matches, len(answers))
