@@ -9,7 +9,6 @@ A word names a key with its group (`training.max_steps`) or, where no two groups
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,7 +17,7 @@ import msgspec
 import yaml
 from msgspec import Meta
 
-from instructkit.errors import UserError
+from instructkit.errors import UserError, did_you_mean
 
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
@@ -361,8 +360,7 @@ def _locate(key: str) -> list[str]:
 
 
 def _near(key: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(key, known, 2)
-    return f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(known)}"
+    return f"; {did_you_mean(key, known)}"
 
 
 def _numbers(value: Any) -> Any:

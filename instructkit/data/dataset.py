@@ -294,6 +294,17 @@ def _open_rows(folder: Path, manifest: Manifest) -> Any:
     return rows
 
 
+def convert_command(split: str, root: Path | str, images: bool = False) -> str:
+    """The command that converts a split, `<source>/<split>`, for messages; RELEASE and FOLDER are left to the user."""
+    source, _, name = split.partition("/")
+    return f"instructkit convert {source} --split {name} --raw RELEASE {'--images FOLDER ' * images}--out {root}"
+
+
+def not_converted(split: str, root: Path | str) -> str:
+    """The message about a split, `<source>/<split>`, that is not below `root` and must be."""
+    return f"{split} is not converted in {root}: {convert_command(split, root)}"
+
+
 def load_examples(folder: Path) -> Examples:
     """Open one converted split (a folder with a manifest)."""
     return Examples(folder)

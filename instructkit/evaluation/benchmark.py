@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from instructkit.data.dataset import MANIFEST, Examples, load_examples
+from instructkit.data.dataset import MANIFEST, Examples, load_examples, not_converted
 from instructkit.data.media_files import Stamps
 from instructkit.errors import UserError
 from instructkit.evaluation.answer import Batch, Evaluator
@@ -65,11 +65,9 @@ def make_task(
     """
     protocol = question.protocol
     for split in [protocol.split, *(protocol.vocabulary.splits if protocol.vocabulary else [])]:
-        if not (root / protocol.source / split / MANIFEST).is_file():
-            raise UserError(
-                f"{protocol.source}/{split} is not converted in {root}: "
-                f"instructkit convert {protocol.source} --split {split} --raw RELEASE --out {root}"
-            )
+        name = f"{protocol.source}/{split}"
+        if not (root / name / MANIFEST).is_file():
+            raise UserError(not_converted(name, root))
     examples = load_examples(root / protocol.source / protocol.split)
     drawn = draw(protocol, examples, limit, seed) if seed is not None and limit is not None else None
     plan = make_plan(question, examples, limit, batch_size, drawn)

@@ -8,9 +8,10 @@ from typing import Any
 
 import msgspec
 
-from instructkit.data.dataset import MANIFEST
+from instructkit.data.dataset import MANIFEST, not_converted
 from instructkit.errors import UserError
 from instructkit.evaluation.questions import Question
+from instructkit.files import sha256_of
 from instructkit.models.batches import Limits
 from instructkit.models.load.bases import kept_commit
 from instructkit.models.load.presets import PUBLISHED
@@ -28,7 +29,7 @@ def model_identity(name: str) -> str:
     whole = hashlib.sha256()
     for path in sorted(Path(place).rglob("*")):
         if path.is_file():
-            whole.update(path.relative_to(place).as_posix().encode() + b"\0" + _sha256(path).encode() + b"\n")
+            whole.update(path.relative_to(place).as_posix().encode() + b"\0" + sha256_of(path).encode() + b"\n")
     return f"sha256:{whole.hexdigest()}"
 
 
@@ -64,7 +65,7 @@ def responses_identity(
         "protocol_version": protocol.version,
         "protocol": protocol_digest(protocol),
         "instruction": (question.wording or protocol).instruction,
-        "data": {f"{protocol.source}/{split}": _manifest(root / protocol.source / split) for split in splits},
+        "data": {name: _manifest(root, name) for name in (f"{protocol.source}/{split}" for split in splits)},
         "limit": limit,
         "batch_size": batch_size,
         "dtype": dtype,
@@ -73,16 +74,8 @@ def responses_identity(
     }
 
 
-def _manifest(folder: Path) -> str:
-    path = folder / MANIFEST
+def _manifest(root: Path, name: str) -> str:
+    path = root / name / MANIFEST
     if not path.is_file():
-        raise UserError(f"{folder}: not converted")
-    return _sha256(path)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+        raise UserError(not_converted(name, root))
+    return sha256_of(path)

@@ -11,7 +11,7 @@ import torch
 
 from instructkit.config import RunConfig
 from instructkit.data import media_files
-from instructkit.data.dataset import MANIFEST
+from instructkit.data.dataset import MANIFEST, convert_command
 from instructkit.errors import UserError
 from instructkit.evaluation.answer import Evaluator
 from instructkit.evaluation.benchmark import Task, answer_benchmark, make_task
@@ -159,18 +159,16 @@ def _without_media(settings: EvaluationSettings, chosen: list[Wanted], say: Say)
     found: dict[str, str] = {}
     asked = 0
     for protocol in (each.protocol for each in chosen):
-        folder = Path(settings.data) / protocol.source / protocol.split
+        name = f"{protocol.source}/{protocol.split}"
+        folder = Path(settings.data) / name
         if not (folder / MANIFEST).is_file():
             continue  # told when its turn comes
         asked += 1
         looked = media_files.look(folder, settings.limit)
         if looked.none_there:
-            found[protocol.benchmark] = (
-                f"{looked.line()}: instructkit convert {protocol.source} --split {protocol.split} --raw RELEASE "
-                f"--images FOLDER --out {settings.data}"
-            )
+            found[protocol.benchmark] = f"{looked.line()}: {convert_command(name, settings.data, images=True)}"
         elif looked.missing:
-            say(f"data      {protocol.source}/{protocol.split}: {looked.line()}")
+            say(f"data      {name}: {looked.line()}")
     if found and len(found) == asked:
         benchmark, reason = next(iter(found.items()))
         raise UserError(f"{benchmark}: {reason}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 import yaml
 
 from instructkit.config import Count, Dtype, Positive, RunConfig
-from instructkit.errors import UserError
+from instructkit.errors import UserError, did_you_mean
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -56,9 +55,7 @@ def make_settings(values: dict[str, Any]) -> EvaluationSettings:
     known = EvaluationSettings.__struct_fields__
     for name in values:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 2)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
-            raise UserError(f"unknown setting {name!r}; {hint}")
+            raise UserError(f"unknown setting {name!r}; {did_you_mean(name, known)}")
     if isinstance(values.get("benchmarks"), str):
         names = [name.strip() for name in values["benchmarks"].split(",") if name.strip()]
         values = {**values, "benchmarks": names}

@@ -6,7 +6,6 @@ rule, references and metric. It is frozen: whoever changes one of these bumps `v
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -17,7 +16,7 @@ from typing import Any, Literal
 import msgspec
 
 from instructkit.data.examples import TASKS, Example
-from instructkit.errors import UserError
+from instructkit.errors import UserError, did_you_mean
 from instructkit.prompts.jinja import FIELDS, Text, is_empty
 from instructkit.prompts.templates import Prompt, make_prompt, read_yaml, templates_folder
 
@@ -232,9 +231,7 @@ def load_protocol(benchmark: str, folder: Path | None = None) -> Protocol:
         UserError: there is none of that name, or it is not well formed.
     """
     if benchmark not in benchmarks(folder):
-        near = difflib.get_close_matches(benchmark, benchmarks(folder), 3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(benchmarks(folder))}"
-        raise UserError(f"no benchmark is called {benchmark!r}; {hint}")
+        raise UserError(f"no benchmark is called {benchmark!r}; {did_you_mean(benchmark, benchmarks(folder))}")
     path = (folder or templates_folder()) / "eval" / f"{benchmark}.yaml"
     protocol: Protocol = read_yaml(path, Protocol)
     for problem in _problems(protocol, path):

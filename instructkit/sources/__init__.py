@@ -11,7 +11,6 @@ Nothing else has to be edited to add one.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 import re
@@ -25,7 +24,7 @@ import msgspec
 
 from instructkit.data.examples import Example
 from instructkit.data.readers import MissingFile, RawRecord
-from instructkit.errors import UserError
+from instructkit.errors import UserError, did_you_mean
 
 Role = Literal["held-in", "held-out", "extra"]
 
@@ -138,9 +137,8 @@ def module(name: str) -> ModuleType:
         UserError: there is no source of that name; the message names the nearest.
     """
     if name not in names():
-        near = difflib.get_close_matches(name, names(), 3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else "; `instructkit sources` lists them"
-        raise UserError(f"no source is called {name!r}{hint}")
+        hint = did_you_mean(name, names(), "`instructkit sources` lists them")
+        raise UserError(f"no source is called {name!r}; {hint}")
     return importlib.import_module(f"{__name__}.{name}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -17,9 +16,10 @@ from instructkit.config import RunConfig
 from instructkit.conversion import convert
 from instructkit.conversion.processes import cores
 from instructkit.data import media_files
-from instructkit.data.dataset import MANIFEST, load_examples
+from instructkit.data.dataset import MANIFEST, convert_command, load_examples, not_converted
 from instructkit.errors import UserError
 from instructkit.evaluation.select import wanted_benchmarks
+from instructkit.files import sha256_of
 from instructkit.models.batches import Limits, Texts
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.load.join import join
@@ -72,10 +72,7 @@ def prepare_data(config: RunConfig, say: Say) -> None:
         raw = _release(config, source)
         if raw is None:
             if not (root / name / MANIFEST).is_file():
-                raise UserError(
-                    f"{root / name}: not converted yet; run instructkit convert {source} --split {split} "
-                    f"--raw RELEASE --out {root}, or set data.raw.{source}=RELEASE"
-                )
+                raise UserError(f"{not_converted(name, root)}, or set data.raw.{source}=RELEASE")
             continue
         with tqdm(desc=f"convert {name}", unit=" records", leave=False) as bar:
             jobs = config.data.workers or cores()
@@ -99,11 +96,7 @@ def check_media(config: RunConfig, say: Say) -> None:
     for name in splits_of(config, candidates=False):
         looked = media_files.look(root / name)
         if looked.none_there:
-            source, _, split = name.partition("/")
-            raise UserError(
-                f"{name}: {looked.line()}: instructkit convert {source} --split {split} --raw RELEASE --images FOLDER "
-                f"--out {root}"
-            )
+            raise UserError(f"{name}: {looked.line()}: {convert_command(name, root, images=True)}")
         if looked.missing:
             say(f"data      {name}: {looked.line()}")
 
@@ -137,11 +130,7 @@ def _open_parts(config: RunConfig, entries: Sequence[str]) -> list[Part]:
 def data_digest(config: RunConfig, splits: Iterable[str]) -> dict[str, str]:
     """Checksum of the manifest of each of these splits."""
     root = Path(config.data.root)
-    return {
-        name: hashlib.sha256((root / name / MANIFEST).read_bytes()).hexdigest()
-        for name in splits
-        if (root / name / MANIFEST).is_file()
-    }
+    return {name: sha256_of(root / name / MANIFEST) for name in splits if (root / name / MANIFEST).is_file()}
 
 
 def prepare_model(config: RunConfig, parts: list[Part], folder: Path, say: Say) -> tuple[InstructBlip, Texts]:

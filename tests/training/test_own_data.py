@@ -50,7 +50,7 @@ def test_a_run_converts_the_folder_and_says_what_is_wrong_with_it(raw: Path, tmp
         prepare_data(load_config(CONFIG, words), said.append)
     with pytest.raises(UserError, match="jsonl has no split 'a/b'"):
         prepare_data(load_config(CONFIG, ["data.train=[jsonl/a/b]"]), said.append)
-    with pytest.raises(UserError, match=r"jsonl/train: not converted yet; .* or set data.raw.jsonl=RELEASE"):
+    with pytest.raises(UserError, match=r"jsonl/train is not converted in .* or set data.raw.jsonl=RELEASE"):
         prepare_data(load_config(CONFIG, [f"data.root={tmp_path / 'none'}"]), said.append)
 
 
