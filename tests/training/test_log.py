@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 import json
-import struct
+from types import SimpleNamespace
 
 import pytest
+import wandb
 
 from instructkit.runs.log import RunLog
-
-LOGGED = {"_step", "loss", "mean_loss/easy_vqa", "watch/easy_vqa", "best_step"}
 
 
 def lines(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def transactions(content):
-    """Records of a .wandb file: 7 bytes of header, then LevelDB's log format in blocks of 32 KiB."""
-    place, whole = 7, b""
-    while place + 7 <= len(content):
-        left = -place % 32768
-        if 0 < left < 7:
-            place += left
-            continue
-        _, size, kind = struct.unpack_from("<IHB", content, place)
-        whole += content[place + 7 : place + 7 + size]
-        place += 7 + size
-        if kind in (1, 4):  # a record in one piece, or the last of several
-            yield whole
-            whole = b""
 
 
 @pytest.fixture(autouse=True)
@@ -75,33 +58,51 @@ def test_other_ranks_write_nothing(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_weights_and_biases_gets_the_same_numbers_offline_and_is_quiet(tmp_path, monkeypatch, capfd):
-    from wandb.proto.wandb_internal_pb2 import Record
+@pytest.mark.parametrize("offline", [True, False])
+def test_weights_and_biases_gets_the_same_numbers_and_is_quiet(tmp_path, monkeypatch, capfd, offline):
+    started, logged, finished = [], [], []
 
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    with RunLog(tmp_path, {"seed": 7}, "p") as log:
+    def init(**options):
+        started.append(options)
+        return SimpleNamespace(
+            offline=offline,
+            url="https://wandb.example/p/run",
+            settings=SimpleNamespace(sync_dir=tmp_path / "wandb/offline-run"),
+            log=lambda values, step: logged.append((step, values)),
+            finish=lambda: finished.append(True),
+        )
+
+    monkeypatch.setattr(wandb, "init", init)
+    if offline:
+        monkeypatch.setenv("WANDB_MODE", "offline")
+    else:
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    with RunLog(tmp_path / "run", {"seed": 7}, "p") as log:
         log.metrics(10, **{"loss": 2.5, "mean_loss/easy_vqa": 2.25})
-        log.metrics(10, **{"watch/easy_vqa": 41.5, "best_step": 10})
+        log.metrics(10, **{"watch/easy_vqa": 41.5, "best_step": 10, "gradient_norm": None})
         log.metrics(20, loss=1.5)
-    said = capfd.readouterr()
-    assert said.err == ""
-    assert len(said.out.splitlines()) == 1
-    assert said.out.startswith(f"wandb     {tmp_path}")
-    (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    history, config = [], {}
-    for data in transactions(file.read_bytes()):
-        record = Record()
-        record.ParseFromString(data)
-        if record.WhichOneof("record_type") == "history":
-            items = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
-            history.append({name: json.loads(value) for name, value in items.items() if not name.startswith("_r")})
-        config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
-    numbers = [{name: value for name, value in row.items() if name in LOGGED} for row in history]
-    assert numbers == [
-        {"_step": 10, "loss": 2.5, "mean_loss/easy_vqa": 2.25, "watch/easy_vqa": 41.5, "best_step": 10},
-        {"_step": 20, "loss": 1.5},
+        assert not finished
+    place = tmp_path / "wandb/offline-run" if offline else "https://wandb.example/p/run"
+    assert capfd.readouterr() == (f"wandb     {place}\n", "")
+    assert logged == [
+        (10, {"loss": 2.5, "mean_loss/easy_vqa": 2.25}),
+        (10, {"watch/easy_vqa": 41.5, "best_step": 10}),
+        (20, {"loss": 1.5}),
     ]
-    assert config["seed"] == 7
+    assert [{"step": step, **values} for step, values in logged] == lines(tmp_path / "run")
+    (options,) = started
+    settings = options.pop("settings")
+    assert options == {"project": "p", "dir": str(tmp_path / "run"), "name": "run", "config": {"seed": 7}}
+    assert (settings.silent, settings.console) == (True, "off")
+    assert finished == [True]
+
+
+@pytest.mark.parametrize("mode", ["disabled", "online"])
+def test_without_a_key_weights_and_biases_is_left_alone(tmp_path, monkeypatch, mode):
+    monkeypatch.setenv("WANDB_MODE", mode)
+    monkeypatch.setattr(wandb, "init", lambda **options: pytest.fail("it was started"))
+    with RunLog(tmp_path, {}, "p") as log:
+        log.metrics(1, loss=1.0)
 
 
 def test_a_number_that_json_lacks_is_an_error_and_no_line(tmp_path):
