@@ -61,7 +61,7 @@ def load_image(path: Path) -> Image.Image:
     try:
         with Image.open(path, formats=_formats()) as image:
             image.load()
-            return _rgb(ImageOps.exif_transpose(image), image.format)
+            return as_rgb(image)
     except MemoryError:
         raise
     except UserError as error:
@@ -75,6 +75,15 @@ def load_image(path: Path) -> Image.Image:
     except Exception as error:  # Pillow's plugins raise nearly every type on broken bytes
         reason = f"not a picture{_advice(path)}" if _is_heic(path) else f"broken picture ({error}); fetch it again"
         raise UserError(f"{path}: {reason}") from error
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """A picture that Pillow has opened, by the rules of `load_image`.
+
+    Raises:
+        UserError: it has float values that are not finite.
+    """
+    return _rgb(ImageOps.exif_transpose(image), image.format)
 
 
 def there(path: Path) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,11 +80,13 @@ class Evaluator:
     Args:
         model: put into evaluation mode.
         texts: its tokenisers.
+        ranked: how many candidates a response keeps with their scores, the best; None for all.
     """
 
-    def __init__(self, model: InstructBlip, texts: Texts) -> None:
+    def __init__(self, model: InstructBlip, texts: Texts, ranked: int | None = RANKED) -> None:
         self.model = model.eval()
         self.texts = texts
+        self.ranked = ranked
         self.image_size: int = model.config.vision_config.image_size
         self.positions = positions_of(model.language_model)
         self._tokenised: tuple[tuple[Candidate, ...], list[list[int]]] = ((), [])
@@ -176,21 +178,30 @@ class Evaluator:
             embeds = self.model.prefix(**{name: tensor.to(device) for name, tensor in inputs.items()})
         return embeds, mask
 
-    def answer(self, question: Question, batch: Batch, shared: CandidateTrie | None = None) -> list[Response]:
+    def answer(
+        self,
+        question: Question,
+        batch: Batch,
+        shared: CandidateTrie | None = None,
+        stream: Callable[[str], object] | None = None,
+    ) -> list[Response]:
         """Responses to a batch, in its order, from one forward pass of the image encoder and the Q-Former.
 
         Args:
             question: how the benchmark asks.
             batch: from `prepare`.
             shared: the trie of candidates that all examples have in common.
+            stream: takes the text of a single example piece by piece as it is generated, greedily.
         """
         responses = {failure.example: failure for failure in batch.failed}
         if batch.pixels is not None:
             rows = batch.rows
             encoded = self.texts.encode([row.prompt for row in rows], [row.room for row in rows])
             embeds, mask = self.prefixes(encoded, [row.looks for row in rows], batch.pixels)
-            reply = self._generate if question.protocol.mode == "generate" else self._rank
-            made = reply(question.protocol, rows, embeds, mask, shared)
+            if question.protocol.mode == "generate":
+                made = self._generate(question.protocol, rows, embeds, mask, stream)
+            else:
+                made = self._rank(question.protocol, rows, embeds, mask, shared)
             for response, texts in zip(made, encoded, strict=True):
                 response.cut = list(texts.cut)
                 responses[response.example] = response
@@ -209,9 +220,14 @@ class Evaluator:
         return None
 
     def _generate(
-        self, protocol: Protocol, rows: Sequence[Row], embeds: Tensor, mask: Tensor, shared: CandidateTrie | None
+        self,
+        protocol: Protocol,
+        rows: Sequence[Row],
+        embeds: Tensor,
+        mask: Tensor,
+        stream: Callable[[str], object] | None,
     ) -> list[Response]:
-        texts = generate_texts(self.model, self.texts.llm, embeds, mask, protocol.decoding)
+        texts = generate_texts(self.model, self.texts.llm, embeds, mask, protocol.decoding, stream)
         return [_response(protocol, row, text, text) for row, text in zip(rows, texts, strict=True)]
 
     def _rank(
@@ -220,7 +236,7 @@ class Evaluator:
         tries = shared or [self.trie(row.rankable, protocol) for row in rows]
         with torch.no_grad():
             scores = score_candidates(self.model.language_model, embeds, mask, tries, rule=protocol.score)
-        return [_ranked(protocol, row, each.tolist()) for row, each in zip(rows, scores, strict=True)]
+        return [_ranked(protocol, row, each.tolist(), self.ranked) for row, each in zip(rows, scores, strict=True)]
 
 
 def _row(question: Question, example: Example, root: Path, vocabulary: Sequence[str] | None, hidden: bool) -> Row:
@@ -237,7 +253,7 @@ def _media(example: Example) -> list[str]:
     return [example.video] if example.video is not None else example.images
 
 
-def _ranked(protocol: Protocol, row: Row, text_scores: Sequence[float]) -> Response:
+def _ranked(protocol: Protocol, row: Row, text_scores: Sequence[float], kept: int | None) -> Response:
     if not all(map(math.isfinite, text_scores)):
         problem = "the model gives a candidate a score that is not a finite number"
         return Response(
@@ -257,7 +273,7 @@ def _ranked(protocol: Protocol, row: Row, text_scores: Sequence[float]) -> Respo
     elif protocol.positive is not None:
         prediction = scores[protocol.positive] - scores[1 - protocol.positive]
     response = _response(protocol, row, best, prediction)
-    response.ranked = [(row.candidates[index][0], scores[index]) for index in order[:RANKED]]
+    response.ranked = [(row.candidates[index][0], scores[index]) for index in order[:kept]]
     response.confidence = 1 / sum(math.exp(score - scores[order[0]]) for score in merged)
     return response
 

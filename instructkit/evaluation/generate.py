@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -13,7 +13,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     RepetitionPenaltyLogitsProcessor,
+    TextStreamer,
 )
+from transformers.generation.streamers import BaseStreamer
 
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.prompts.protocols import Decoding
@@ -25,6 +27,7 @@ def generate_texts(
     prefix_embeds: Tensor,
     prefix_mask: Tensor,
     decoding: Decoding,
+    stream: Callable[[str], object] | None = None,
 ) -> list[str]:
     """Generate one text a row.
 
@@ -34,10 +37,12 @@ def generate_texts(
         prefix_embeds: what the LLM reads, padded on the left, `[rows, length, LLM width]`.
         prefix_mask: 1 for tokens, 0 for padding, `[rows, length]`.
         decoding: beams, penalties and limits in new tokens.
+        stream: takes the text of a single row piece by piece as it is generated; for one beam.
     """
     end = tokenizer.eos_token_id
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
-    ids = generate_ids(model.language_model, prefix_embeds, prefix_mask, decoding, end=end, pad=pad)
+    streamer = None if stream is None else _Pieces(tokenizer, stream)
+    ids = generate_ids(model.language_model, prefix_embeds, prefix_mask, decoding, end=end, pad=pad, streamer=streamer)
     return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
@@ -50,6 +55,7 @@ def generate_ids(
     *,
     end: int,
     pad: int,
+    streamer: BaseStreamer | None = None,
 ) -> Tensor:
     """Generate tokens, `[rows, longest]`; an encoder-decoder's rows begin with its start token.
 
@@ -63,6 +69,7 @@ def generate_ids(
         decoding: beams, penalties and limits in new tokens.
         end: id of the end token.
         pad: id that rows are filled up with.
+        streamer: sees the tokens of a single row as they are generated.
     """
     settings = GenerationConfig(
         do_sample=False,
@@ -86,8 +93,22 @@ def generate_ids(
             attention_mask=prefix_mask,
             generation_config=settings,
             logits_processor=LogitsProcessorList(penalty),
+            streamer=streamer,
         )
     return ids
+
+
+class _Pieces(TextStreamer):
+    """Hands finished words of a text on as they come."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, take: Callable[[str], object]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.take = take
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """What transformers calls with each piece."""
+        if text:
+            self.take(text)
 
 
 @contextmanager

@@ -1,0 +1,497 @@
+"""A model that is asked about photos: words out, candidates in order, or where its queries look.
+
+What a benchmark asks and what is asked here go through one `Evaluator`, so that both give the same answers.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from instructkit.data.examples import Example
+from instructkit.data.media import VIDEO_SUFFIXES, as_rgb, load_image
+from instructkit.errors import UserError
+from instructkit.evaluation.answer import Evaluator
+from instructkit.evaluation.questions import Question
+from instructkit.evaluation.responses import Response
+from instructkit.evaluation.score import READERS
+from instructkit.evaluation.settings import DTYPES
+from instructkit.models.batches import Picture, Texts, decode
+from instructkit.models.instruct_blip import InstructBlip
+from instructkit.models.save import load_model as load_parts
+from instructkit.prompts.protocols import VOCABULARY, Decoding, Protocol, load_protocol
+from instructkit.prompts.templates import Prompt
+
+Photo = str | os.PathLike[str] | Image.Image | bytes | np.ndarray
+"""A path of a picture or video, or a picture in memory: Pillow's, a file's bytes, or uint8 `[height, width, 3]`."""
+Photos = Photo | Sequence[Photo]
+"""What one question is about: a photo, or several that are shown together."""
+Asked = str | Example | None
+"""A question: its words, or an example whose fields a protocol reads; None where the protocol asks by itself."""
+
+GREEDY = Decoding(num_beams=1, max_new_tokens=256)
+_SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_LINES = ("question", "statement", "context")
+
+
+class Model:
+    """A model with its tokenisers, ready to be asked.
+
+    Example:
+        >>> model = load_model("runs/finetune/model")
+        >>> model.ask("photo.jpg", "What was paid?")
+        '12.50'
+
+    Args:
+        model: put into evaluation mode.
+        tokens: its tokenisers.
+        name: folder or hub name that it came from; an evaluation keeps it with its answers.
+    """
+
+    def __init__(self, model: InstructBlip, tokens: Texts, name: str = "") -> None:
+        self.evaluator = Evaluator(model, tokens, ranked=None)
+        self.name = name
+
+    @property
+    def model(self) -> InstructBlip:
+        """The network."""
+        return self.evaluator.model
+
+    @property
+    def tokens(self) -> Texts:
+        """The tokenisers of LLM and Q-Former."""
+        return self.evaluator.texts
+
+    @property
+    def dtype(self) -> str:
+        """What the LLM computes in: `float32`, `bfloat16` or `float16`."""
+        return str(self.model.language_model.dtype).removeprefix("torch.")
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.model.query_tokens.device
+
+    def ask(
+        self,
+        photo: Photos | Sequence[Photos],
+        question: Asked | Sequence[Asked] = None,
+        *,
+        protocol: str | Protocol | None = None,
+        beams: int | None = None,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int | None = None,
+        length_penalty: float | None = None,
+        repetition_penalty: float | None = None,
+        candidates: Sequence[str] | None = None,
+        stream: Callable[[str], object] | None = None,
+        batch_size: int = 32,
+    ) -> Any:
+        """Answer one question, or several.
+
+        Without a protocol the model reads the question as it stands and answers greedily, in at most 256 tokens.
+
+        Example:
+            >>> model.ask("photo.jpg", "What was paid?")
+            >>> model.ask(["before.jpg", "after.jpg"], "What has changed?")          # both photos, one question
+            >>> model.ask("photo.jpg", ["What was paid?", "When?"])                  # one photo, two questions
+            >>> model.ask(["a.jpg", "b.jpg"], ["What is it?", "What is it?"])        # a photo for each question
+            >>> model.ask("film.mp4", "What happens?", beams=5, length_penalty=-1)
+            >>> model.ask("photo.jpg", "Is it red?", protocol="vqav2")               # prompt and decoding of VQAv2
+
+        Args:
+            photo: what one question is about. With several questions: the same for all, or a list with one for each.
+            question: words, or an `Example` whose fields (`choices`, `context`, ...) the protocol reads; or a list.
+            protocol: a benchmark's name (`instructkit benchmarks`): its prompt, and its decoding or candidates.
+            beams: width of the beam search.
+            max_new_tokens: the answer stops after so many.
+            min_new_tokens: the answer does not end before so many.
+            length_penalty: exponent of the length in the score of a beam; below 0 favours short answers.
+            repetition_penalty: above 1 makes repeated tokens less likely.
+            candidates: for a protocol that ranks, and does not say itself what: the best one is the answer.
+            stream: called with each piece of the answer as it is made; for one question and one beam.
+            batch_size: questions a forward pass.
+
+        Returns:
+            The answer; a list of them where `question` is a list.
+
+        Raises:
+            UserError: a photo cannot be read, a question is blank or lacks what the protocol reads, or an option does
+                not fit.
+        """
+        options = {
+            "num_beams": beams,
+            "max_new_tokens": max_new_tokens,
+            "min_new_tokens": min_new_tokens,
+            "length_penalty": length_penalty,
+            "repetition_penalty": repetition_penalty,
+        }
+        asks = decoded(protocol_of(protocol), {name: value for name, value in options.items() if value is not None})
+        several = not isinstance(question, str | Example | None)
+        if stream is not None and (several or asks.mode != "generate" or asks.decoding.num_beams > 1):
+            raise UserError("an answer is streamed for one question at a time, generated by one beam (beams=1)")
+        with _examples(photo, question, asks, candidates) as examples:
+            found = [_checked(each).text for each in self.respond(examples, asks, candidates, stream, batch_size)]
+        return found if several else found[0]
+
+    def rank(
+        self,
+        photo: Photos | Sequence[Photos],
+        question: Asked | Sequence[Asked],
+        candidates: Sequence[str] | None = None,
+        *,
+        protocol: str | Protocol | None = None,
+        score: str | None = None,
+        batch_size: int = 32,
+    ) -> Any:
+        """Candidates by the log-probability that the model gives them as the answer, the best first.
+
+        Example:
+            >>> model.rank("photo.jpg", "Is it a cat?", ["yes", "no"])
+            [('yes', -1.2), ('no', -3.4)]
+
+        Args:
+            photo: as for `ask`.
+            question: as for `ask`.
+            candidates: what to rank; None for those of the protocol, or the `choices` of an `Example`.
+            protocol: a benchmark's name: its prompt, candidates and score rule.
+            score: `sum` of the token log-probabilities (the default) or their `mean`.
+            batch_size: questions a forward pass.
+
+        Returns:
+            Candidates with their scores (nats); a list of such lists where `question` is a list.
+
+        Raises:
+            UserError: as `ask`; there are no candidates, or one of them is blank.
+        """
+        asks = protocol_of(protocol, ranks=True)
+        if score is not None:
+            if score not in ("sum", "mean"):
+                raise UserError(f"score={score!r}: is 'sum' or 'mean'")
+            asks = msgspec.structs.replace(asks, score=score)
+        with _examples(photo, question, asks, candidates) as examples:
+            found = [_checked(each).ranked for each in self.respond(examples, asks, candidates, None, batch_size)]
+        return found if not isinstance(question, str | Example | None) else found[0]
+
+    @torch.no_grad()
+    def attention(self, photo: Photo, question: str) -> Tensor:
+        """Where the queries look: their cross-attention to each patch of the picture, a mean over layers and heads.
+
+        Example:
+            >>> model.attention("photo.jpg", "What was paid?").mean(0)      # [height, width], over all queries
+
+        Args:
+            photo: one picture.
+            question: what the Q-Former reads beside it.
+
+        Returns:
+            Shares of attention `[queries, height, width]`, in patches, float32, on the CPU. A query's shares add up to
+            1 less what it gives to the encoder's class token.
+
+        Raises:
+            UserError: the picture cannot be read, or is a video.
+        """
+        with _examples(photo, question, PLAIN, None) as (example,):
+            if example.video is not None:
+                raise UserError(f"{example.video}: attention is shown for one picture, not for a video")
+            pixels = decode([Picture(Path(example.images[0]))], self.evaluator.image_size)
+        texts = self.tokens.qformer_rows(self.tokens.encode([Prompt(example.id, PLAIN.benchmark, question)]))
+        model, queries = self.model, self.model.query_tokens
+        features = model.encode_images(pixels.to(self.device, queries.dtype)).to(model.qformer.dtype)
+        read: dict[str, Tensor | None] = {"input_ids": None}
+        if model.instruction_aware:
+            mask = torch.ones(queries.shape[:2], dtype=torch.long)
+            read["input_ids"] = texts["qformer_input_ids"].to(self.device)
+            read["attention_mask"] = torch.cat([mask, texts["qformer_attention_mask"]], 1).to(self.device)
+        with _showing_weights(model.qformer):
+            layers = model.qformer(
+                query_embeds=queries, encoder_hidden_states=features, output_attentions=True, **read
+            ).cross_attentions
+        weights = torch.stack([layer[0] for layer in layers if layer is not None]).float().mean((0, 1)).cpu()
+        side = math.isqrt(weights.shape[1])  # class and register tokens stand before the patches
+        return weights[:, -side * side :].unflatten(1, (side, side))
+
+    def respond(
+        self,
+        examples: Sequence[Example],
+        protocol: Protocol,
+        candidates: Sequence[str] | None = None,
+        stream: Callable[[str], object] | None = None,
+        batch_size: int = 32,
+    ) -> Iterator[Response]:
+        """Answers in full, in order: prompt, text, scores of candidates, or the error of a single example.
+
+        Args:
+            examples: their media are absolute paths, or relative to the working directory.
+            protocol: how they are asked.
+            candidates: for a protocol that takes them from the answers of other splits.
+            stream: as for `ask`.
+            batch_size: questions a forward pass.
+        """
+        question = Question(protocol)
+        vocabulary = list(candidates) if candidates and protocol.candidates == VOCABULARY else None
+        shared = self.evaluator.shared_trie(protocol, vocabulary)
+        for start in range(0, len(examples), batch_size):
+            part = examples[start : start + batch_size]
+            batch = self.evaluator.prepare(question, part, Path(), vocabulary, hidden=True)
+            yield from self.evaluator.answer(question, batch, shared, stream)
+
+
+PLAIN = Protocol(
+    benchmark="ask",
+    version=1,
+    title="A question as it stands",
+    source="jsonl",
+    split="val",
+    task="llava",
+    role="extra",
+    mode="generate",
+    instruction="{{ question }}",
+    decoding=GREEDY,
+    metric="exact_match",
+    references="answers",
+)
+"""How a question is asked without a benchmark's protocol: word for word, answered greedily."""
+
+
+def load_model(
+    name: str | os.PathLike[str],
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "float32",
+    allow_packages: bool = False,
+) -> Model:
+    """Load a model to be asked, evaluated or looked into.
+
+    Example:
+        >>> model = load_model("runs/finetune/model", device="cuda", dtype="bf16")
+
+    Args:
+        name: a folder that a run wrote, a published size such as `vicuna-7b`, or a name on the Hugging Face hub.
+        device: `cuda`, `cuda:1`, `cpu`; None for the GPU where there is one.
+        dtype: `float32`, `bfloat16`, `float16` (or `fp32`, `bf16`, `fp16`) that the weights have.
+        allow_packages: let the folder name a Python package for its LLM, which is imported and so runs code.
+
+    Raises:
+        UserError: there is no such model, device or dtype.
+    """
+    kind = dtype if isinstance(dtype, torch.dtype) else DTYPES.get(_SHORT.get(dtype, dtype))
+    if kind not in DTYPES.values():
+        raise UserError(f"dtype={str(dtype)!r}: there are {', '.join((*DTYPES, *_SHORT))}")
+    place = _device(device)
+    model, tokens = load_parts(os.fspath(name), allow_packages=allow_packages, dtype=kind)
+    model.to(place)
+    return Model(model, tokens, os.fspath(name))
+
+
+def protocol_of(protocol: str | Protocol | None, ranks: bool = False) -> Protocol:
+    """A protocol by its name, the plain one without; with `ranks` it is asked for scores of candidates.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    found = load_protocol(protocol) if isinstance(protocol, str) else protocol or PLAIN
+    if not ranks or found.mode == "rank":
+        return found
+    candidates = found.candidates if isinstance(found.candidates, list) else "choices"
+    # `choices` need not be a field that the task's prompt may name: candidates are read off the example itself.
+    return msgspec.structs.replace(found, mode="rank", candidates=candidates, vocabulary=None)
+
+
+def decoded(protocol: Protocol, options: dict[str, Any]) -> Protocol:
+    """The protocol with some settings of its decoding replaced.
+
+    Raises:
+        UserError: a setting is out of range, or the protocol ranks candidates and decodes nothing.
+    """
+    if not options:
+        return protocol
+    if protocol.mode == "rank":
+        names = ", ".join(options).replace("num_beams", "beams")
+        raise UserError(
+            f"protocol {protocol.benchmark} ranks candidates, so {names} would change nothing; leave it out"
+        )
+    if "max_new_tokens" in options:
+        options = {**options, "decoder_only_max_new_tokens": None}
+    decoding = msgspec.structs.replace(protocol.decoding, **options)
+    most = min(map(decoding.most_new_tokens, (True, False)))
+    if decoding.num_beams < 1 or most < 1 or not 0 <= decoding.min_new_tokens <= most:
+        raise UserError(
+            f"beams={decoding.num_beams}, min_new_tokens={decoding.min_new_tokens}, max_new_tokens={most}: beams and "
+            "max_new_tokens are 1 at least, min_new_tokens 0 to max_new_tokens"
+        )
+    if not decoding.repetition_penalty > 0:
+        raise UserError(f"repetition_penalty={decoding.repetition_penalty}: is above 0; 1 changes nothing")
+    if decoding.num_beams == 1 and "length_penalty" in options:
+        raise UserError("length_penalty weighs beams against each other; with one beam it changes nothing: set beams")
+    return msgspec.structs.replace(protocol, decoding=decoding)
+
+
+def example_of(asked: Asked, protocol: Protocol, candidates: Sequence[str] | None = None, name: str = "") -> Example:
+    """A question as the example that a protocol reads.
+
+    Args:
+        asked: words, which go where the protocol's prompt has its question, statement or context; or an example.
+        protocol: what asks.
+        candidates: become the example's choices, where the protocol reads those.
+        name: id of the example, for messages.
+
+    Raises:
+        UserError: a question is missing or blank, or the protocol has no place for one; or the candidates do not fit.
+    """
+    if isinstance(asked, Example):
+        example = msgspec.structs.replace(asked, id=f"{name} ({asked.id})" if asked.id else name)
+    else:
+        example = msgspec.structs.replace(Example(id=name), **_line(asked, protocol, name))
+    if candidates is None:
+        return example
+    if isinstance(candidates, str) or not all(isinstance(each, str) and each.strip() for each in candidates):
+        raise UserError(f"{name}: candidates are a list of texts, none of them blank, not {candidates!r}"[:300])
+    if isinstance(protocol.candidates, list):
+        raise UserError(f"protocol {protocol.benchmark} has candidates of its own; leave yours out")
+    if protocol.mode == "generate":
+        raise UserError(f"protocol {protocol.benchmark} generates its answer and ranks no candidates; use rank")
+    if protocol.candidates == VOCABULARY:
+        return example
+    return msgspec.structs.replace(example, choices=list(candidates))
+
+
+def example_about(photos: Sequence[Path | str], example: Example) -> Example:
+    """The example about these pictures or this video.
+
+    Raises:
+        UserError: there is none, or a video and something beside it.
+    """
+    paths = [str(path) for path in photos]
+    films = [path for path in paths if Path(path).suffix.lower() in VIDEO_SUFFIXES]
+    if not paths:
+        raise UserError(f"{example.id}: no photo is given")
+    if films and len(paths) > 1:
+        raise UserError(f"{films[0]}: a question is about one video or about pictures, not about both or several")
+    return msgspec.structs.replace(example, images=[] if films else paths, video=films[0] if films else None)
+
+
+def _line(asked: str | None, protocol: Protocol, name: str) -> dict[str, str]:
+    """The field that holds the question's words."""
+    fields = protocol.compiled.fields
+    place = next((line for line in _LINES if line in fields), None)
+    if asked is None and place is None:
+        return {}
+    if place is None:
+        raise UserError(
+            f"{name}: protocol {protocol.benchmark} asks by itself ({protocol.instruction!r}); give no question"
+        )
+    if asked is None or not asked.strip():
+        raise UserError(f"{name}: no question is given; protocol {protocol.benchmark} needs one")
+    return {place: asked}
+
+
+@contextmanager
+def _examples(
+    photo: Any, question: Any, protocol: Protocol, candidates: Sequence[str] | None
+) -> Iterator[list[Example]]:
+    """The examples of a call of `ask` or `rank`; pictures in memory lie in a folder of their own meanwhile."""
+    if isinstance(question, str | Example | None):
+        asked, photos = [question], [photo]
+    else:
+        asked = list(question)
+        photos = list(photo) if _is_list(photo) else [photo] * len(asked)
+        if not asked:
+            raise UserError("no question is given: the list is empty")
+        if len(photos) != len(asked):
+            raise UserError(
+                f"{len(photos)} photos for {len(asked)} questions: give one photo for all, or a list with one for each "
+                "(several pictures of one question are a list inside it)"
+            )
+    with tempfile.TemporaryDirectory(prefix="instructkit-") as scratch:
+        examples = []
+        for number, (each, about) in enumerate(zip(asked, photos, strict=True), start=1):
+            name = "the question" if len(asked) == 1 else f"question {number}"
+            shown = list(about) if _is_list(about) else [about]
+            paths = [
+                _path(one, Path(scratch), f"photo {place} of {name}" if len(shown) > 1 else f"the photo of {name}")
+                for place, one in enumerate(shown, start=1)
+            ]
+            examples.append(example_about(paths, example_of(each, protocol, candidates, name)))
+        yield examples
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _path(photo: Any, scratch: Path, what: str) -> Path:
+    """Where a photo lies; one in memory is written down without loss."""
+    if isinstance(photo, str | os.PathLike):
+        return Path(photo)
+    place = scratch / f"{len(list(scratch.iterdir()))}.bmp"
+    if isinstance(photo, bytes | bytearray):
+        place.write_bytes(photo)
+        try:
+            load_image(place)
+        except UserError as error:
+            raise UserError(f"{what}: {str(error).removeprefix(f'{place}: ')}") from error
+        return place
+    if isinstance(photo, np.ndarray):
+        if photo.dtype != np.uint8 or photo.ndim not in (2, 3) or (photo.ndim == 3 and photo.shape[2] not in (3, 4)):
+            raise UserError(
+                f"{what}: an array of {photo.dtype} {list(photo.shape)}; a picture is uint8 of [height, width, 3]"
+            )
+        photo = Image.fromarray(photo)
+    if not isinstance(photo, Image.Image):
+        raise UserError(
+            f"{what}: a {type(photo).__name__}; a photo is a path, a PIL image, the bytes of a file or a uint8 array"
+        )
+    try:
+        as_rgb(photo).save(place)
+    except (UserError, OSError, ValueError) as error:  # a lazy image whose file is broken or closed
+        raise UserError(f"{what}: {error}") from error
+    return place
+
+
+def _checked(response: Response) -> Response:
+    """The response, if it is one; a prompt that was cut is told.
+
+    Raises:
+        UserError: it is an error.
+    """
+    if response.error is not None:
+        raise UserError(response.error)
+    if response.cut:
+        readers = " and ".join(READERS[name] for name in response.cut)
+        warnings.warn(f"{response.example} is longer than {readers} reads; its end alone was read", stacklevel=4)
+    return response
+
+
+@contextmanager
+def _showing_weights(qformer: Any) -> Iterator[None]:
+    """Attention that hands out its weights, which the fast ones do not."""
+    before = qformer.config._attn_implementation
+    qformer.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        qformer.set_attn_implementation(before)
+
+
+def _device(name: str | torch.device | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device={name!r}: there are cpu, cuda and cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device={str(name)!r}: this machine has {torch.cuda.device_count()} GPUs; use cpu")
+    return device
