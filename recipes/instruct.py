@@ -54,6 +54,7 @@ from instructkit.training.deepspeed_config import users_settings
 from instructkit.training.engine import Engine, free_memory, start_ranks
 from instructkit.training.features import open_cache
 from instructkit.training.meter import Meter
+from instructkit.training.objectives import AnswerObjective
 from instructkit.training.optimizers import optimizer_name
 from instructkit.training.setup import (
     check_media,
@@ -144,9 +145,9 @@ def train(config: RunConfig, folder: Path, rank: int, world: int, identity: dict
     )
     for line in data.check_pictures():
         log.say(line)
-    engine = Engine(model, settings, folder)
+    engine = Engine(model, AnswerObjective(), settings, folder)
     facts = {"settings": _settings(config), "data": data_digest(config, training_splits(config)), "ranks": world}
-    meter = Meter(engine.model, data.mixture.names, engine.device)
+    meter = Meter(engine.objective, engine.model, data.mixture.names, engine.device)
     watch = Watch(config, engine, texts, log)
     start, progress = _start(config, folder, engine, facts, log)
     if progress:
@@ -177,7 +178,7 @@ def train(config: RunConfig, folder: Path, rank: int, world: int, identity: dict
             bar.update(step.samples)
             last = number + 1 == settings.max_steps
             if (number + 1) % settings.log_every == 0 or last:
-                values = {**step._asdict(), **meter.read()}
+                values = {**step.values(), **meter.read()}
                 log.metrics(number + 1, **values)
                 log.say(step_line(number + 1, settings.max_steps, values))
             better = watch.look(number + 1)

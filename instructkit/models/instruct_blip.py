@@ -88,6 +88,11 @@ class InstructBlip(InstructBlipForConditionalGeneration):
         """Whether the Q-Former reads the instruction."""
         return bool(getattr(self.config, "instruction_aware", True))
 
+    @property
+    def hidden_size(self) -> int:
+        """Width of the LLM's hidden states."""
+        return int(self.language_model.config.hidden_size)
+
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """Features of distinct images: `[images, 3, height, width]` to `[images, patches + 1, vision width]`."""
         features: Tensor = self.vision_model(pixel_values=pixel_values).last_hidden_state

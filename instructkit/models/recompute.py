@@ -18,13 +18,11 @@ from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from instructkit.errors import UserError
-from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.packing import ATTENTION, Rows, as_now, attend
 from instructkit.models.qformer import Sharing
-from instructkit.models.towers import TOWERS
 
 
-def recompute_layers(model: InstructBlip) -> None:
+def recompute_layers(model: Any) -> None:
     """Let every layer keep its input alone for the backward pass and be computed again there, in place.
 
     Loss and gradients stay the same bit for bit; dropout draws the same again. transformers' own switch leaves out
@@ -33,10 +31,11 @@ def recompute_layers(model: InstructBlip) -> None:
     """
     for layer in _layers(model):
         layer.forward = _recomputed(layer.forward)
-    model.read_layer = _recomputed(model.read_layer)
+    if hasattr(model, "read_layer"):
+        model.read_layer = _recomputed(model.read_layer)
 
 
-def compile_layers(model: InstructBlip, backend: str = "inductor") -> None:
+def compile_layers(model: Any, backend: str = "inductor") -> None:
     """Compile the layers of all towers, in place; layers that are alike share what was compiled.
 
     Lengths are symbols in it, so that batches of other lengths compile nothing anew. Attention over packed rows, whose
@@ -50,7 +49,7 @@ def compile_layers(model: InstructBlip, backend: str = "inductor") -> None:
         UserError: the compiler that the backend needs is not there.
     """
     if backend == "inductor":
-        _check_compiler(model.device.type)
+        _check_compiler(next(model.parameters()).device.type)
     # What these compute depends on the lengths of a batch's rows: each batch would be compiled anew.
     AttentionInterface.register(ATTENTION, torch.compiler.disable(attend))
     for kind in (Rows, Sharing):
@@ -61,7 +60,8 @@ def compile_layers(model: InstructBlip, backend: str = "inductor") -> None:
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     for layer in _layers(model):
         layer.forward = torch.compile(layer.forward, dynamic=True, backend=backend)
-    model.read_layer = torch.compile(model.read_layer, dynamic=True, backend=backend)
+    if hasattr(model, "read_layer"):
+        model.read_layer = torch.compile(model.read_layer, dynamic=True, backend=backend)
 
 
 def compiler() -> str:
@@ -79,9 +79,8 @@ def _check_compiler(device: str) -> None:
         raise UserError(f"training.compile=true needs {missing}, which is not there; install it or leave compile out")
 
 
-def _layers(model: InstructBlip) -> Iterator[nn.Module]:
-    for tower in TOWERS:
-        yield from (part for part in getattr(model, tower).modules() if isinstance(part, GradientCheckpointingLayer))
+def _layers(model: nn.Module) -> Iterator[nn.Module]:
+    yield from (part for part in model.modules() if isinstance(part, GradientCheckpointingLayer))
 
 
 def _recomputed(function: Callable[..., Any]) -> Callable[..., Any]:

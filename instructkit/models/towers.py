@@ -59,7 +59,7 @@ def trained_and_frozen(model: nn.Module) -> dict[str, tuple[int, int]]:
     return counts
 
 
-def set_modes(model: InstructBlip, training: bool) -> None:
+def set_modes(model: nn.Module, training: bool) -> None:
     """Training mode for what is trained, evaluation mode for what is frozen, whatever stands beside it.
 
     A frozen module has no dropout, drop path or drawn noise. The layer norm over the image features is trained with the
@@ -67,8 +67,7 @@ def set_modes(model: InstructBlip, training: bool) -> None:
     keeps those of the checkpoint even where its weights are trained: each rank would gather others.
     """
     model.train(training)
-    for name in TOWERS:
-        tower = getattr(model, name)
+    for tower in (part for name, part in model.named_children() if name in TOWERS):
         trained = {part for part, weight in tower.named_parameters() if weight.requires_grad}
         if all(part.startswith("post_layernorm.") for part in trained):
             tower.eval()

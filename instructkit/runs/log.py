@@ -17,6 +17,7 @@ from instructkit.files import write_atomically
 MEASURED = frozenset({"samples_per_second", "flop_utilisation", "peak_memory_gib", "peak_gpu_memory_gib"})
 """Values that differ from run to run."""
 LOSS_OF = "mean_loss/"
+EACH_LOSS = "loss/"
 CUT = "cut/"
 _READ = {"qformer": "the Q-Former's text", "instruction": "the instruction", "answer": "the answer"}
 _FEW = 3
@@ -94,9 +95,13 @@ def step_line(step: int, steps: int, values: Mapping[str, float | None]) -> str:
     """The values of a training step in a line that can be read in passing; `log.jsonl` has all of them."""
     parts = [f"step {step:,}/{steps:,}", f"loss {values['mean_loss']:.4f}", f"lr {values['learning_rate']:.2e}"]
     parts.append(f"{values['samples_per_second']:.1f} samples/s")
-    parts.append(f"{values['useful_token_share']:.0%} useful tokens")
-    parts.append(f"{values['flop_utilisation']:.0%} of peak")
+    if "useful_token_share" in values:
+        parts.append(f"{values['useful_token_share']:.0%} useful tokens")
+        parts.append(f"{values['flop_utilisation']:.0%} of peak")
     parts += [f"{value:.2f} GiB" for name, value in values.items() if name.endswith("memory_gib")]
+    losses = {name.removeprefix(EACH_LOSS): value for name, value in values.items() if name.startswith(EACH_LOSS)}
+    if losses:
+        parts.append(", ".join(f"{name} {value:.4f}" for name, value in losses.items()))
     datasets = {name.removeprefix(LOSS_OF): value for name, value in values.items() if name.startswith(LOSS_OF)}
     if 1 < len(datasets) <= _FEW:
         parts.append(", ".join(f"{name} {value:.4f}" for name, value in datasets.items()))

@@ -25,7 +25,7 @@ class Batch(NamedTuple):
     """One micro-batch.
 
     Attributes:
-        inputs: keyword arguments of `InstructBlip.answer_loss`.
+        inputs: keyword arguments of the model.
         examples: id of each row's example.
         datasets: name of each row's dataset.
         cut: which of each row's texts lost tokens to a limit (`instructkit.models.batches.Encoded`).
@@ -38,11 +38,9 @@ class Batch(NamedTuple):
     cut: Sequence[Sequence[str]] = ()
     unkept: Sequence[Path] = ()
 
-    @property
-    def targets(self) -> int:
-        """Number of target tokens."""
-        labels = self.inputs["labels"]
-        return int((labels >= 0).sum())
+    def to(self, device: torch.device) -> Batch:
+        """The same with its inputs on a device."""
+        return self._replace(inputs={name: part.to(device, non_blocking=True) for name, part in self.inputs.items()})
 
 
 class Part(NamedTuple):

@@ -19,12 +19,13 @@ Tree = dict[str, Any]
 AUTO = "auto"
 
 
-def deepspeed_settings(config: TrainingConfig, width: int) -> Tree:
+def deepspeed_settings(config: TrainingConfig, width: int | None) -> Tree:
     """What `deepspeed.initialize` gets; call when the ranks have started.
 
     Args:
         config: settings of the run.
-        width: of the LLM, from which transformers derives bucket sizes that a file leaves to it as "auto".
+        width: of the model's hidden states, from which transformers derives bucket sizes that a file leaves to it as
+            "auto"; None where the model has none, so that the file must give numbers.
 
     Raises:
         UserError: the settings or the user's file contradict each other, or DeepSpeed does not take the file.
@@ -35,7 +36,7 @@ def deepspeed_settings(config: TrainingConfig, width: int) -> Tree:
     return merged
 
 
-def merged_settings(config: TrainingConfig, width: int) -> Tree:
+def merged_settings(config: TrainingConfig, width: int | None) -> Tree:
     """As `deepspeed_settings`, for so many ranks as WORLD_SIZE says, without asking DeepSpeed; no rank need run."""
     offload = {"device": "cpu"}
     zero: Tree = {"stage": config.zero_stage}
@@ -149,13 +150,16 @@ def _agreed(config: TrainingConfig) -> dict[str, tuple[Any, str]]:
     }
 
 
-def _filled(theirs: Tree, config: TrainingConfig, width: int) -> Tree:
+def _filled(theirs: Tree, config: TrainingConfig, width: int | None) -> Tree:
     """The user's settings with every "auto" replaced, bucket sizes as transformers does it."""
     values = {key: value for key, (value, _) in _agreed(config).items()}
+    if width is not None:
+        values |= {
+            "zero_optimization.reduce_bucket_size": width * width,
+            "zero_optimization.stage3_prefetch_bucket_size": int(0.9 * width * width),
+            "zero_optimization.stage3_param_persistence_threshold": 10 * width,
+        }
     values |= {
-        "zero_optimization.reduce_bucket_size": width * width,
-        "zero_optimization.stage3_prefetch_bucket_size": int(0.9 * width * width),
-        "zero_optimization.stage3_param_persistence_threshold": 10 * width,
         "zero_optimization.offload_optimizer.device": "none" if config.offload == "none" else "cpu",
         "zero_optimization.offload_param.device": "cpu" if config.offload == "parameters" else "none",
     }

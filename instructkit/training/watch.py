@@ -15,7 +15,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from instructkit.runs.waiting import first_on_machine, on_first_rank
 from instructkit.training.best import MEAN, VALIDATION, Best, score_of
 from instructkit.training.data import Part, TrainingData
 from instructkit.training.engine import Engine, share
+from instructkit.training.objectives import Objective
 from instructkit.training.setup import parts_of
 
 
@@ -69,7 +70,7 @@ class Watch:
         if config.evaluation.every:
             image_size = engine.model.config.vision_config.image_size
             for part in parts_of(config, config.evaluation.validation):
-                self._parts.append(HeldIn(part, texts, image_size, config, self._ranks))
+                self._parts.append(HeldIn(part, texts, image_size, config, self._ranks, engine.objective))
             self._tasks = first_on_machine(lambda: [_task(config, each) for each in watched])
             self._warn()
 
@@ -95,17 +96,25 @@ class Watch:
         self._say(step, values, better, time.monotonic() - began)
         return better
 
-    def _losses(self, model: InstructBlip) -> dict[str, float]:
+    def _losses(self, model: nn.Module) -> dict[str, float]:
         sums = {part.name: share(part.sums(model, self._engine.device)) for part in self._parts}
         values = {}
         if sums:
-            values[VALIDATION] = sum(nll for nll, *_ in sums.values()) / sum(n for _, n, _ in sums.values())
+            values[VALIDATION] = self._loss(list(sums.values()))
         if len(sums) > 1:
-            values |= {f"{VALIDATION}/{name}": nll / tokens for name, (nll, tokens, _) in sums.items()}
-        for name, (_, _, cut) in sums.items():
+            values |= {f"{VALIDATION}/{name}": self._loss([each]) for name, each in sums.items()}
+        for name, (*_, cut) in sums.items():
             if cut:
                 self._log.say(f"cut       {name}: {cut:,.0f} rows of the validation lost tokens to a limit")
         return values
+
+    def _loss(self, sums: Sequence[Sequence[float]]) -> float:
+        """The weighted sum of the means, from what `HeldIn.sums` gave for some datasets."""
+        losses = self._engine.objective.losses.values()
+        return sum(
+            loss.weight * (sum(each[2 * number] for each in sums) / sum(each[2 * number + 1] for each in sums))
+            for number, loss in enumerate(losses)
+        )
 
     def _scores(self, model: InstructBlip, step: int) -> dict[str, float]:
         evaluator = Evaluator(model, self._texts)
@@ -165,39 +174,44 @@ class HeldIn:
         image_size: pixels of a side.
         config: of the run.
         ranks: the processes that share the examples out.
+        objective: what the model is trained for.
     """
 
-    def __init__(self, part: Part, texts: Texts, image_size: int, config: RunConfig, ranks: Ranks) -> None:
+    def __init__(
+        self, part: Part, texts: Texts, image_size: int, config: RunConfig, ranks: Ranks, objective: Objective
+    ) -> None:
         if not len(part.examples):
             raise UserError(f"evaluation.validation: {part.name} has no examples")
-        self.name = part.name
+        self.name, self._objective = part.name, objective
         size = config.evaluation.eval_batch_size
         self._data = TrainingData([part], texts, image_size, groups=size, seed=config.seed)
         mine = range(ranks.rank, min(config.evaluation.watch_limit, len(part.examples)), ranks.world)
         self._batches = [mine[start : start + size] for start in range(0, len(mine), size)]
 
     @torch.no_grad()
-    def sums(self, model: InstructBlip, device: torch.device) -> tuple[float, int, int]:
-        """Of this rank's share: sum of the token losses, number of target tokens, rows that a limit cut."""
-        nll, tokens, cut = 0.0, 0, 0
+    def sums(self, model: nn.Module, device: torch.device) -> list[float]:
+        """Of this rank's share: total and count of each loss in turn, then the number of rows that a limit cut."""
+        found = {name: [0.0, 0] for name in self._objective.losses}
+        cut = 0
+        dtype = next(model.parameters()).dtype
         for positions in self._batches:
             batch = self._data.batch(positions)
-            batch.inputs["pixel_values"] = batch.inputs["pixel_values"].to(model.query_tokens.dtype)
-            answer = model.answer_loss(**{name: tensor.to(device) for name, tensor in batch.inputs.items()})
-            nll += float(answer.total)
-            tokens += answer.tokens
+            batch.inputs["pixel_values"] = batch.inputs["pixel_values"].to(dtype)
+            for name, each in self._objective(model, batch.to(device)).items():
+                found[name][0] += float(each.total)
+                found[name][1] += each.count
             cut += sum(map(bool, batch.cut))
-        return nll, tokens, cut
+        return [*(number for pair in found.values() for number in pair), cut]
 
 
 @contextmanager
-def at_rest(engine: Engine) -> Iterator[InstructBlip]:
+def at_rest(engine: Engine) -> Iterator[Any]:
     """The model in evaluation mode, its weights whole on every rank; afterwards it trains on as it was.
 
     Each rank goes its own pace inside, so none may wait for the others to call as often as it does.
     """
     model, sharded = engine.model, engine.config.zero_stage == 3
-    in_step, model.most_calls = model.most_calls, int
+    in_step, model.most_calls = getattr(model, "most_calls", int), int
     with deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=sharded), _no_hooks(model, sharded):
         model.eval()
         try:

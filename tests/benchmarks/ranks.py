@@ -26,6 +26,7 @@ import torch.distributed as dist
 from instructkit.config import TrainingConfig
 from instructkit.training.data import Batch
 from instructkit.training.engine import Engine, start_ranks
+from instructkit.training.objectives import AnswerObjective
 from tests.benchmarks.mixture import Row, draw_batches, shared_batch
 from tests.benchmarks.training import OURS, configuration, make_model
 
@@ -48,6 +49,7 @@ def run_rank(options: argparse.Namespace) -> None:
     model = make_model(OURS, config, torch.device("cpu"))
     engine = Engine(
         model,
+        AnswerObjective(),
         TrainingConfig(max_steps=options.steps + 1, warmup_steps=0, learning_rate=1e-4),
         Path(options.result).parent,
     )

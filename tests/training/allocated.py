@@ -21,6 +21,7 @@ from instructkit.models.load.presets import build
 from instructkit.models.towers import prepare_towers, set_modes
 from instructkit.training.data import Batch
 from instructkit.training.engine import Engine, start_ranks
+from instructkit.training.objectives import AnswerObjective
 from instructkit.training.plan.estimate import Assumed
 from instructkit.training.plan.shapes import rows_on_shapes, shape_of
 
@@ -35,7 +36,7 @@ def measured(config: RunConfig, folder: Path) -> int:
         prepare_towers(model, config.towers, config.seed)
         model.throughput = config.throughput
         batches = [batch(model, config) for _ in range(config.training.accumulation)]
-        engine = Engine(model, config.training, folder)
+        engine = Engine(model, AnswerObjective(), config.training, folder)
         set_modes(engine.model, training=True)
         engine.step(0, batches)
         with record_function(STEP):

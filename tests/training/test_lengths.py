@@ -17,6 +17,7 @@ from instructkit.models.batches import Limits
 from instructkit.models.positions import Positions
 from instructkit.runs.ranks import Ranks
 from instructkit.training.data import Part, TrainingData
+from instructkit.training.objectives import AnswerObjective
 from instructkit.training.watch import HeldIn
 from tests.test_examples import write_dataset
 from tests.tiny import tiny_model
@@ -81,5 +82,5 @@ def test_rows_of_the_validation_that_were_cut_are_counted(tmp_path: Path) -> Non
     model, texts = tiny_model(limits=Limits(instruction=20, answer=20))
     config = load_config(Path(__file__).with_name("mini.yaml"), ["evaluation.eval_batch_size=2"])
     for rank, counted in ((0, 0), (1, 1)):
-        *_, cut = HeldIn(part, texts, 16, config, Ranks(rank, 2)).sums(model, torch.device("cpu"))
+        *_, cut = HeldIn(part, texts, 16, config, Ranks(rank, 2), AnswerObjective()).sums(model, torch.device("cpu"))
         assert cut == counted

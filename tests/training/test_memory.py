@@ -20,6 +20,7 @@ from instructkit.prompts.templates import Prompt
 from instructkit.training.checkpoints import save_checkpoint
 from instructkit.training.data import Batch
 from instructkit.training.engine import Engine, start_ranks
+from instructkit.training.objectives import AnswerObjective
 from tests.tiny import tiny_model
 
 def held(dtype):
@@ -36,7 +37,8 @@ def count(stage, precision, folder):
     model.language_projection.requires_grad_(True)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    engine = Engine(model, TrainingConfig(precision=precision, zero_stage=stage, warmup_steps=0), folder)
+    settings = TrainingConfig(precision=precision, zero_stage=stage, warmup_steps=0)
+    engine = Engine(model, AnswerObjective(), settings, folder)
     prompts = [Prompt("a/b/0", "t", "what color is the shape?", "red", ["0"])]
     distinct, sharing = share_images([prompt.images for prompt in prompts])
     inputs = {"pixel_values": torch.randn(1, 3, 16, 16), **sharing, **texts.rows(texts.encode(prompts), [1])}

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from instructkit.config import ThroughputConfig
-from instructkit.models.instruct_blip import AnswerLoss
 from instructkit.prompts.templates import Prompt
 from instructkit.runs.log import step_line
 from instructkit.training import meter as meters
 from instructkit.training.data import Batch
 from instructkit.training.flops import llm_work
 from instructkit.training.meter import Meter
+from instructkit.training.objectives import AnswerObjective, LossSum
 from tests.tiny import tiny_model
 from tests.training.mini import log, repeatable
 
@@ -29,6 +29,11 @@ def inputs(texts: Any) -> dict[str, torch.Tensor]:
         "image_rows": torch.arange(3),
         **texts.rows(texts.encode(prompts), [1, 1, 1]),
     }
+
+
+def said(rows: list[float]) -> dict[str, LossSum]:
+    """What the model made of a batch."""
+    return {"nll": LossSum(torch.tensor(sum(rows)), 0, torch.tensor(rows))}
 
 
 @pytest.mark.parametrize("packing", [True, False])
@@ -58,14 +63,14 @@ def test_losses_are_means_over_the_target_tokens_of_each_dataset(monkeypatch):
     monkeypatch.setattr(meters, "share", list)
     monkeypatch.setattr(meters, "largest", list)
     model, texts = tiny_model()
-    meter = Meter(model, ["vqa", "captions", "never"], torch.device("cpu"))
+    meter = Meter(AnswerObjective(), model, ["vqa", "captions", "never"], torch.device("cpu"))
     batch = inputs(texts)
     targets = (batch["labels"] >= 0).sum(1).tolist()
     with meter.timed():
-        meter.add(Batch(batch, list("abc"), ["vqa", "captions", "vqa"]), AnswerLoss(None, 0, torch.tensor([3.0, 4, 5])))
+        meter.add(Batch(batch, list("abc"), ["vqa", "captions", "vqa"]), said([3.0, 4, 5]))
     meter.restore(list(meter.state()))
     with meter.timed():
-        meter.add(Batch(batch, list("abc"), ["captions"] * 3), AnswerLoss(None, 0, torch.tensor([1.0, 1, 1])))
+        meter.add(Batch(batch, list("abc"), ["captions"] * 3), said([1.0, 1, 1]))
     first, second, third = targets
     values = meter.read()
     assert values["mean_loss"] == pytest.approx(15 / (2 * sum(targets)))
@@ -78,7 +83,7 @@ def test_losses_are_means_over_the_target_tokens_of_each_dataset(monkeypatch):
     assert line.startswith(f"step 1,200/60,000  loss {values['mean_loss']:.4f}  lr 1.00e-05  ")
     assert f"vqa {values['mean_loss/vqa']:.4f}, captions" in line
     with meter.timed():
-        meter.add(Batch(batch, list("abc"), ["vqa"] * 3), AnswerLoss(None, 0, torch.tensor([1.0, 1, 1])))
+        meter.add(Batch(batch, list("abc"), ["vqa"] * 3), said([1.0, 1, 1]))
     assert meter.read()["mean_loss"] == pytest.approx(3 / sum(targets))
 
 
@@ -86,14 +91,14 @@ def test_cut_texts_are_counted_by_dataset_from_the_first_step_on(monkeypatch):
     monkeypatch.setattr(meters, "share", lambda values: [2 * value for value in values])  # two ranks alike
     monkeypatch.setattr(meters, "largest", list)
     model, texts = tiny_model()
-    batch, answer = inputs(texts), AnswerLoss(None, 0, torch.ones(3))
+    batch, answer = inputs(texts), said([1.0, 1, 1])
     cut = [("qformer", "instruction"), (), ("qformer", "answer")]
-    meter = Meter(model, ["vqa", "captions"], torch.device("cpu"))
+    meter = Meter(AnswerObjective(), model, ["vqa", "captions"], torch.device("cpu"))
     expected = {"cut/qformer/vqa": 4, "cut/instruction/vqa": 2, "cut/answer/vqa": 2}
     for lines in (1, 2, 3):
         with meter.timed():
             meter.add(Batch(batch, list("abc"), ["vqa", "captions", "vqa"], cut), answer)
-        again = Meter(model, ["vqa", "captions"], torch.device("cpu"))
+        again = Meter(AnswerObjective(), model, ["vqa", "captions"], torch.device("cpu"))
         again.restore(list(meter.state()))
         with again.timed():
             pass
