@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from textwrap import shorten
 from typing import Annotated, Any
 
 import typer
@@ -21,10 +22,17 @@ app = typer.Typer(
     name="instructkit",
     help="Instruction tuning of vision-language models the InstructBLIP way.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+ModelName = Annotated[str, typer.Option("--model", help="Folder of a model, a published size's name or a hub name.")]
+Device = Annotated[str | None, typer.Option(help="cuda, cuda:N or cpu. Default: the GPU, where there is one.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+AllowPackages = Annotated[
+    bool, typer.Option("--allow-packages", help="Let the model's folder name a Python package for its LLM.")
+]
 
 
 def main() -> None:
@@ -226,6 +234,127 @@ def evaluate(
         raise typer.Exit(1)
 
 
+def _benchmarks() -> list[str]:
+    from instructkit.prompts.protocols import benchmarks
+
+    return benchmarks()
+
+
+@app.command()
+def ask(
+    words: Annotated[
+        list[str], typer.Argument(metavar='PHOTO... "QUESTION"', help='Or FOLDER "QUESTION", or questions.jsonl.')
+    ],
+    model: ModelName,
+    beams: Annotated[int | None, typer.Option(help="Width of the beam search. Default: 1, or the protocol's.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Default: 256, or the protocol's.")] = None,
+    candidates: Annotated[str | None, typer.Option(help="Rank these, with commas: yes,no.")] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(help="Ask as this benchmark: its prompt, decoding, candidates.", autocompletion=_benchmarks),
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Converted datasets, if the protocol ranks their answers.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write to this file: .csv or .jsonl.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions a forward pass.")] = 32,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    allow_packages: AllowPackages = False,
+) -> None:
+    """Ask a model about photos or a video; a folder or a .jsonl file gives CSV, a line an answer.
+
+    Without --protocol the model reads the question as it stands, and its answer is printed as it is made.
+    """
+    load = _loader(model, device, dtype, allow_packages)
+    from instructkit.evaluation.ask import ask as answer
+
+    given = {"num_beams": beams, "max_new_tokens": max_new_tokens}
+    done = answer(
+        words,
+        load,
+        protocol=protocol,
+        candidates=[each.strip() for each in candidates.split(",")] if candidates is not None else None,
+        decoding={name: value for name, value in given.items() if value is not None},
+        data=data,
+        as_json=as_json,
+        out=out,
+        batch_size=batch_size,
+    )
+    if not done:
+        raise typer.Exit(1)
+
+
+@app.command()
+def chat(
+    photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="Pictures, or one video.")],
+    model: ModelName,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    allow_packages: AllowPackages = False,
+) -> None:
+    """Talk with a model about a photo: a question a line, Ctrl-D ends. Earlier rounds stand in front of a question."""
+    load = _loader(model, device, dtype, allow_packages)
+    from instructkit.evaluation.ask import chat as talk
+
+    talk(photos, load, _typed_lines(), lambda line: print(line, file=sys.stderr))
+
+
+@app.command("export")
+def export_model(
+    model: Annotated[str, typer.Argument(help="Folder of a model, a published size's name or a hub name.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; must be new or empty.")],
+    dtype: Dtype = "float32",
+    allow_packages: AllowPackages = False,
+) -> None:
+    """Write a model whole, its LoRA merged, as one folder that plain transformers opens, with its processor."""
+    from instructkit.models.save import export
+
+    print(export(model, out, dtype=dtype, allow_packages=allow_packages))
+
+
+@app.command("configs")
+def list_configs() -> None:
+    """List the configs that `train`, `plan` and the recipes find by name."""
+    from instructkit.config import config_names, described
+    from instructkit.conversion.catalogue import table
+
+    rows = [
+        (name, shorten(described(path), 100, placeholder=" ..."), str(path)) for name, path in config_names().items()
+    ]
+    print(table([("config", "what it trains", "file"), *rows]))
+
+
+@app.command("benchmarks")
+def list_benchmarks() -> None:
+    """List the benchmarks: for `evaluate --benchmarks` and `ask --protocol`."""
+    from instructkit.conversion.catalogue import table
+    from instructkit.prompts.protocols import load_protocol
+
+    rows = [
+        (
+            each.benchmark,
+            f"v{each.version}",
+            each.title,
+            each.role,
+            f"{each.source}/{each.split}",
+            each.mode,
+            each.metric,
+        )
+        for each in map(load_protocol, _benchmarks())
+    ]
+    print(table([("benchmark", "version", "title", "role", "split", "mode", "metric"), *rows]))
+
+
+@app.command()
+def completion(shell: Annotated[str, typer.Argument(help="bash, zsh or fish.")]) -> None:
+    """Print what completes this command in a shell: instructkit completion bash >> ~/.bashrc."""
+    from typer.completion import get_completion_script
+
+    if shell not in ("bash", "zsh", "fish"):
+        raise UserError(f"completion for {shell!r}: there are bash, zsh and fish")
+    print(get_completion_script(prog_name="instructkit", complete_var="_INSTRUCTKIT_COMPLETE", shell=shell))
+
+
 @app.command("plan")
 def plan_run(
     config: Annotated[str, typer.Option(help="YAML file of a run, or the name of one in recipes/configs.")],
@@ -351,6 +480,25 @@ def _counts(text: str) -> list[int]:
     if not counts or min(counts) < 1:
         raise UserError(f"--gpus {text}: must be a number of GPUs, or several with commas, such as 64,512")
     return counts
+
+
+def _loader(model: str, device: str | None, dtype: str, allow_packages: bool) -> Any:
+    """What loads a model, when it is called."""
+    from instructkit.runs.cores import share_cores
+
+    share_cores()  # before torch is loaded
+    from instructkit.evaluation.assistant import load_model
+
+    return lambda: load_model(model, device, dtype, allow_packages)
+
+
+def _typed_lines() -> Iterator[str]:
+    """Lines of the console, or of what stands in its place, to their end."""
+    while True:
+        try:
+            yield input("> " if sys.stdin.isatty() else "")
+        except (EOFError, KeyboardInterrupt):
+            return
 
 
 @contextmanager

@@ -9,7 +9,9 @@ A word names a key with its group (`training.max_steps`) or, where no two groups
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -280,19 +282,37 @@ def load_config(path: Path, words: Sequence[str] = ()) -> RunConfig:
         raise UserError(f"{path}{' with ' + ' '.join(words) if words else ''}: {error}") from error
 
 
+def recipes_folder() -> Path:
+    """The folder `recipes/`: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
+def config_names() -> dict[str, Path]:
+    """The configs that are found by name, sorted: those of `recipes/configs` here, then those that are shipped."""
+    folders = [recipes_folder() / "configs", Path("recipes") / "configs"]
+    return dict(sorted((path.stem, path) for folder in folders for path in folder.glob("*.yaml")))
+
+
+def described(config: Path) -> str:
+    """The first sentence of a config file's heading comment."""
+    lines = takewhile(lambda line: line.startswith("# "), config.read_text(encoding="utf-8").splitlines())
+    return re.split(r"(?<=\w)\.(?: |$)", " ".join(line[2:] for line in lines), maxsplit=1)[0]
+
+
 def find_config(name: str) -> Path:
-    """A config file by its path, or by its name in `recipes/configs` of this folder or of the checkout.
+    """A config file by its path, or by its name in `recipes/configs` of this folder or of the toolkit.
 
     Raises:
         UserError: there is none.
     """
     if Path(name).is_file() or name.endswith((".yaml", ".yml")):
         return Path(name)
-    folders = [root / "recipes" / "configs" for root in (Path(), Path(__file__).resolve().parents[1])]
-    found = [folder / f"{name}.yaml" for folder in folders if (folder / f"{name}.yaml").is_file()]
-    if not found:
-        raise UserError(f"{name}: no such config file, and recipes/configs has none of that name")
-    return found[0]
+    known = config_names()
+    if name not in known:
+        raise UserError(f"{name}: no such config file, and no config has that name; {did_you_mean(name, list(known))}")
+    return known[name]
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:

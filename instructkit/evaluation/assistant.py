@@ -43,7 +43,7 @@ Asked = str | Example | None
 
 GREEDY = Decoding(num_beams=1, max_new_tokens=256)
 _SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-_LINES = ("question", "statement", "context")
+LINES = ("question", "statement", "context")
 
 
 class Model:
@@ -353,8 +353,12 @@ def example_of(asked: Asked, protocol: Protocol, candidates: Sequence[str] | Non
     if isinstance(asked, Example):
         example = msgspec.structs.replace(asked, id=f"{name} ({asked.id})" if asked.id else name)
     else:
-        example = msgspec.structs.replace(Example(id=name), **_line(asked, protocol, name))
+        example = msgspec.structs.replace(Example(id=name), **line_of(asked, protocol, name))
     if candidates is None:
+        if protocol.mode == "rank" and protocol.candidates == "choices" and not example.choices:
+            raise UserError(
+                f"{name}: no candidates are given, which protocol {protocol.benchmark} ranks for each question"
+            )
         return example
     if isinstance(candidates, str) or not all(isinstance(each, str) and each.strip() for each in candidates):
         raise UserError(f"{name}: candidates are a list of texts, none of them blank, not {candidates!r}"[:300])
@@ -382,10 +386,14 @@ def example_about(photos: Sequence[Path | str], example: Example) -> Example:
     return msgspec.structs.replace(example, images=[] if films else paths, video=films[0] if films else None)
 
 
-def _line(asked: str | None, protocol: Protocol, name: str) -> dict[str, str]:
-    """The field that holds the question's words."""
+def line_of(asked: str | None, protocol: Protocol, name: str) -> dict[str, str]:
+    """The words of a question by the field that holds them: the line that the protocol's prompt has.
+
+    Raises:
+        UserError: there are no words, or the protocol has no line for them.
+    """
     fields = protocol.compiled.fields
-    place = next((line for line in _LINES if line in fields), None)
+    place = next((line for line in LINES if line in fields), None)
     if asked is None and place is None:
         return {}
     if place is None:

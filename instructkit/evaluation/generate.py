@@ -13,7 +13,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     RepetitionPenaltyLogitsProcessor,
-    TextStreamer,
 )
 from transformers.generation.streamers import BaseStreamer
 
@@ -98,17 +97,34 @@ def generate_ids(
     return ids
 
 
-class _Pieces(TextStreamer):
-    """Hands finished words of a text on as they come."""
+class _Pieces(BaseStreamer):
+    """Hands a text on word by word; the pieces together are what decoding all tokens at once gives."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, take: Callable[[str], object]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.take = take
+        self.tokenizer, self.take = tokenizer, take
+        self.ids: list[int] = []
+        self.prompt, self.said = True, 0
 
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """What transformers calls with each piece."""
-        if text:
-            self.take(text)
+    def put(self, value: Tensor) -> None:
+        """What transformers calls first with the prompt, which is embeddings here, then with each token."""
+        if self.prompt:
+            self.prompt = False
+            return
+        self.ids += value.flatten().tolist()
+        text = self._text()
+        self._say(text[: text.rfind(" ") + 1].rstrip())  # the last word may still grow
+
+    def end(self) -> None:
+        """What transformers calls behind the last token."""
+        self._say(self._text())
+
+    def _text(self) -> str:
+        return str(self.tokenizer.decode(self.ids, skip_special_tokens=True)).strip()
+
+    def _say(self, text: str) -> None:
+        if len(text) > self.said:
+            self.take(text[self.said :])
+            self.said = len(text)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, BlipImageProcessorPil, InstructBlipProce
 
 from instructkit.data.media import CLIP_MEAN, CLIP_STD
 from instructkit.errors import UserError
+from instructkit.files import writing
 from instructkit.models.batches import Limits, Texts
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.load.bases import check_package
@@ -125,6 +126,34 @@ def load_model(
         UserError: there is no such model, it is no InstructBLIP, or a folder names a package without leave.
     """
     return _load(name, limits, allow_packages, base_places(name) if places is None else places, (), options)
+
+
+def export(name: str, out: Path, dtype: str = "float32", allow_packages: bool = False) -> str:
+    """Write a model whole into one folder, what was trained by LoRA merged into its weights.
+
+    Args:
+        name: as for `load_model`.
+        out: folder to write, new or empty.
+        dtype: of the weights that are written.
+        allow_packages: as for `load_model`.
+
+    Returns:
+        What opens the folder, in a line for people.
+
+    Raises:
+        UserError: there is no such model, its LLM is quantised, or the folder cannot be written.
+    """
+    kind = getattr(torch, dtype, None)
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise UserError(f"dtype {dtype!r}: there are float32, bfloat16 and float16")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: is there already; name a new folder")
+    model, texts = load_model(name, allow_packages=allow_packages, dtype=kind)
+    with writing(out):
+        save_model(model, texts, out)
+    if isinstance(model.vision_model, VisionEncoder):
+        return f"wrote {out}: its image encoder is not InstructBLIP's, so instructkit alone opens it (ik.load_model)"
+    return f"wrote {out}: InstructBlipForConditionalGeneration and InstructBlipProcessor of transformers open it"
 
 
 def _load(
