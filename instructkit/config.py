@@ -10,21 +10,23 @@ A word names a key with its group (`training.max_steps`) or, where no two groups
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin, get_type_hints
 
 import msgspec
-import yaml
 from msgspec import Meta
 
-from instructkit.errors import UserError, did_you_mean
+from instructkit.errors import QUOTED, UserError, did_you_mean, quote
+from instructkit.files import NOT_BLANK, fit, parse_yaml, read_yaml
 
-Positive = Annotated[int, Meta(ge=1)]
-Count = Annotated[int, Meta(ge=0)]
+Text = Annotated[str, Meta(pattern=NOT_BLANK)]
+Positive = Annotated[int, Meta(ge=1, le=10**9)]
+Count = Annotated[int, Meta(ge=0, le=10**9)]
+Factor = Annotated[float, Meta(ge=0, le=1e6)]
 Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-Share = Annotated[float, Meta(ge=0, le=1)]
+Decay = Annotated[float, Meta(ge=0, lt=1)]
 Setting = Literal["frozen", "lora", "full"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -52,11 +54,11 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         vocabulary: at most so many tokens in each tokenizer that a preset trains on its own text.
     """
 
-    name: str = "nano"
-    vision: str | None = None
-    vision_layer: int | None = None
-    qformer: str | None = None
-    llm: str | None = None
+    name: Text = "nano"
+    vision: Text | None = None
+    vision_layer: Annotated[int, Meta(ge=-10_000, le=10_000)] | None = None
+    qformer: Text | None = None
+    llm: Text | None = None
     llm_bits: Literal[4, 8] | None = None
     allow_packages: bool = False
     instruction_aware: bool = True
@@ -92,7 +94,7 @@ class TowersConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     llm: Setting = "frozen"
     lora_rank: Positive = 8
     lora_alpha: Positive = 16
-    lora_targets: list[str] = []
+    lora_targets: list[Text] = []
 
 
 class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -112,13 +114,13 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         answer_tokens: targets are cut to so many LLM tokens.
     """
 
-    root: str = "data"
-    train: Annotated[list[str], Meta(min_length=1)] = msgspec.field(default_factory=lambda: ["easy_vqa"])
-    raw: dict[str, str] = {}
-    weights: dict[str, Annotated[float, Meta(ge=0)]] = {}
+    root: Text = "data"
+    train: Annotated[list[Text], Meta(min_length=1)] = msgspec.field(default_factory=lambda: ["easy_vqa"])
+    raw: dict[Text, Text] = {}
+    weights: dict[Text, Factor] = {}
     group_size: Positive = 1
     augment: bool = False
-    workers: Count = 0
+    workers: Annotated[int, Meta(ge=0, le=1024)] = 0
     instruction_tokens: Positive = 128
     answer_tokens: Positive = 256
 
@@ -158,17 +160,17 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batch_size: Positive = 32
     accumulation: Positive = 1
     optimizer: Literal["adamw", "muon"] = "adamw"
-    learning_rate: Annotated[float, Meta(gt=0)] = 1e-5
+    learning_rate: Annotated[float, Meta(gt=0, le=1e6)] = 1e-5
     warmup_steps: Count = 1000
-    warmup_from: Annotated[float, Meta(ge=0)] = 1e-8
-    min_learning_rate: Annotated[float, Meta(ge=0)] = 0.0
-    weight_decay: Annotated[float, Meta(ge=0)] = 0.05
-    betas: tuple[Share, Share] = (0.9, 0.999)
-    gradient_clipping: Annotated[float, Meta(ge=0)] = 1.0
+    warmup_from: Factor = 1e-8
+    min_learning_rate: Factor = 0.0
+    weight_decay: Factor = 0.05
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    gradient_clipping: Factor = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 0
     offload: Literal["none", "optimizer", "parameters"] = "none"
-    deepspeed: str | None = None
+    deepspeed: Text | None = None
     activation_checkpointing: bool = False
     compile: bool = False
     log_every: Positive = 10
@@ -194,7 +196,7 @@ class ThroughputConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     share_keys: bool = True
     packing: bool = True
     answers_only: bool = True
-    feature_cache: str | None = None
+    feature_cache: Text | None = None
 
 
 class EvaluationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -215,15 +217,15 @@ class EvaluationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         patience: training stops after so many of these evaluations without a gain; null never stops it.
     """
 
-    benchmarks: list[str] = []
+    benchmarks: list[Text] = []
     limit: Positive | None = None
     eval_batch_size: Positive = 64
     dtype: Dtype | None = None
     every: Count = 0
-    watch: list[str] = []
-    validation: list[str] = []
+    watch: list[Text] = []
+    validation: list[Text] = []
     watch_limit: Positive = 200
-    best: str | None = None
+    best: Text | None = None
     patience: Positive | None = None
 
 
@@ -237,10 +239,10 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         project: project on Weights & Biases; used where a key or WANDB_MODE=offline is set.
     """
 
-    output: str = "runs/easy_vqa"
+    output: Text = "runs/easy_vqa"
     seed: Seed = 0
     resume: bool = False
-    project: str = "instructkit"
+    project: Text = "instructkit"
     model: ModelConfig = ModelConfig()
     towers: TowersConfig = TowersConfig()
     data: DataConfig = DataConfig()
@@ -263,23 +265,49 @@ def load_config(path: Path, words: Sequence[str] = ()) -> RunConfig:
     """Read a config file and put `key=value` words over it.
 
     Raises:
-        UserError: a missing file, an unknown key, a value of the wrong type or out of range.
+        UserError: a missing file, an unknown key, a value of the wrong type or out of range, settings that contradict
+            each other.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such config file")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: a config is a mapping of keys to values")
-    _check_keys(tree, str(path))
+    tree = _read(path)
+    config: RunConfig = fit(tree, RunConfig, str(path))
     for word in words:
         _override(tree, word)
-    try:
-        return msgspec.convert(_numbers(tree), RunConfig)
-    except msgspec.ValidationError as error:
-        raise UserError(f"{path}{' with ' + ' '.join(words) if words else ''}: {error}") from error
+        config = fit(tree, RunConfig, quote(word))
+    for problem in _contradictions(config):
+        raise UserError(f"{path}{' with ' + quote(' '.join(words)) if words else ''}: {problem}")
+    return config
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such config file")
+    tree = read_yaml(path)
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a config is a mapping of keys to values, not {quote(tree)}")
+    return tree
+
+
+def _contradictions(config: RunConfig) -> Iterator[str]:
+    """Settings that one by one are right but not together."""
+    towers, training, evaluation = config.towers, config.training, config.evaluation
+    trained = (towers.vision, towers.qformer, towers.llm)
+    if set(trained) == {"frozen"}:
+        yield "towers.vision, towers.qformer and towers.llm are frozen, so there is nothing to train; set one to full"
+    if towers.lora_targets and "lora" not in trained:
+        yield "towers.lora_targets picks layers for LoRA, but no tower is set to lora"
+    for name in ("warmup_from", "min_learning_rate"):
+        if (value := getattr(training, name)) > training.learning_rate:
+            yield f"training.{name} = {value:g} is above training.learning_rate = {training.learning_rate:g}"
+    for key, entries in (
+        ("data.train", config.data.train),
+        ("evaluation.benchmarks", evaluation.benchmarks),
+        ("evaluation.watch", evaluation.watch),
+        ("evaluation.validation", evaluation.validation),
+    ):
+        if twice := [entry for number, entry in enumerate(entries) if entry in entries[:number]]:
+            yield f"{key} names {quote(twice[0])} twice"
 
 
 def recipes_folder() -> Path:
@@ -321,34 +349,21 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
     return plain
 
 
-def _check_keys(tree: dict[str, Any], where: str) -> None:
-    for key, value in tree.items():
-        if key not in RunConfig.__struct_fields__:
-            raise UserError(f"{where}: unknown key {key!r}{_near(key, list(RunConfig.__struct_fields__))}")
-        if key in GROUPS:
-            if not isinstance(value, dict):
-                raise UserError(f"{where}: {key} is a group of keys, not {value!r}")
-            known = list(GROUPS[key].__struct_fields__)
-            for inner in value:
-                if inner not in known:
-                    raise UserError(f"{where}: unknown key {key}.{inner}{_near(str(inner), known)}")
-
-
 def _override(tree: dict[str, Any], word: str) -> None:
     key, sign, text = word.partition("=")
     if not sign:
-        raise UserError(f"{word!r}: settings are given as key=value, such as max_steps=20")
+        raise UserError(f"{quote(word)}: settings are given as key=value, such as max_steps=20")
     path = _locate(key)
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{word!r}: the value is no YAML") from error
+    value = parse_yaml(text, quote(word))
     if key == "data" and isinstance(value, str):
         _train_on_own(tree.setdefault("data", {}), value)
         return
     for part in path[:-1]:
         tree = tree.setdefault(part, {})
-    tree[path[-1]] = value
+    if path[0] in GROUPS and len(path) == 1 and isinstance(value, dict):
+        tree.setdefault(key, {}).update(value)
+    else:
+        tree[path[-1]] = value
 
 
 def _train_on_own(data: dict[str, Any], place: str) -> None:
@@ -358,40 +373,35 @@ def _train_on_own(data: dict[str, Any], place: str) -> None:
 
 
 def _locate(key: str) -> list[str]:
-    """Where a key stands: itself at the top, in the group it names, or in the only group that has it."""
-    parts = key.split(".")
-    if parts[0] in GROUPS and len(parts) > 1:
-        known = list(GROUPS[parts[0]].__struct_fields__)
-        if parts[1] in known:
-            return parts
-        raise UserError(f"unknown key {key}{_near(parts[1], known)}")
-    if len(parts) == 1 and key in RunConfig.__struct_fields__:
-        return parts
-    groups = [name for name, group in GROUPS.items() if parts[0] in group.__struct_fields__]
-    if len(groups) == 1:
-        return [groups[0], *parts]
-    if groups:
-        raise UserError(f"key {key} is in several groups: write {' or '.join(f'{group}.{key}' for group in groups)}")
-    everything = [
-        *RunConfig.__struct_fields__,
-        *(field for group in GROUPS.values() for field in group.__struct_fields__),
-    ]
-    raise UserError(f"unknown key {key}{_near(parts[0], everything)}")
+    """Where a key stands: itself at the top, in the group it names, or in the only group that has it.
+
+    Behind a setting that is a mapping, such as `data.weights`, stands one of its keys, whatever letters that has.
+    """
+    first, *more = key.split(".")
+    if first in GROUPS and more:
+        known = GROUPS[first].__struct_fields__
+        if more[0] not in known:
+            raise UserError(f"unknown key {_shown(key)}; {did_you_mean(more[0], known)}")
+        path, inner = [first, more[0]], more[1:]
+    elif first in RunConfig.__struct_fields__:
+        path, inner = [first], more
+    else:
+        groups = [name for name, group in GROUPS.items() if first in group.__struct_fields__]
+        if not groups:
+            everything = [*RunConfig.__struct_fields__]
+            everything += [field for group in GROUPS.values() for field in group.__struct_fields__]
+            raise UserError(f"unknown key {_shown(key)}; {did_you_mean(first, everything)}")
+        if len(groups) > 1:
+            names = " or ".join(f"{group}.{key}" for group in groups)
+            raise UserError(f"key {_shown(key)} is in several groups: write {names}")
+        path, inner = [groups[0], first], more
+    if inner:
+        kind = get_type_hints(GROUPS[path[0]])[path[1]] if len(path) > 1 else None
+        if get_origin(kind) is not dict:
+            raise UserError(f"unknown key {_shown(key)}; {'.'.join(path)} is a single value")
+        path.append(".".join(inner))
+    return path
 
 
-def _near(key: str, known: Sequence[str]) -> str:
-    return f"; {did_you_mean(key, known)}"
-
-
-def _numbers(value: Any) -> Any:
-    """YAML 1.1 reads 1e-5, without a point, as text; people mean the number."""
-    if isinstance(value, dict):
-        return {key: _numbers(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_numbers(inner) for inner in value]
-    if isinstance(value, str) and value[:1].isdigit() and "e" in value:
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+def _shown(key: str) -> str:
+    return key if key.isprintable() and len(key) <= QUOTED else quote(key)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
 
-from instructkit.config import TrainingConfig, load_config, to_dict
+import pytest
+import yaml
+
+from instructkit.config import GROUPS, RunConfig, TrainingConfig, load_config, to_dict
 from instructkit.errors import UserError
+from instructkit.prompts.protocols import Protocol, load_protocol
+from instructkit.prompts.templates import Templates
 
 
 @pytest.fixture
@@ -32,14 +40,14 @@ def test_words_go_over_the_file_and_the_file_over_the_defaults(config):
         (["training.max_step=7"], "unknown key training.max_step; did you mean max_steps"),
         (["nonsense=7"], "unknown key nonsense; there are output, seed"),
         (["max_steps"], "settings are given as key=value"),
-        (["max_steps=many"], r"Expected `int`, got `str` - at `\$.training.max_steps`"),
-        (["max_steps=0"], r"Expected `int` >= 1 - at `\$.training.max_steps`"),
-        (["zero_stage=4"], r"Invalid enum value 4 - at `\$.training.zero_stage`"),
-        (["towers.llm=quantised"], r"Invalid enum value 'quantised' - at `\$.towers.llm`"),
-        (["betas=[0.9]"], r"length 2, got 1 - at `\$.training.betas`"),
-        (["data.train=[]"], r"length >= 1 - at `\$.data.train`"),
+        (["max_steps=many"], "training.max_steps = 'many': Expected `int`, got `str`"),
+        (["max_steps=0"], "training.max_steps = 0: Expected `int` >= 1"),
+        (["zero_stage=4"], "training.zero_stage = 4: Expected 0, 1, 2 or 3"),
+        (["towers.llm=quantised"], "towers.llm = 'quantised': Expected frozen, lora or full"),
+        (["betas=[0.9]"], r"training.betas = \[0.9\]: .*length 2, got 1"),
+        (["data.train=[]"], r"data.train = \[\]: .*length >= 1"),
         (["data.weights.okvqa=-1"], r">= 0"),
-        (["seed={"], "the value is no YAML"),
+        (["seed={"], "'seed={': line 1: "),
     ],
 )
 def test_what_is_wrong_with_a_word_is_said_in_one_line(config, words, message):
@@ -51,7 +59,7 @@ def test_what_is_wrong_with_a_word_is_said_in_one_line(config, words, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("modell: {}", "unknown key 'modell'; did you mean model"),
+        ("modell: {}", "unknown key modell; did you mean model"),
         ("model:\n  nam: nano", "unknown key model.nam; did you mean name"),
         ("training: 5", "training is a group of keys, not 5"),
         ("- a", "a config is a mapping"),
@@ -78,3 +86,180 @@ def test_a_short_key_that_two_groups_have_is_ambiguous(config, monkeypatch):
     monkeypatch.setattr(module, "GROUPS", {**module.GROUPS, "data": TrainingConfig})
     with pytest.raises(UserError, match=r"in several groups: write data\.max_steps or training\.max_steps"):
         load_config(config, ["max_steps=7"])
+
+
+def fields() -> Iterator[tuple[str, Any]]:
+    """Every setting with its type."""
+    for name, kind in get_type_hints(RunConfig).items():
+        if name not in GROUPS:
+            yield name, kind
+    for group, struct in GROUPS.items():
+        for name, kind in get_type_hints(struct).items():
+            yield f"{group}.{name}", kind
+
+
+def wrong_values(kind: Any) -> Iterator[Any]:
+    """YAML texts that no setting of this type takes."""
+    options = [part for part in get_args(kind) if part is not type(None)] if type(None) in get_args(kind) else [kind]
+    yield from [
+        ".inf",
+        "-.inf",
+        ".nan",
+        "1e999",
+        '"\\uD800"',
+        "{a: {b: 1}}",
+        "[[1]]",
+    ]
+    if bool not in options:
+        yield "true"
+    if int in options:
+        yield from ["-1000000", "1.5", "many", "'3'", "9" * 30, "010", "1:30", "2024-01-01"]
+    elif float in options:
+        yield from ["-0.5", "many", "1e300", "9" * 400]
+    elif str in options:
+        yield from ["5", "''", "' '", "[]", '"\\0"', "1.5"]
+    elif bool in options:
+        yield from ["0", "'yes'", "maybe"]
+    elif any(get_origin(part) is list for part in options):
+        yield from ["easy_vqa", "[1]", "['']", "[null]", "{}"]
+    elif any(get_origin(part) is dict for part in options):
+        yield from ["[]", "x", "{a: []}", "{a: -1}", "{'': 1}"]
+    else:
+        yield from ["nonsense", "-1", "7", "[x, y]"]
+
+
+@pytest.mark.parametrize(("name", "kind"), fields(), ids=lambda value: value if isinstance(value, str) else "")
+def test_no_setting_takes_a_value_of_another_kind(tmp_path: Path, name: str, kind: Any) -> None:
+    group, _, key = name.rpartition(".")
+    path = tmp_path / "run.yaml"
+    for text in wrong_values(kind):
+        path.write_text(f"{group}:\n  {key}: {text}\n" if group else f"{key}: {text}\n")
+        with pytest.raises(UserError) as of_file:
+            load_config(path)
+        assert str(of_file.value).startswith(f"{path}: "), text
+        assert name in str(of_file.value), text
+        path.write_text("{}")
+        with pytest.raises(UserError) as of_word:
+            load_config(path, [f"{name}={text}"])
+        assert name in str(of_word.value), text
+        for message in (str(of_file.value), str(of_word.value)):
+            assert message.isprintable(), text
+            assert len(message) < 1000, text
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, "line 6: holds more than 100,000 values, aliases written out"),
+        ("data: {train: &a [*a]}", "line 1: a value holds itself"),
+        ("data: {train: " + "[" * 2000 + "]" * 2000 + "}", "is nested too deeply"),
+        ("1: 2", "line 1: a key is a text, not 1"),
+        ("null: 2", "line 1: a key is a text, not null"),
+        ("true: 2", "line 1: a key is a text, not true"),
+        ("2.5: 2", "line 1: a key is a text, not 2.5"),
+        ("? [a]\n: 2", "line 1: a key is a text, not a list or mapping"),
+        ("training: {max_steps: 5, max_steps: 7}", "line 1: the key 'max_steps' stands twice"),
+        ("training: {max_steps: 5}\nseed: 1\ntraining: {batch_size: 7}", "line 3: the key 'training' stands twice"),
+        ("data:\n  weights:\n    easy_vqa: 1\n    easy_vqa: 2", "line 4: the key 'easy_vqa' stands twice"),
+        ('data: {raw: {"\\uD800": x}}', "data.raw = "),
+        ("seed: " + "9" * 5000, "Exceeds the limit"),
+        ("output: !!python/object:os.system x", "line 1: "),
+        ("output: !!binary aGk=", "line 1: "),
+        ("seed: 1\n---\nseed: 2", "line 2: "),
+        ("training: {betas: [1, 1]}", r"training.betas\[0\] = 1: Expected `float` < 1"),
+        ("training: {warmup_from: 1}", "training.warmup_from = 1 is above training.learning_rate = 1e-05"),
+        ("training: {min_learning_rate: 1}", "training.min_learning_rate = 1 is above training.learning_rate"),
+        ("towers: {qformer: frozen}", "so there is nothing to train"),
+        ("towers: {lora_targets: [x]}", "no tower is set to lora"),
+        ("data: {train: [easy_vqa, easy_vqa]}", "data.train names 'easy_vqa' twice"),
+        ("evaluation: {benchmarks: [vqav2, vqav2]}", "evaluation.benchmarks names 'vqav2' twice"),
+    ],
+)
+def test_a_config_that_says_less_or_more_than_it_seems_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        load_config(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["training.max_steps.foo=1"], "unknown key training.max_steps.foo; training.max_steps is a single value"),
+        (["data.train.x=1"], "unknown key data.train.x; data.train is a single value"),
+        (["output.x=1"], "unknown key output.x; output is a single value"),
+        (["training=1", "training.max_steps=2"], "'training=1': training is a group of keys, not 1"),
+        (["data.raw=true", "data.raw.jsonl=x"], "'data.raw=true': data.raw = True: Expected `object`, got `bool`"),
+        (["=1"], "unknown key "),
+        (["\ud800=1"], "unknown key "),
+        ([f"{'x' * 100_000}=1"], "unknown key "),
+        ([f"output=[{'x' * 100_000}]"], "output = .* Expected `str`, got `array`"),
+        (["x" * 100_000], "settings are given as key=value"),
+    ],
+)
+def test_a_word_that_cannot_be_meant_is_one_short_line(config: Path, words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_config(config, words)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
+
+
+def test_values_mean_what_people_write(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("output: 2024-01-01\nseed: 1_000\ntraining: &t {learning_rate: 1e-4, warmup_from: 0}\n")
+    loaded = load_config(
+        path, ["training={max_steps: 5}", "data.weights.jsonl/my.data=2", "data.train=[jsonl/my.data]"]
+    )
+    assert (loaded.output, loaded.seed) == ("2024-01-01", 1000)
+    assert (loaded.training.learning_rate, loaded.training.max_steps) == (1e-4, 5)  # a group's keys, not the group
+    assert loaded.data.weights == {"jsonl/my.data": 2.0}
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"seed: 1\x00", b"seed: \xe4"])
+def test_a_file_that_is_no_text_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"run\.yaml: ") as caught:
+        load_config(path)
+    assert str(caught.value).isprintable()
+
+
+def damaged_protocols() -> Iterator[tuple[str, str]]:
+    """Protocols with one value of the wrong kind, and the key."""
+    shipped = yaml.safe_load(Path("templates/eval/nocaps.yaml").read_text())
+    for name in Protocol.__struct_fields__:
+        yield name, yaml.safe_dump({**shipped, name: [[1.5]]})
+        yield name, yaml.safe_dump(shipped | {name: math.inf})
+
+
+@pytest.mark.parametrize(("name", "text"), damaged_protocols())
+def test_a_protocol_with_a_value_of_another_kind_is_refused(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / "eval" / "nocaps.yaml"
+    path.parent.mkdir()
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_protocol("nocaps", tmp_path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [BOMB, "task: vqa\ntask: vqa", "task: &a [*a]", "1: 2", "task: !!binary aGk="])
+def test_protocols_and_templates_are_read_as_strictly(tmp_path: Path, text: str) -> None:
+    for path, load in (
+        (tmp_path / "eval" / "mine.yaml", lambda: load_protocol("mine", tmp_path)),
+        (tmp_path / "train" / "vqa.yaml", lambda: Templates(tmp_path / "train" / "vqa.yaml")),
+    ):
+        path.parent.mkdir()
+        path.write_text(text)
+        with pytest.raises(UserError, match="line ") as caught:
+            load()
+        assert str(caught.value).startswith(f"{path}: ")
+        assert str(caught.value).isprintable()

@@ -312,16 +312,16 @@ GOOD = 'task: vqa\ntarget: "{{ answers | choice }}"\ntemplates:\n'
         (GOOD + "  - {name: a, instruction: x}\n  - {name: a, instruction: y}", "template names must be unique"),
         (GOOD + "  []", "there must be at least one"),
         ("task: vqa\ntemplates: [{name: a, instruction: x}]", "vqa.yaml: template 'a' has no target"),
-        (GOOD + "  - {name: a, instruction: x, need: [choices]}", "vqa.yaml: Object contains unknown field `need`"),
-        (GOOD + "  - {name: a}", "vqa.yaml: Object missing required field `instruction`"),
-        (GOOD + "  - {name: a, instruction: [x]}", r"vqa.yaml: Expected `str`, got `array`"),
-        (GOOD + "  - {name: a, instruction: 'x}", "vqa.yaml: while scanning a quoted scalar"),
+        (GOOD + "  - {name: a, instruction: x, need: [choices]}", "vqa.yaml: unknown key templates[0].need; there are"),
+        (GOOD + "  - {name: a}", "vqa.yaml: templates[0]: Object missing required field `instruction`"),
+        (GOOD + "  - {name: a, instruction: [x]}", "templates[0].instruction = ['x']: Expected `str`, got `array`"),
+        (GOOD + "  - {name: a, instruction: 'x}", "vqa.yaml: line 4: while scanning a quoted scalar"),
         (
             GOOD.replace("vqa", "quiz") + "  - {name: a, instruction: x}",
             "vqa.yaml: task 'quiz' is not one of captioning",
         ),
         (GOOD.replace("vqa", "llava") + "  - {name: a, instruction: x}", "vqa.yaml: is of task 'llava'"),
-        ("", "vqa.yaml: Expected `object`, got `null`"),
+        ("", "vqa.yaml: holds keys with values, not None"),
     ],
 )
 def test_a_mistake_in_a_file_is_one_line_that_says_where(tmp_path: Path, content: str, message: str) -> None:

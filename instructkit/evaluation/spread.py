@@ -9,8 +9,9 @@ from itertools import islice
 
 from instructkit.data.dataset import Examples
 from instructkit.evaluation.questions import Wording, for_wordings
+from instructkit.files import read_yaml
 from instructkit.prompts.protocols import Protocol
-from instructkit.prompts.templates import TemplateFile, read_yaml, train_templates
+from instructkit.prompts.templates import TemplateFile, train_templates
 
 
 def wordings(protocol: Protocol, examples: Examples, limit: int | None, count: int) -> list[Wording]:

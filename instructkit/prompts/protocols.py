@@ -16,9 +16,10 @@ from typing import Any, Literal
 import msgspec
 
 from instructkit.data.examples import TASKS, Example
-from instructkit.errors import UserError, did_you_mean
+from instructkit.errors import UserError, did_you_mean, quote
+from instructkit.files import read_yaml
 from instructkit.prompts.jinja import FIELDS, Text, is_empty
-from instructkit.prompts.templates import Prompt, make_prompt, read_yaml, templates_folder
+from instructkit.prompts.templates import Prompt, make_prompt, templates_folder
 
 RIGHT_CANDIDATE = "right_candidate"
 VOCABULARY = "vocabulary"
@@ -231,7 +232,7 @@ def load_protocol(benchmark: str, folder: Path | None = None) -> Protocol:
         UserError: there is none of that name, or it is not well formed.
     """
     if benchmark not in benchmarks(folder):
-        raise UserError(f"no benchmark is called {benchmark!r}; {did_you_mean(benchmark, benchmarks(folder))}")
+        raise UserError(f"no benchmark is called {quote(benchmark)}; {did_you_mean(benchmark, benchmarks(folder))}")
     path = (folder or templates_folder()) / "eval" / f"{benchmark}.yaml"
     protocol: Protocol = read_yaml(path, Protocol)
     for problem in _problems(protocol, path):

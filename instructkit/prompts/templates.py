@@ -23,13 +23,13 @@ from __future__ import annotations
 from functools import cache
 from itertools import compress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
-import yaml
 
 from instructkit.data.examples import TASKS, Example
 from instructkit.errors import UserError
+from instructkit.files import read_yaml
 from instructkit.prompts.jinja import Condition, Draws, Text
 
 
@@ -209,21 +209,3 @@ def train_templates(task: str, folder: Path | None = None) -> Templates:
         UserError: there is no file for the task.
     """
     return Templates((folder or templates_folder()) / "train" / f"{task}.yaml")
-
-
-def read_yaml(path: Path, kind: type[Any]) -> Any:
-    """Read a YAML file into a struct.
-
-    Raises:
-        UserError: the file is missing, is no YAML, or has an unknown, missing or ill-typed key.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        return msgspec.convert(yaml.safe_load(path.read_text(encoding="utf-8")), kind)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
-    except (msgspec.ValidationError, UnicodeEncodeError) as error:  # the latter of half a surrogate pair
-        raise UserError(f"{path}: {error}") from error
-    except (RecursionError, MemoryError) as error:
-        raise UserError(f"{path}: is nested too deeply, or needs too much memory") from error

@@ -17,7 +17,7 @@ from instructkit.conversion import convert
 from instructkit.conversion.processes import cores
 from instructkit.data import media_files
 from instructkit.data.dataset import MANIFEST, convert_command, load_examples, not_converted
-from instructkit.errors import UserError
+from instructkit.errors import UserError, did_you_mean
 from instructkit.evaluation.select import wanted_benchmarks
 from instructkit.files import sha256_of
 from instructkit.models.batches import Limits, Texts
@@ -35,8 +35,22 @@ TOKENIZER_EXAMPLES = 20_000
 
 
 def training_splits(config: RunConfig) -> list[str]:
-    """Each `source/split` that a run trains on."""
-    return [_train_split(entry) for entry in config.data.train]
+    """Each `source/split` that a run trains on.
+
+    Raises:
+        UserError: there is no such source or split, two entries of `data.train` are the same dataset under two names,
+            or `data.weights` names none of them.
+    """
+    entries = config.data.train
+    known: dict[tuple[str, str], str] = {}
+    for entry in entries:
+        same = known.setdefault((entry.partition("/")[0], _train_split(entry)), entry)
+        if same != entry:
+            raise UserError(f"data.train: {same} and {entry} are the same dataset; name it once")
+    for name in config.data.weights:
+        if name not in entries:
+            raise UserError(f"data.weights.{name}: no such dataset in data.train; {did_you_mean(name, entries)}")
+    return [_train_split(entry) for entry in entries]
 
 
 def splits_of(config: RunConfig, candidates: bool = True) -> list[str]:

@@ -11,7 +11,7 @@ from instructkit.config import load_config
 from instructkit.conversion import convert
 from instructkit.conversion.processes import cores, in_processes
 from instructkit.errors import UserError
-from instructkit.training.setup import prepare_data, splits_of
+from instructkit.training.setup import prepare_data, splits_of, training_splits
 from tests.sources import write_lines
 from tests.sources.test_jsonl import GOOD, write
 
@@ -31,7 +31,7 @@ def test_the_word_data_names_a_file_or_a_folder() -> None:
     assert (folder.data.raw, folder.data.train) == ({"jsonl": "mine"}, ["jsonl/train"])
     both = load_config(CONFIG, ["data=mine", "data.train=[jsonl/receipts, jsonl/menus]", "benchmarks=[jsonl, jsonl/x]"])
     assert splits_of(both) == ["jsonl/receipts", "jsonl/menus", "jsonl/val", "jsonl/x"]
-    with pytest.raises(UserError, match=r"got `int` - at `\$.data`"):
+    with pytest.raises(UserError, match=r"data is a group of keys, not 5"):
         load_config(CONFIG, ["data=5"])
 
 
@@ -70,3 +70,16 @@ def test_a_run_converts_in_several_processes(
     prepare_data(load_config(CONFIG, words), said.append)
     assert asked == [jobs]
     assert said == ["data      jsonl/train: 3 examples, 0 rejected (converted)"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data.train=[easy_vqa, easy_vqa/train]"], "easy_vqa and easy_vqa/train are the same dataset"),
+        (["data.train=[okvqa]", "data.weights.okvqq=2"], r"data\.weights\.okvqq: no such dataset .*did you mean okvqa"),
+    ],
+)
+def test_a_mixture_that_cannot_be_meant_is_refused_before_anything_is_converted(words, message):
+    with pytest.raises(UserError, match=message):
+        training_splits(load_config(CONFIG, words))
+    assert len(training_splits(load_config(CONFIG, ["data.train=[vqav2, vqg_vqav2]"]))) == 2
