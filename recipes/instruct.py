@@ -17,26 +17,20 @@ otherwise. With resume=true a larger max_steps lengthens a finished run, and at 
 
 from __future__ import annotations
 
-import argparse
-import logging
 import os
-import sys
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
-# A script's own folder comes first on the path, where evaluate.py would hide the package of that name.
-sys.path.append(sys.path.pop(0))
+from instructkit.config import RunConfig, load_config
+from instructkit.runs.start import start
 
-from instructkit.runs.cores import share_cores
+CONFIG = start(__name__, __doc__, RunConfig, load_config, default="easy_vqa")  # before torch is loaded
 
-share_cores()  # before torch is loaded
-
-import torch.distributed as dist
 import yaml
 from tqdm import tqdm
 
-from instructkit.config import RunConfig, load_config, to_dict
+from instructkit.config import to_dict
 from instructkit.errors import UserError
 from instructkit.evaluation.run import evaluate_run
 from instructkit.models.batches import Texts
@@ -47,11 +41,12 @@ from instructkit.models.save import save_model
 from instructkit.models.towers import merge_lora, prepare_towers, set_modes, trained_and_frozen, transposed_towers
 from instructkit.reports.report import finished_report, last_lines, write_report
 from instructkit.runs.log import RunLog, step_line
+from instructkit.runs.run import Run, main
 from instructkit.runs.waiting import meet, on_first_rank
 from instructkit.training.checkpoints import last_checkpoint, load_best, load_checkpoint, move_aside, save_checkpoint
 from instructkit.training.data import TrainingData
 from instructkit.training.deepspeed_config import users_settings
-from instructkit.training.engine import Engine, free_memory, start_ranks
+from instructkit.training.engine import Engine, free_memory
 from instructkit.training.features import open_cache
 from instructkit.training.meter import Meter
 from instructkit.training.objectives import AnswerObjective
@@ -68,56 +63,35 @@ from instructkit.training.setup import (
 )
 from instructkit.training.watch import Watch
 
-DEFAULT_CONFIG = Path(__file__).parent / "configs" / "easy_vqa.yaml"
 
-
-def main(arguments: list[str] | None = None) -> None:
-    """Run the recipe with command-line arguments."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="YAML file (default: %(default)s)")
-    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings over the file's")
-    options = parser.parse_args(arguments)
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    try:
-        instruct(load_config(options.config, options.settings))
-    except UserError as error:
-        if not dist.is_initialized() or dist.get_rank() == 0:
-            print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-
-
-def instruct(config: RunConfig) -> None:
+def instruct(run: Run[RunConfig]) -> None:
     """Convert, train, evaluate, report."""
-    rank, world = start_ranks()
-    first = rank == 0
-    folder = Path(config.output)
-    with RunLog(folder, to_dict(config), config.project, active=first) as log:
-        on_first_rank(lambda: prepare_data(config, log.say))
-        on_first_rank(lambda: check_media(config, log.say))
-        identity = {
-            "config": _identity(config),
-            "data": data_digest(config, splits_of(config)),
-            "media": on_first_rank(lambda: media_digests(config, log.say)),
-        }
-        if finished_report(folder, identity):
-            log.say("nothing has changed since the run that lies here; it is not trained again")
-        else:
-            train(config, folder, rank, world, identity, log)
-            free_memory()  # a second model is loaded
-            evaluate_run(config, folder, log.say)
-            on_first_rank(lambda: write_report(config, folder, identity))
-        if first:
-            for line in last_lines(folder):
-                log.say(line)
-        meet()
+    config, folder = run.config, run.folder
+    on_first_rank(lambda: prepare_data(config, run.say))
+    on_first_rank(lambda: check_media(config, run.say))
+    identity = {
+        "config": _identity(config),
+        "data": data_digest(config, splits_of(config)),
+        "media": on_first_rank(lambda: media_digests(config, run.say)),
+    }
+    finished = finished_report(folder, identity)
+    run.begin(anew=not (finished or config.resume))
+    if finished:
+        run.say("nothing has changed since the run that lies here; it is not trained again")
+    else:
+        train(run)
+        free_memory()  # a second model is loaded
+        evaluate_run(config, folder, run.say)
+        on_first_rank(lambda: write_report(config, folder, identity))
+    if run.first:
+        for line in last_lines(folder):
+            run.say(line)
+    meet()
 
 
-def train(config: RunConfig, folder: Path, rank: int, world: int, identity: dict[str, Any], log: RunLog) -> None:
+def train(run: Run[RunConfig]) -> None:
     """Train to `max_steps` and save the model to `folder/model`."""
+    config, folder, rank, world, log = run.config, run.folder, run.rank, run.world, run.log
     settings = config.training
     parts = parts_of(config, config.data.train)
     model, texts = prepare_model(config, parts, folder, log.say)
@@ -284,4 +258,4 @@ def _resolved(config: RunConfig, engine: Engine, data: TrainingData, world: int)
 
 
 if __name__ == "__main__":
-    main()
+    main(instruct, CONFIG, CONFIG.output, CONFIG.project)

@@ -83,7 +83,7 @@ print(os.environ["OMP_WAIT_POLICY"], os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY
 
 def test_ranks_that_are_started_by_other_scripts_have_a_bounded_cache_too() -> None:
     script = (
-        "import os\nfrom instructkit.training.engine import start_ranks\nstart_ranks()\n"
+        "import os\nfrom instructkit.runs.ranks import start_ranks\nstart_ranks()\n"
         "print(os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'])"
     )
     names = {name: value for name, value in environment().items() if name not in NAMES}

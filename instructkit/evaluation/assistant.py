@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from instructkit.config import Dtype
 from instructkit.data.examples import Example
 from instructkit.data.media import VIDEO_SUFFIXES, as_rgb, load_image
 from instructkit.errors import UserError
@@ -27,7 +28,6 @@ from instructkit.evaluation.answer import Evaluator
 from instructkit.evaluation.questions import Question
 from instructkit.evaluation.responses import Response
 from instructkit.evaluation.score import READERS
-from instructkit.evaluation.settings import DTYPES
 from instructkit.models.batches import Picture, Texts, decode
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.save import load_model as load_parts
@@ -42,6 +42,7 @@ Asked = str | Example | None
 """A question: its words, or an example whose fields a protocol reads; None where the protocol asks by itself."""
 
 GREEDY = Decoding(num_beams=1, max_new_tokens=256)
+DTYPES = {name: getattr(torch, name) for name in get_args(Dtype)}
 _SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 LINES = ("question", "statement", "context")
 

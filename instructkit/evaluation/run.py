@@ -21,7 +21,7 @@ from instructkit.evaluation.rank import ranking_note
 from instructkit.evaluation.responses import Answer
 from instructkit.evaluation.score import NotEvaluated, Result, Spread, cut_of, cut_phrase, errors_of, score
 from instructkit.evaluation.select import Wanted, wanted_benchmarks
-from instructkit.evaluation.settings import DTYPES, EvaluationSettings, dtype_of
+from instructkit.evaluation.settings import EvaluationSettings, dtype_of
 from instructkit.evaluation.spread import wordings
 from instructkit.evaluation.submissions import write_submissions
 from instructkit.files import write_atomically
@@ -144,7 +144,7 @@ def benchmark_folder(folder: Path, benchmark: str, wording: str | None = None) -
 def _load(settings: EvaluationSettings, places: Places) -> tuple[InstructBlip, Texts]:
     """The model where it computes, and its tokenisers."""
     model, texts = load_model(
-        settings.model, allow_packages=settings.allow_packages, places=places, dtype=DTYPES[settings.dtype]
+        settings.model, allow_packages=settings.allow_packages, places=places, dtype=getattr(torch, settings.dtype)
     )
     model.to(f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu")
     return model, texts

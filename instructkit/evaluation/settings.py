@@ -6,13 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-import torch
 import yaml
 
 from instructkit.config import Count, Dtype, Positive, RunConfig
 from instructkit.errors import UserError, did_you_mean
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class EvaluationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""The run's log: numbers to `log.jsonl` and, where there is a key, to Weights & Biases; words to `log.txt`."""
+"""The run's log: numbers to `log.jsonl` and, where there is a key, to Weights & Biases; words to `run.log`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -27,22 +27,31 @@ class RunLog:
     """Where a run writes what it reached; on ranks other than the first it writes nothing.
 
     Args:
-        folder: `log.jsonl` (numbers of steps) and `log.txt` (what the console shows) are appended to in here.
+        folder: `log.jsonl` (numbers of steps) and `run.log` (what the console shows) are appended to in here, once it
+            is opened.
         config: settings, for Weights & Biases.
-        project: project there; used with WANDB_API_KEY or WANDB_MODE=offline set.
+        project: project there; used with WANDB_API_KEY or WANDB_MODE=offline set, None for a run that does not train.
         active: whether this is the rank that writes.
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any], project: str, active: bool = True) -> None:
-        self._file = self._words = self._wandb = None
-        if not active:
-            return
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: Path, config: dict[str, Any], project: str | None, active: bool = True) -> None:
+        self._folder, self._config, self._project, self._active = folder, config, project, active
         self._path = folder / "log.jsonl"
+        self._file: TextIO | None = None
+        self._words: TextIO | None = None
+        self._wandb: Any = None
+        self._waiting: list[str] = []
+
+    def open(self) -> None:
+        """Write from here on, first the lines that were said before; on an open log it does nothing."""
+        if not self._active or self._file:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
         self._file = self._path.open("a", encoding="utf-8", buffering=1)
-        self._words = (folder / "log.txt").open("a", encoding="utf-8", buffering=1)
-        if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") == "offline":
-            self._wandb = _start_wandb(folder, config, project)
+        self._words = (self._folder / "run.log").open("a", encoding="utf-8", buffering=1)
+        self._words.writelines(line + "\n" for line in self._waiting)
+        if self._project and (os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") == "offline"):
+            self._wandb = _start_wandb(self._folder, self._config, self._project)
             self.say(f"wandb     {self._wandb.settings.sync_dir if self._wandb.offline else self._wandb.url}")
 
     def metrics(self, step: int, **values: float | None) -> None:
@@ -63,10 +72,14 @@ class RunLog:
         self._file = self._path.open("a", encoding="utf-8", buffering=1)
 
     def say(self, line: str) -> None:
-        """A line for people, on the console and in `log.txt`."""
+        """A line for people, on the console and in `run.log`."""
+        if not self._active:
+            return
+        tqdm.write(line)
         if self._words:
-            tqdm.write(line)
             self._words.write(line + "\n")
+        else:
+            self._waiting.append(line)
 
     def close(self) -> None:
         """Flush and close."""
@@ -77,6 +90,7 @@ class RunLog:
             self._wandb.finish()
 
     def __enter__(self) -> RunLog:
+        self.open()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -20,8 +19,6 @@ from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedPara
 from instructkit.config import TrainingConfig
 from instructkit.errors import UserError
 from instructkit.models.recompute import compile_layers, recompute_layers
-from instructkit.runs.cores import bound_primitives
-from instructkit.runs.heartbeat import watch_ranks
 from instructkit.runs.waiting import meet
 from instructkit.training.data import Batch
 from instructkit.training.deepspeed_config import deepspeed_settings, offloads_optimizer
@@ -56,48 +53,6 @@ class Step(NamedTuple):
         several = {f"loss/{name}": value for name, value in self.losses.items()} if len(self.losses) > 1 else {}
         rest = {"samples": self.samples, "learning_rate": self.learning_rate, "gradient_norm": self.gradient_norm}
         return {"loss": self.loss, **several, **self.counts, **rest}
-
-
-def start_ranks() -> tuple[int, int]:
-    """Join the processes that the launcher started: (rank, world).
-
-    Without a launcher this process is the only one. With GPUs each rank takes its own before ranks first talk: the
-    first collective would otherwise run on GPU 0 for all of them. On the CPU the cores are shared out between the ranks
-    of a machine unless OMP_NUM_THREADS says otherwise, and DeepSpeed's shared-memory operator stays out of use: it
-    would be compiled at first use, which costs minutes and a C++ compiler, and two ranks gain nothing from it over
-    Gloo.
-
-    Raises:
-        UserError: more ranks were started on this machine than it has GPUs.
-    """
-    os.environ.setdefault("RANK", "0")
-    os.environ.setdefault("WORLD_SIZE", "1")
-    os.environ.setdefault("LOCAL_RANK", "0")
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", "29500")
-    bound_primitives()
-    # The first is deepspeed's name for it, the second torchrun's.
-    local = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or os.environ["WORLD_SIZE"])
-    if get_accelerator().device_name() == "cpu":
-        if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    else:
-        _take_device(int(os.environ["LOCAL_RANK"]))
-    if not dist.is_initialized():
-        deepspeed.init_distributed(verbose=False)
-        watch_ranks(dist.get_rank(), dist.get_world_size(), local)
-    return dist.get_rank(), dist.get_world_size()
-
-
-def _take_device(local: int) -> None:
-    accelerator = get_accelerator()
-    if local >= accelerator.device_count():
-        raise UserError(
-            f"rank {local} of this machine has no {accelerator.device_name()} device: there are "
-            f"{accelerator.device_count()}; start fewer ranks (deepspeed --num_accelerators N)"
-        )
-    accelerator.set_device(local)
 
 
 def share(value: Sequence[float]) -> list[float]:

@@ -24,8 +24,9 @@ import torch
 import torch.distributed as dist
 
 from instructkit.config import TrainingConfig
+from instructkit.runs.ranks import start_ranks
 from instructkit.training.data import Batch
-from instructkit.training.engine import Engine, start_ranks
+from instructkit.training.engine import Engine
 from instructkit.training.objectives import AnswerObjective
 from tests.benchmarks.mixture import Row, draw_batches, shared_batch
 from tests.benchmarks.training import OURS, configuration, make_model

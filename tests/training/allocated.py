@@ -19,8 +19,9 @@ from instructkit.config import RunConfig, load_config
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.load.presets import build
 from instructkit.models.towers import prepare_towers, set_modes
+from instructkit.runs.ranks import start_ranks
 from instructkit.training.data import Batch
-from instructkit.training.engine import Engine, start_ranks
+from instructkit.training.engine import Engine
 from instructkit.training.objectives import AnswerObjective
 from instructkit.training.plan.estimate import Assumed
 from instructkit.training.plan.shapes import rows_on_shapes, shape_of

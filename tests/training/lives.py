@@ -17,9 +17,9 @@ import torch.distributed as dist
 from instructkit.evaluation import run as evaluation
 from instructkit.models.load import bases
 from instructkit.reports import averages
+from instructkit.runs.ranks import start_ranks
 from instructkit.training import meter
-from instructkit.training.engine import start_ranks
-from tests.training.runs import recipe, run
+from tests.training.runs import recipe, train
 
 
 def look_at_evaluation(instruct: Any) -> None:
@@ -80,5 +80,5 @@ if __name__ == "__main__":
     meter.matmul_peak = lambda *_: 1e9  # not what is looked at, and slow in bf16 where the CPU has none
     spec = json.loads(Path(next(word for word in sys.argv[1:] if word.endswith(".json"))).read_text())
     for words in spec.values():
-        run(instruct, words)
+        train(instruct, words)
     dist.destroy_process_group()

@@ -21,8 +21,9 @@ import torch.distributed as dist
 from instructkit.config import load_config
 from instructkit.errors import UserError
 from instructkit.reports import averages
+from instructkit.runs.ranks import start_ranks
+from instructkit.runs.run import open_run
 from instructkit.training import meter
-from instructkit.training.engine import start_ranks
 from tests.training.mini import logits
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -59,19 +60,21 @@ def leave_as_of(source: Path, step: int, folder: Path) -> None:
             shutil.rmtree(checkpoint)
 
 
-def run(instruct: ModuleType, words: list[str]) -> None:
+def train(instruct: ModuleType, words: list[str]) -> None:
     config = next((Path(word) for word in words if word.endswith(".yaml")), MINI)
     output = Path(next(word for word in words if word.startswith("output=")).removeprefix("output="))
     after = next((word.removeprefix("after=") for word in words if word.startswith("after=")), None)
-    settings = [word for word in words if not word.endswith(".yaml") and not word.startswith("after=")]
+    words = [word for word in words if not word.endswith(".yaml") and not word.startswith("after=")]
     if after is not None:
         name, _, step = after.partition(":")
         if dist.get_rank() == 0:
             leave_as_of(output.with_name(name), int(step), output)
         dist.barrier()
-        settings.append("resume=true")
+        words.append("resume=true")
     try:
-        instruct.instruct(load_config(config, settings))
+        settings = load_config(config, words)
+        with open_run(settings, Path(settings.output), settings.project) as run:
+            instruct.instruct(run)
     except UserError as error:
         (output / f"error-{dist.get_rank()}.txt").write_text(str(error))
 
@@ -84,5 +87,5 @@ if __name__ == "__main__":
     meter.matmul_peak = cache(meter.matmul_peak)  # in bf16 takes most of a minute where the CPU has none
     spec = json.loads(Path(next(word for word in sys.argv[1:] if word.endswith(".json"))).read_text())
     for words in spec.values():
-        run(instruct, words)
+        train(instruct, words)
     dist.destroy_process_group()

@@ -126,4 +126,4 @@ def test_the_log_file_of_a_run_says_when_rows_are_padded(started):
 
 
 def log_lines(run: Path) -> list[str]:
-    return (run / "log.txt").read_text(encoding="utf-8").splitlines()
+    return (run / "run.log").read_text(encoding="utf-8").splitlines()

@@ -33,7 +33,7 @@ def test_what_the_console_shows_is_kept_in_a_file_run_after_run(tmp_path, capsys
             log.say(line)
             log.rewind(0)
     expected = "packing   off, rows are padded: ...\nstep 10/20  Größe\n"
-    assert (tmp_path / "log.txt").read_text(encoding="utf-8") == expected
+    assert (tmp_path / "run.log").read_text(encoding="utf-8") == expected
     assert capsys.readouterr().out == expected
 
 

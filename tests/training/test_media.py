@@ -13,6 +13,8 @@ from PIL import Image
 from instructkit.config import DataConfig, EvaluationConfig, RunConfig
 from instructkit.conversion.convert import convert
 from instructkit.errors import UserError
+from instructkit.runs.log import RunLog
+from instructkit.runs.run import Run
 from instructkit.training.setup import media_digests
 from tests.miniatures import write_release
 from tests.training.runs import recipe
@@ -22,9 +24,15 @@ from tests.training.runs import recipe
 def trained(monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType, list[Any]]:
     """The recipe, and the identities of the runs that would have been trained."""
     module, identities = recipe(), []
-    monkeypatch.setattr(module, "start_ranks", lambda: (0, 1))
-    monkeypatch.setattr(module, "train", lambda config, folder, rank, world, identity, log: identities.append(identity))
+    report = module.write_report
+
+    def write(config: RunConfig, folder: Path, identity: Any) -> Any:
+        identities.append(identity)
+        return report(config, folder, identity)
+
+    monkeypatch.setattr(module, "train", lambda run: None)
     monkeypatch.setattr(module, "evaluate_run", lambda config, folder, say: None)
+    monkeypatch.setattr(module, "write_report", write)
     monkeypatch.setattr(module, "last_lines", lambda folder: [])
     return module, identities
 
@@ -37,6 +45,11 @@ def config_of(tmp_path: Path) -> RunConfig:
     )
 
 
+def instruct(recipe: ModuleType, config: RunConfig) -> None:
+    folder = Path(config.output)
+    recipe.instruct(Run(config, folder, 0, 1, RunLog(folder, {}, None)))
+
+
 def test_a_run_without_pictures_ends_before_the_model_is_made(
     tmp_path: Path, trained: tuple[ModuleType, list[Any]]
 ) -> None:
@@ -45,7 +58,7 @@ def test_a_run_without_pictures_ends_before_the_model_is_made(
     (tmp_path / "raw" / "train2014").rename(tmp_path / "elsewhere")
     recipe, identities = trained
     with pytest.raises(UserError, match=r"vqav2/train: none of .* is there: looked for .*--images FOLDER"):
-        recipe.instruct(config_of(tmp_path))
+        instruct(recipe, config_of(tmp_path))
     assert identities == []
 
 
@@ -57,11 +70,11 @@ def test_the_pictures_are_part_of_what_a_run_is(tmp_path: Path, trained: tuple[M
     (run / "report").mkdir(parents=True)
     (run / "log.jsonl").write_text('{"step": 1, "loss": 2.5}\n')
     for _ in range(2):
-        recipe.instruct(config_of(tmp_path))
+        instruct(recipe, config_of(tmp_path))
     assert len(identities) == 1, "nothing had changed"
     picture = next((tmp_path / "raw" / "train2014").iterdir())
     Image.new("RGB", (40, 40), "red").save(picture)
-    recipe.instruct(config_of(tmp_path))
+    instruct(recipe, config_of(tmp_path))
     assert len(identities) == 2
     first, second = identities
     assert {name for name in first if first[name] != second[name]} == {"media"}

@@ -19,8 +19,9 @@ from instructkit.config import TrainingConfig
 from instructkit.prompts.templates import Prompt
 from instructkit.training.checkpoints import save_checkpoint
 from instructkit.training.data import Batch
-from instructkit.training.engine import Engine, start_ranks
+from instructkit.training.engine import Engine
 from instructkit.training.objectives import AnswerObjective
+from instructkit.runs.ranks import start_ranks
 from tests.tiny import tiny_model
 
 def held(dtype):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from instructkit.errors import UserError
-from instructkit.training import engine
+from instructkit.runs import ranks as starting_ranks
 from tests.training.mini import ROOT, end_all, environment
 
 TIMEOUT = 120
@@ -21,7 +21,7 @@ import os, sys, time
 import torch.distributed as dist
 from instructkit.runs import waiting
 from instructkit.errors import UserError
-from instructkit.training.engine import start_ranks
+from instructkit.runs.ranks import start_ranks
 
 rank, world = start_ranks()
 store = waiting._get_default_store()
@@ -154,14 +154,14 @@ def starting(monkeypatch: pytest.MonkeyPatch, gpus: int, **environ: str) -> list
     accelerator = SimpleNamespace(
         device_name=lambda: "cuda", device_count=lambda: gpus, set_device=lambda number: done.append(number)
     )
-    monkeypatch.setattr(engine, "get_accelerator", lambda: accelerator)
-    monkeypatch.setattr(engine.dist, "is_initialized", lambda: False)
-    monkeypatch.setattr(engine.deepspeed, "init_distributed", lambda **_: done.append("joined"))
-    monkeypatch.setattr(engine.dist, "get_rank", lambda: int(environ["RANK"]))
-    monkeypatch.setattr(engine.dist, "get_world_size", lambda: int(environ["WORLD_SIZE"]))
+    monkeypatch.setattr("deepspeed.accelerator.get_accelerator", lambda: accelerator)
+    monkeypatch.setattr("deepspeed.init_distributed", lambda **_: done.append("joined"))
+    monkeypatch.setattr(starting_ranks.dist, "is_initialized", lambda: False)
+    monkeypatch.setattr(starting_ranks.dist, "get_rank", lambda: int(environ["RANK"]))
+    monkeypatch.setattr(starting_ranks.dist, "get_world_size", lambda: int(environ["WORLD_SIZE"]))
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    engine.start_ranks()
+    starting_ranks.start_ranks()
     return done
 
 
@@ -178,4 +178,4 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
 def test_recipes_leave_the_device_to_start_ranks() -> None:
     for recipe in (ROOT / "recipes").glob("*.py"):
         assert "set_device" not in recipe.read_text()
-        assert "start_ranks()" in recipe.read_text()
+        assert "    main(" in recipe.read_text()

@@ -16,8 +16,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from instructkit.config import TrainingConfig
+from instructkit.runs.ranks import start_ranks
 from instructkit.training.data import Batch
-from instructkit.training.engine import Engine, start_ranks
+from instructkit.training.engine import Engine
 from instructkit.training.objectives import Loss, LossSum, Work
 
 ROWS = 8
