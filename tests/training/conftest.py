@@ -1,4 +1,4 @@
-"""Training runs that several tests look at, started once for one rank and once for two."""
+"""Training runs on one rank and on two that several tests look at; each is started when a test first asks for it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.mini import run_all, write_model, write_releases
+from tests.training.mini import Runs, write_model, write_releases
 
 ZERO = [(stage, precision) for stage in (0, 1, 2, 3) for precision in ("fp32", "bf16")]
 HARD = [
@@ -111,8 +111,6 @@ def plans(ranks: int, words: list[str], hard: list[str], own: Path) -> dict[str,
         runs |= {"windows": windows, "windows-resumed": [*windows, "after=windows:2"]}
         runs["other-seed"] = [*words, "seed=1"]
         runs |= with_resumed("own-file", [*words, "zero_stage=2", f"deepspeed={own}"])
-    # ZeRO 3 comes last and every run before what goes on from it: DeepSpeed then replaces torch's linear layer for the
-    # whole process, by one that rounds otherwise.
     for stage, precision in stages:
         settings = [*words, f"zero_stage={stage}", f"precision={precision}"]
         runs |= with_resumed(f"zero{stage}-{precision}", settings)
@@ -132,14 +130,12 @@ def with_resumed(name: str, settings: list[str]) -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="session")
-def one(words: list[str], hard: list[str], own: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("one")
-    run_all(1, folder, plans(1, words, hard, own))
-    return folder
+def one(words: list[str], hard: list[str], own: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    runs = plans(1, words, hard, own)
+    return Runs(tmp_path_factory.mktemp("one"), {name: (1, settings) for name, settings in runs.items()})
 
 
 @pytest.fixture(scope="session")
-def two(words: list[str], hard: list[str], own: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("two")
-    run_all(2, folder, plans(2, words, hard, own))
-    return folder
+def two(words: list[str], hard: list[str], own: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    runs = plans(2, words, hard, own)
+    return Runs(tmp_path_factory.mktemp("two"), {name: (2, settings) for name, settings in runs.items()})

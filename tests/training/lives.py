@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 import weakref
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import torch.distributed as dist
 
 from instructkit.evaluation import run as evaluation
 from instructkit.models.load import bases
-from instructkit.reports import averages
 from instructkit.runs.ranks import start_ranks
 from instructkit.training import meter
 from tests.training.runs import recipe, train
@@ -76,7 +74,6 @@ if __name__ == "__main__":
     start_ranks()
     instruct = recipe()
     look_at_evaluation(instruct)
-    averages.load_protocol = cache(averages.load_protocol)  # every report reads all of them
     meter.matmul_peak = lambda *_: 1e9  # not what is looked at, and slow in bf16 where the CPU has none
     spec = json.loads(Path(next(word for word in sys.argv[1:] if word.endswith(".json"))).read_text())
     for words in spec.values():

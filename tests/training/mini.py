@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from instructkit.models.save import save_model
 from instructkit.prompts.templates import Prompt
 from instructkit.runs.log import MEASURED
 from instructkit.sources.easy_vqa import default_raw
+from tests import forks
 from tests.tiny import tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,34 +89,67 @@ def command(ranks: int) -> list[str]:
     return [str(launcher), "--num_accelerators", str(ranks), "--master_port", str(free_port())]
 
 
-def run_all(ranks: int, folder: Path, runs: dict[str, list[str]], timeout: float = 600, script: str = "runs.py") -> str:
-    """Start the recipe once for several runs, one behind the other; each writes to `folder/<name>`.
+def ranks_of(ranks: int) -> list[dict[str, str]]:
+    """The environment of each rank of this machine, as a launcher sets it."""
+    shared = {**environment(), "WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
 
-    Returns what they said.
+
+def launch(ranks: int, script: Path, arguments: list[str], timeout: float = 600) -> str:
+    """Run a script on so many ranks, and return what they said.
 
     Ranks that have not ended after `timeout` seconds are killed, and the test fails with what they wrote.
     """
-    spec = folder / f"runs-{ranks}-{free_port()}.json"
-    spec.parent.mkdir(parents=True, exist_ok=True)
-    spec.write_text(json.dumps({name: [f"output={folder / name}", *words] for name, words in runs.items()}))
-    with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(
-            [*command(ranks), str(Path(__file__).with_name(script)), str(spec)],
-            env=environment(),
-            stdout=said,
-            stderr=said,
-            start_new_session=True,
-        )
+    with tempfile.NamedTemporaryFile() as file:
+        said = Path(file.name)
+        processes = forks.start(script, arguments, said, ranks_of(ranks))
         try:
-            code: int | str = process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            code = f"none after {timeout} seconds"
+            until = time.monotonic() + timeout
+            for process in processes:
+                process.join(max(0.0, until - time.monotonic()))
+            codes = [process.exitcode for process in processes]
         finally:
-            end_all(process)
-        said.seek(0)
-        text = said.read()
-        assert code == 0, f"exit code {code}\n{text[-8000:]}"
-        return text
+            forks.end(processes)
+        text = said.read_text()
+    assert codes == [0] * ranks, f"exit codes {codes} (None: none after {timeout} seconds)\n{text[-8000:]}"
+    return text
+
+
+def run_all(ranks: int, folder: Path, runs: dict[str, list[str]], timeout: float = 600, script: str = "runs.py") -> str:
+    """Run the recipe several times, one behind the other, on so many ranks; each run writes to `folder/<name>`."""
+    spec = Path(tempfile.mkdtemp(prefix="launch-", dir=folder.parent), "runs.json")
+    spec.write_text(json.dumps({name: [f"output={folder / name}", *words] for name, words in runs.items()}))
+    return launch(ranks, Path(__file__).with_name(script), [str(spec)], timeout)
+
+
+class Runs:
+    """Runs of the recipe by name, each started when a test first asks for it: `runs / name` is its folder.
+
+    Args:
+        folder: of all of them; a run writes to `folder/<name>`.
+        plans: ranks and settings by name; `after=NAME:STEP` in them asks for another run first.
+        script: runs one, in this folder.
+    """
+
+    def __init__(self, folder: Path, plans: dict[str, tuple[int, list[str]]], script: str = "runs.py") -> None:
+        self.folder, self.plans, self.script = folder, plans, script
+        self.said: dict[str, str] = {}
+        self._failed: dict[str, str] = {}
+
+    def __truediv__(self, name: str) -> Path:
+        if name in self._failed:
+            raise AssertionError(self._failed[name])
+        if name not in self.said:
+            ranks, words = self.plans[name]
+            for word in words:
+                if word.startswith("after="):
+                    _ = self / word.removeprefix("after=").partition(":")[0]
+            try:
+                self.said[name] = run_all(ranks, self.folder, {name: words}, script=self.script)
+            except AssertionError as error:
+                self._failed[name] = str(error)
+                raise
+        return self.folder / name
 
 
 def end_all(process: subprocess.Popen[Any]) -> None:

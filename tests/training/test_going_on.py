@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.mini import log, losses, repeatable, run_all, write_model, write_releases
+from tests.training.mini import Runs, log, losses, repeatable, write_model, write_releases
 
 SHARDED = [f"zero{stage}" for stage in (1, 2, 3)]
 MUON = ["optimizer=muon", "learning_rate=0.01"]
@@ -31,12 +30,12 @@ def own_file(path: Path, ranks: int, steps: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Runs on one rank, what goes on from them on two, what goes on from those on one; and what each launch said."""
-    folder = tmp_path_factory.mktemp("going-on")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Runs on one rank, what goes on from them on two, and what goes on from those on one."""
+    place = tmp_path_factory.mktemp("going-on")
     words = [
-        *write_releases(folder),
-        f"model.name={write_model(folder / 'model')}",
+        *write_releases(place),
+        f"model.name={write_model(place / 'model')}",
         *("batch_size=8", "group_size=2", "max_steps=4", "warmup_steps=2", "log_every=1", "checkpoint_every=2"),
     ]
     sharded = {name: [*words, f"zero_stage={name[4]}"] for name in SHARDED}
@@ -46,7 +45,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
         "bf16": [*words, "precision=bf16"],
         "zero1-bf16": [*words, "zero_stage=1", "precision=bf16"],
         "muon": [*words, *MUON],
-        "own": [*words, own_file(folder / "one.json", 1, 4)],
+        "own": [*words, own_file(place / "one.json", 1, 4)],
         "constant": [*words, *CONSTANT],
         "constant-8": [*words, *CONSTANT, "max_steps=8"],
         "constant-longer": [*words, *CONSTANT, "after=constant:4", "max_steps=8"],
@@ -64,7 +63,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
         "fp32-split-on-2": [*words, "after=fp32:2", "accumulation=2"],
         "bf16-on-2": [*words, "precision=bf16", "after=bf16:2"],
         "muon-on-2": [*words, *MUON, "after=muon:2"],
-        "own-on-2": [*words, own_file(folder / "two.json", 2, 6), "after=own:4", "max_steps=6"],
+        "own-on-2": [*words, own_file(place / "two.json", 2, 6), "after=own:4", "max_steps=6"],
         "watched-on-2": [*watched, "after=watched:3", "max_steps=4"],
         "constant-on-2": [*words, *CONSTANT, "after=constant:4", "max_steps=8"],
         "two": words,
@@ -80,7 +79,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
         "two-zero2-on-1": [*words, "zero_stage=2", "after=two-zero2:2"],
         "back": [*words, "after=fp32-on-2:4", "max_steps=6"],
     }
-    return folder, [run_all(ranks, folder, plan) for ranks, plan in ((1, one), (2, two), (1, again))]
+    plans = ((1, one), (2, two), (1, again))
+    return Runs(place, {name: (ranks, words) for ranks, plan in plans for name, words in plan.items()})
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -98,8 +98,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
         ("two-split-on-1", "fp32"),
     ],
 )
-def test_a_run_goes_on_with_the_same_losses_on_another_number_of_ranks(runs: Any, resumed: str, whole: str) -> None:
-    folder, _ = runs
+def test_a_run_goes_on_with_the_same_losses_on_another_number_of_ranks(folder: Runs, resumed: str, whole: str) -> None:
     steps = [line["step"] for line in log(folder / whole)]
     assert [line["step"] for line in log(folder / resumed)] == steps
     assert losses(folder / resumed) == pytest.approx(losses(folder / whole), abs=1e-5)
@@ -108,25 +107,26 @@ def test_a_run_goes_on_with_the_same_losses_on_another_number_of_ranks(runs: Any
 
 
 @pytest.mark.parametrize("resumed", ["bf16-on-2", "two-bf16-on-1"])
-def test_a_bf16_run_goes_on_on_another_number_of_ranks(runs: Any, resumed: str) -> None:
-    folder, _ = runs
+def test_a_bf16_run_goes_on_on_another_number_of_ranks(folder: Runs, resumed: str) -> None:
     assert losses(folder / resumed) == pytest.approx(losses(folder / "bf16"), abs=0.01)
 
 
-def test_the_log_says_what_differs(runs: Any) -> None:
-    _, (one, two, again) = runs
-    assert "resume    ranks was 1 and is 2: losses differ by rounding and, where the model has dropout, by its" in two
-    assert "resume    accumulation was 1 and is 2: losses differ by rounding" in two
-    assert "resume    ranks was 2 and is 1" in again
-    assert "resume    max_steps was 4 and is 8: the learning rate follows the longer run's schedule from here on" in one
-    assert "resume    ranks was" not in one
+def test_the_log_says_what_differs(folder: Runs) -> None:
+    for name, line in {
+        "fp32-on-2": "ranks was 1 and is 2: losses differ by rounding and, where the model has dropout, by its",
+        "fp32-split-on-2": "accumulation was 1 and is 2: losses differ by rounding",
+        "two-on-1": "ranks was 2 and is 1",
+        "constant-longer": "max_steps was 4 and is 8: the learning rate follows the longer run's schedule from here on",
+    }.items():
+        _ = folder / name
+        assert f"resume    {line}" in folder.said[name]
+    assert "resume    ranks was" not in folder.said["constant-longer"]
 
 
 @pytest.mark.parametrize("name", [*(f"{name}-on-2" for name in SHARDED), "zero1-bf16-on-2", "two-zero2-on-1"])
-def test_sharded_state_is_refused_on_another_number_of_ranks_in_one_line(runs: Any, name: str) -> None:
-    folder, _ = runs
+def test_sharded_state_is_refused_on_another_number_of_ranks_in_one_line(folder: Runs, name: str) -> None:
     before, now, stage = ("2 ranks", 1, "2") if name.startswith("two") else ("1 rank", 2, name[4])
-    files = sorted(folder.joinpath(name).glob("error-*.txt"))
+    files = sorted((folder / name).glob("error-*.txt"))
     assert len(files) == now
     for file in files:
         message = file.read_text()
@@ -136,16 +136,14 @@ def test_sharded_state_is_refused_on_another_number_of_ranks_in_one_line(runs: A
     assert not (folder / name / "model").exists()
 
 
-def test_a_finished_run_is_lengthened_as_if_it_had_never_ended(runs: Any) -> None:
-    folder, _ = runs
+def test_a_finished_run_is_lengthened_as_if_it_had_never_ended(folder: Runs) -> None:
     assert [line["step"] for line in log(folder / "constant-longer")] == list(range(1, 9))
     assert repeatable(folder / "constant-longer") == repeatable(folder / "constant-8")
     longer, whole = weights(folder / "constant-longer"), weights(folder / "constant-8")
     assert all(torch.equal(longer[name], whole[name]) for name in whole)
 
 
-def test_a_longer_run_follows_the_longer_schedule(runs: Any) -> None:
-    folder, _ = runs
+def test_a_longer_run_follows_the_longer_schedule(folder: Runs) -> None:
     lines = log(folder / "cosine-longer")
     assert [line["step"] for line in lines] == list(range(1, 7))
     assert [line["loss"] for line in lines[:4]] == losses(folder / "fp32")
@@ -156,25 +154,22 @@ def test_a_longer_run_follows_the_longer_schedule(runs: Any) -> None:
     assert losses(folder / "back") == pytest.approx(losses(folder / "cosine-longer"), abs=1e-5)
 
 
-def test_a_shorter_run_is_refused(runs: Any) -> None:
-    folder, _ = runs
+def test_a_shorter_run_is_refused(folder: Runs) -> None:
     message = (folder / "shorter" / "error-0.txt").read_text()
     assert "settings.training.max_steps = 4, now 3; go on with the same settings (max_steps may only grow)" in message
 
 
-def test_a_deepspeed_file_may_change_with_the_ranks_and_the_steps(runs: Any) -> None:
-    folder, _ = runs
-    assert not list(folder.joinpath("own-on-2").glob("error-*.txt"))
+def test_a_deepspeed_file_may_change_with_the_ranks_and_the_steps(folder: Runs) -> None:
+    assert not list((folder / "own-on-2").glob("error-*.txt"))
     assert losses(folder / "own-on-2") == pytest.approx(losses(folder / "cosine-longer"), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["watched-longer", "watched-on-2", "impatient-longer"])
-def test_the_best_of_the_shorter_run_stays_the_best(runs: Any, name: str) -> None:
-    folder, (one, two, _) = runs
+def test_the_best_of_the_shorter_run_stays_the_best(folder: Runs, name: str) -> None:
     steps = [line["best_step"] for line in log(folder / name) if "best_step" in line]
     assert set(steps) == {1}
     longer, best = weights(folder / name), weights(folder / "step-1")
     assert all(torch.equal(longer[key], best[key]) for key in best)
     assert len(steps) == (2 if name == "impatient-longer" else 4)
-    assert "evaluate  no step is done: no gain in the last 1 evaluations" in one
-    assert "evaluate  no step is done" not in two
+    said = "evaluate  no step is done: no gain in the last 1 evaluations" in folder.said[name]
+    assert said == (name == "impatient-longer")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from instructkit.training.plan.memory import at_size, record_step
 from instructkit.training.plan.shapes import Lengths, model_on_shapes, rows_on_shapes, shape_of
 from tests.models.checkpoints import write_bert, write_blip2, write_encoder, write_instructblip, write_llm
 from tests.tiny import tiny_config, tiny_model
-from tests.training.mini import command, environment
+from tests.training.mini import launch
 
 SHAPES = {
     "nano": ["model.name=nano"],
@@ -78,16 +77,8 @@ def planned_over_allocated(folder: Path, names: list[str]) -> dict[str, float]:
     """How the planned peak of some cases, all where none is named, compares with that of two ranks that train."""
     runs = {name: words for name, words in cases(folder).items() if name in names or not names}
     (folder / "cases.json").write_text(json.dumps(runs))
-    script = str(Path(__file__).with_name("allocated.py"))
-    done = subprocess.run(
-        [*command(2), script, str(folder / "cases.json")],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
+    said = launch(2, Path(__file__).with_name("allocated.py"), [str(folder / "cases.json")], timeout=1200)
+    line = next(line for line in said.splitlines() if line.startswith("RESULT "))
     found = json.loads(line.removeprefix("RESULT "))
     mini = Path(__file__).with_name("mini.yaml")
     return {

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.training.mini import log, losses, run_all, write_model, write_releases
+from tests.training.mini import Runs, log, losses, run_all, write_model, write_releases
 
 TIMEOUT = 600
 """Seconds; a rank that waits for another for ever fails here."""
@@ -32,21 +31,21 @@ MATRIX = {f"zero{stage}-{'packed' if on else 'padded'}": (stage, on) for stage i
 
 
 @pytest.fixture(scope="module")
-def t5(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+def t5(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[int, Runs]:
     """An encoder-decoder LLM under ZeRO 0, 2 and 3, on one rank and on two."""
     runs = {name: [*words, f"zero_stage={stage}", f"packing={str(on).lower()}"] for name, (stage, on) in MATRIX.items()}
     watched = ["zero_stage=3", "every=2", "evaluation.validation=[easy_vqa, coco_caption]", "watch_limit=7"]
     runs["watched"] = [*words, *watched, "eval_batch_size=3"]
-    folders = {ranks: tmp_path_factory.mktemp(f"t5-{ranks}") for ranks in (1, 2)}
-    for ranks, folder in folders.items():
-        run_all(ranks, folder, runs, timeout=TIMEOUT)
-    return folders
+    return {
+        ranks: Runs(tmp_path_factory.mktemp(f"t5-{ranks}"), {name: (ranks, words) for name, words in runs.items()})
+        for ranks in (1, 2)
+    }
 
 
 @pytest.mark.parametrize("name", MATRIX)
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_an_encoder_decoder_has_the_same_losses_however_it_is_sharded_and_packed(
-    t5: dict[int, Path], ranks: int, name: str
+    t5: dict[int, Runs], ranks: int, name: str
 ) -> None:
     plain = log(t5[1] / "zero0-padded")
     found = log(t5[ranks] / name)
@@ -56,7 +55,7 @@ def test_an_encoder_decoder_has_the_same_losses_however_it_is_sharded_and_packed
     assert losses(t5[ranks] / name) == pytest.approx(losses(t5[1] / "zero0-padded"), abs=1e-5)
 
 
-def test_an_encoder_decoder_that_is_sharded_is_watched_as_on_one_rank(t5: dict[int, Path]) -> None:
+def test_an_encoder_decoder_that_is_sharded_is_watched_as_on_one_rank(t5: dict[int, Runs]) -> None:
     one, two = ([line for line in log(t5[n] / "watched") if "validation_loss" in line] for n in (1, 2))
     assert [line["step"] for line in two] == [2, 4]
     assert [line["validation_loss"] for line in two] == pytest.approx(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +11,8 @@ import pytest
 
 from instructkit.errors import UserError
 from instructkit.runs import ranks as starting_ranks
-from tests.training.mini import ROOT, end_all, environment
+from tests import forks
+from tests.training.mini import ROOT, ranks_of
 
 TIMEOUT = 120
 
@@ -43,35 +43,25 @@ def until(*others):  # ends only when these ranks have looked a dozen times and 
 """
 
 
-def start(code: str, ranks: int, machines: int = 1) -> list[subprocess.Popen[str]]:
-    shared, local = environment(), ranks // machines
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", BEGIN + code],
-            env={**shared, "RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank % local)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        for rank in range(ranks)
-    ]
-
-
-def ended(processes: list[subprocess.Popen[str]]) -> list[tuple[int, list[str], str]]:
-    """Exit code, what was printed and what was complained about, of each rank."""
-    found = []
+def ended(code: str, folder: Path, ranks: int, machines: int = 1) -> list[tuple[int | None, list[str], str]]:
+    """Exit code, lines that begin with ">", and all that was said, of each rank."""
+    script = folder / "script.py"
+    script.write_text(BEGIN + code)
+    processes, found = [], []
     try:
-        for process in processes:
-            out, err = process.communicate(timeout=TIMEOUT)
-            found.append((process.returncode, [line for line in out.splitlines() if line.startswith("> ")], err))
+        for rank, environ in enumerate(ranks_of(ranks)):
+            local = {"LOCAL_RANK": str(rank % (ranks // machines)), "LOCAL_SIZE": str(ranks // machines)}
+            processes += forks.start(script, [], folder / f"said-{rank}", [{**environ, **local}])
+        for rank, process in enumerate(processes):
+            process.join(TIMEOUT)
+            said = (folder / f"said-{rank}").read_text()
+            found.append((process.exitcode, [line for line in said.splitlines() if line.startswith("> ")], said))
     finally:
-        for process in processes:
-            end_all(process)
+        forks.end(processes)
     return found
 
 
-def test_all_ranks_wait_for_the_first_and_get_its_result_or_its_error() -> None:
+def test_all_ranks_wait_for_the_first_and_get_its_result_or_its_error(tmp_path: Path) -> None:
     code = """
 def work():
     until(1, 2)
@@ -85,12 +75,12 @@ except UserError as error:
     print("> ", error)
 print("> ", waiting.on_first_rank(lambda: rank + 7))
 """
-    for code_, said, complaint in ended(start(code, 3)):
+    for code_, said, complaint in ended(code, tmp_path, 3):
         assert code_ == 0, complaint
         assert said == [">  {'rank': 0}", ">  no such release", ">  7"]
 
 
-def test_all_ranks_meet_whichever_is_last() -> None:
+def test_all_ranks_meet_whichever_is_last(tmp_path: Path) -> None:
     code = """
 for late in range(world):
     looks = 0
@@ -101,12 +91,12 @@ for late in range(world):
     waiting.meet()
 print("> ", store.add("met", 0))
 """
-    for code_, said, complaint in ended(start(code, 3)):
+    for code_, said, complaint in ended(code, tmp_path, 3):
         assert code_ == 0, complaint
         assert said == [">  0"]
 
 
-def test_the_first_rank_of_each_machine_goes_before_its_others() -> None:
+def test_the_first_rank_of_each_machine_goes_before_its_others(tmp_path: Path) -> None:
     code = """
 first = int(os.environ["LOCAL_RANK"]) == 0
 def work():
@@ -116,13 +106,13 @@ def work():
     return store.add("firsts", 0)
 print("> ", first, waiting.first_on_machine(work))
 """
-    found = ended(start(code, 4, machines=2))
+    found = ended(code, tmp_path, 4, machines=2)
     assert all(code_ == 0 for code_, *_ in found), found
     assert sorted(said[0] for _, said, _ in found[::2]) == [">  True 1", ">  True 2"]
     assert [said for _, said, _ in found[1::2]] == [[">  False 2"]] * 2
 
 
-def test_ranks_that_wait_for_one_that_has_died_end_with_a_line() -> None:
+def test_ranks_that_wait_for_one_that_has_died_end_with_a_line(tmp_path: Path) -> None:
     code = """
 def die():
     until(1)
@@ -132,7 +122,7 @@ try:
 except UserError as error:
     print("> ", error)
 """
-    first, second = ended(start(code, 2))
+    first, second = ended(code, tmp_path, 2)
     assert first[0] == 3
     assert second[0] == 0, second
     assert second[1] == [">  rank 1 waited for another rank, which has ended; what that one wrote says why"]
