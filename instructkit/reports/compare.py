@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from instructkit.errors import UserError
 from instructkit.files import write_atomically
 from instructkit.reports import html, markdown, plots, words
+from instructkit.reports.blocks import Block, Figure, Figures, Heading, Line, Table
 from instructkit.reports.report import read_report
 
 Reports = Mapping[str, Mapping[str, Any]]
@@ -32,8 +32,9 @@ def write_comparison(runs: Sequence[Path], out: Path) -> list[Path]:
     reports = {name: read_report(folder) for name, folder in zip(run_names(runs), runs, strict=True)}
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / "comparison.md", out / "comparison.html"]
-    write_atomically(paths[0], compared_markdown(reports))
-    write_atomically(paths[1], compared_html(reports))
+    blocks = compared(reports)
+    write_atomically(paths[0], markdown.text(blocks))
+    write_atomically(paths[1], html.page(blocks))
     return paths
 
 
@@ -52,35 +53,25 @@ def run_names(runs: Sequence[Path]) -> list[str]:
     return ["/".join(run[-depth:]) for run in parts]
 
 
-def compared_markdown(reports: Reports) -> str:
-    """The comparison in plain text."""
-    lines = ["# Runs side by side", "", *markdown.table(_head(reports), _rows(reports)), ""]
-    lines += [" ".join(words.NOTES), ""]
-    lines += [f"- {markdown.plain(note)}" for note in _differences(reports)]
-    lines += ["", "## Settings that differ", "", *markdown.table(["setting", *reports], _settings(reports))]
-    return "\n".join(lines) + "\n"
-
-
-def compared_html(reports: Reports) -> str:
-    """The comparison as a page, with a plot a benchmark."""
-    numbers = tuple(range(2, 2 + len(reports)))
-    body = ["<h1>Runs side by side</h1>", html.table(_head(reports), _rows(reports), numbers)]
-    body.append(f'<p class="soft">{escape(" ".join(words.NOTES))}</p>')
-    body += [f'<p class="warn">{escape(note)}</p>' for note in _differences(reports)]
+def compared(reports: Reports) -> list[Block]:
+    """The comparison, with a plot a benchmark."""
     figures = []
     for name, entry in _entries(reports).items():
-        rows = [
-            (run, report["benchmarks"][name]["value"], report["benchmarks"][name]["interval"])
-            for run, report in reports.items()
-            if name in report["benchmarks"]
-        ]
-        plot = plots.comparison(entry["title"], rows, entry["metric"])
-        figures.append(
-            f"<figure><figcaption>{escape(entry['title'])}, {escape(words.measure(entry))}</figcaption>{plot}</figure>"
+        own = {run: report["benchmarks"][name] for run, report in reports.items() if name in report["benchmarks"]}
+        plot = plots.comparison(
+            entry["title"], [(run, each["value"], each["interval"]) for run, each in own.items()], entry["metric"]
         )
-    body.append(f'<h2>Benchmarks</h2><div class="figures">{"".join(figures)}</div>')
-    body.append("<h2>Settings that differ</h2>" + html.table(["setting", *reports], _settings(reports)))
-    return html.page("Runs side by side", body)
+        figures.append(Figure(f"{entry['title']}, {words.measure(entry)}", plot))
+    numbers = tuple(range(1, 1 + len(reports)))
+    return [
+        Heading("Runs side by side", 1),
+        Table(["benchmark", *reports, "metric"], _rows(reports), numbers),
+        Line(" ".join(words.NOTES), kind="soft"),
+        *(Line(note, kind="warn") for note in _differences(reports)),
+        Figures(figures),
+        Heading("Settings that differ"),
+        Table(["setting", *reports], _settings(reports)),
+    ]
 
 
 def _entries(reports: Reports) -> dict[str, Any]:
@@ -92,10 +83,6 @@ def _entries(reports: Reports) -> dict[str, Any]:
     return found
 
 
-def _head(reports: Reports) -> list[str]:
-    return ["benchmark", "metric", *reports]
-
-
 def _rows(reports: Reports) -> list[list[str]]:
     rows = []
     for name, entry in _entries(reports).items():
@@ -103,11 +90,11 @@ def _rows(reports: Reports) -> list[list[str]]:
         for report in reports.values():
             own = report["benchmarks"].get(name)
             cells.append(f"{own['value']:.2f} ({words.interval(own)})" if own else "-")
-        rows.append([entry["title"], words.measure(entry), *cells])
+        rows.append([entry["title"], *cells, words.measure(entry)])
     for title, key in (("average of the held-out", "held_out"), ("average of the held-in", "held_in")):
         values = [report["averages"][key]["value"] for report in reports.values()]
         if any(value is not None for value in values):
-            rows.append([title, "", *("-" if value is None else f"{value:.2f}" for value in values)])
+            rows.append([title, *("-" if value is None else f"{value:.2f}" for value in values), ""])
     return rows
 
 

@@ -1,76 +1,66 @@
-"""Plots as SVG text that stands in the page itself; colours come from the page's style sheet."""
+"""Plots as SVG text that stands in the page itself; colours come from the page's style sheet.
+
+Every plot but the reliability diagram is as wide as a phone's page, and its labels stand in lines of their own, so that
+none is cut.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
+from unicodedata import east_asian_width
 
-_ROW = 20
-_LABEL = 176
-_BARS = 250
-_VALUE = 52
+_WIDTH = 340
+_BARS = 288
+_LINE = 16
+_BAR = 20
+
+Interval = Sequence[float] | None
+Points = Sequence[tuple[float, float]]
 
 
 def scores(entry: dict[str, Any]) -> str:
     """Bars: this model, with its 95% interval, above the published ones; a dashed line where blindness gets."""
-    rows = [("this model", entry["value"], "own")]
-    rows += [(row["model"], row["value"], "known" if row["verified"] else "unsure") for row in entry["published"]]
-    scale = _BARS / _top([value for _, value, _ in rows] + [(entry["interval"] or [0, 0])[1]], entry["metric"])
-    parts = []
-    for index, (label, value, kind) in enumerate(rows):
-        y = index * _ROW
-        end = _LABEL + value * scale
-        parts.append(_text(_LABEL - 8, y + 14, label, "end"))
-        parts.append(
-            f'<rect class="{kind}" x="{_LABEL}" y="{y + 3}" width="{max(1, value * scale):.1f}" height="14" rx="2"/>'
-        )
-        if kind == "own" and entry["interval"]:
-            low, high = (_LABEL + bound * scale for bound in entry["interval"])
-            end = max(end, high)
-            parts.append(
-                f'<path class="whisker" d="M{low:.1f} {y + 10}H{high:.1f}M{low:.1f} {y + 6}v8M{high:.1f} {y + 6}v8"/>'
-            )
-        parts.append(_text(end + 6, y + 14, f"{value:.1f}", "start", "strong" if kind == "own" else ""))
-    height = len(rows) * _ROW
-    blind = entry["blind_baseline"]
-    if blind is not None:
-        x = _LABEL + blind * scale
-        parts.append(f'<path class="blind" d="M{x:.1f} 0V{height}"/>')
-        parts.append(_text(x, height + 13, f"blind {blind:.1f}", "middle"))
-        height += _ROW
+    rows = [("this model", entry["value"], "own", entry["interval"])]
+    rows += [(row["model"], row["value"], "known" if row["verified"] else "unsure", None) for row in entry["published"]]
     beside = " beside published ones" if entry["published"] else ""
-    return _svg(_LABEL + _BARS + _VALUE, height, parts, f"{entry['title']}: score of this model{beside}")
+    about = f"{entry['title']}: score of this model{beside}"
+    return _bars(rows, entry["metric"], about, entry["blind_baseline"])
+
+
+def comparison(title: str, rows: Iterable[tuple[str, float, Interval]], metric: str) -> str:
+    """Bars of several runs on one benchmark: name, value, 95% interval."""
+    return _bars([(name, value, "own", interval) for name, value, interval in rows], metric, f"{title}: score by run")
 
 
 def overview(entries: list[dict[str, Any]]) -> str:
-    """A line a benchmark: this model among the published ones."""
-    values = [row["value"] for entry in entries for row in (*entry["published"], entry)]
-    top = max(100.0, *values, *((entry["interval"] or [0, 0])[1] for entry in entries))
-    width = 2 * _BARS
-    scale = width / (20 * math.ceil(top / 20))
-    height = len(entries) * _ROW + 6
-    parts = []
-    for tick in range(0, math.ceil(top / 20) * 20 + 1, 20):
-        x = _LABEL + tick * scale
-        parts.append(f'<path class="grid" d="M{x:.1f} 0V{height}"/>{_text(x, height + 14, str(tick), "middle")}')
-    for index, entry in enumerate(entries):
-        y = index * _ROW + 12
-        parts.append(_text(_LABEL - 12, y + 4, entry["title"], "end"))
-        for row in entry["published"]:
-            kind = "known" if row["verified"] else "ring"
-            about = f"<title>{escape(row['model'])} {row['value']:.1f}</title>"
-            parts.append(
-                f'<circle class="{kind}" cx="{_LABEL + row["value"] * scale:.1f}" cy="{y}" r="4">{about}</circle>'
-            )
+    """A line a benchmark: this model with its interval, and the best of the published ones with its name."""
+    best = [max(entry["published"], key=lambda row: row["value"], default=None) for entry in entries]
+    top = _top([row["value"] for row in (*entries, *filter(None, best))] + _highs(entries))
+    ticks = _ticks(top)
+    scale = _BARS / ticks[-1]
+    left = (_WIDTH - _BARS) / 2
+    parts, y = [], 0.0
+    for entry, other in zip(entries, best, strict=True):
+        beside = f"; best published: {other['model']} {other['value']:.1f}" if other else ""
+        label, y = _label(0, y, f"{entry['title']} {entry['value']:.1f}{beside}")
+        parts.append(label)
+        y += _BAR / 2
+        parts.append(f'<path class="grid" d="M{left:.1f} {y:.1f}H{left + _BARS:.1f}"/>')
+        if other:
+            kind = "known" if other["verified"] else "ring"
+            parts.append(f'<circle class="{kind}" cx="{left + other["value"] * scale:.1f}" cy="{y:.1f}" r="4"/>')
         if entry["interval"]:
-            low, high = (_LABEL + bound * scale for bound in entry["interval"])
-            parts.append(f'<path class="whisker" d="M{low:.1f} {y}H{high:.1f}"/>')
-        x = _LABEL + entry["value"] * scale
-        about = f"<title>this model {entry['value']:.1f}</title>"
-        parts.append(f'<path class="own" d="M{x:.1f} {y - 6}l6 6l-6 6l-6 -6z">{about}</path>')
-    among = " among published ones" if any(entry["published"] for entry in entries) else ""
-    return _svg(_LABEL + width + 20, height + 20, parts, f"scores of this model{among}, by benchmark")
+            low, high = (left + bound * scale for bound in entry["interval"])
+            parts.append(f'<path class="whisker" d="M{low:.1f} {y:.1f}H{high:.1f}"/>')
+        parts.append(f'<path class="own" d="M{left + entry["value"] * scale:.1f} {y - 6:.1f}l6 6l-6 6l-6 -6z"/>')
+        y += _BAR / 2
+    for tick in ticks:
+        parts.append(_text(left + tick * scale, y + 14, f"{tick:g}", "middle"))
+    beside = " and of the best published one" if any(best) else ""
+    return _svg(_WIDTH, y + 20, parts, f"scores of this model{beside}, by benchmark")
 
 
 def reliability(calibration: dict[str, Any]) -> str:
@@ -108,47 +98,138 @@ def spread(entry: dict[str, Any]) -> str:
     low, high = min(values), max(values)
     margin = max(1.0, 0.15 * (high - low))
     low, high = low - margin, high + margin
-    parts = []
-    for index, (label, value, kind) in enumerate(rows):
-        y = index * _ROW + 10
-        x = _LABEL + (value - low) / (high - low) * _BARS
-        parts.append(_text(_LABEL - 8, y + 4, label, "end"))
-        parts.append(f'<path class="grid" d="M{_LABEL} {y}H{_LABEL + _BARS}"/>')
-        parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y}" r="5"/>')
+    parts, y = [], 0.0
+    for label, value, kind in rows:
+        text, y = _label(0, y, label)
+        y += _BAR / 2
+        x = (value - low) / (high - low) * _BARS
+        parts += [text, f'<path class="grid" d="M0 {y:.1f}H{_BARS}"/>']
+        parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>')
         parts.append(_text(x + 9, y + 4, f"{value:.1f}", "start", "strong" if kind == "own" else ""))
-    return _svg(_LABEL + _BARS + _VALUE, len(rows) * _ROW + 4, parts, f"{entry['title']}: score by wording")
+        y += _BAR / 2
+    return _svg(_WIDTH, y + 4, parts, f"{entry['title']}: score by wording")
 
 
-def comparison(title: str, rows: list[tuple[str, float, tuple[float, float] | None]], metric: str) -> str:
-    """Bars of several runs on one benchmark: name, value, 95% interval."""
-    scale = _BARS / _top([bound for _, value, interval in rows for bound in (value, (interval or (0, 0))[1])], metric)
+def curves(series: dict[str, Points], about: str) -> str:
+    """Lines over the steps of a run, from zero on; with several a legend below, in which the first is the thickest.
+
+    Args:
+        series: points (step, value) of each line by its name; at most `COLOURS` lines, none empty.
+        about: what the values are, for those who do not see the plot.
+    """
+    height, top = 150, 8
+    steps = _ticks(max(step for points in series.values() for step, _ in points))
+    values = _ticks(max(value for points in series.values() for _, value in points))
+    left = 8 + max(_wide(_number(tick)) for tick in values)
+    width = _WIDTH - left - 20
+    across, up = width / steps[-1], height / values[-1]
     parts = []
-    for index, (label, value, interval) in enumerate(rows):
-        y, end = index * _ROW, _LABEL + value * scale
-        parts.append(_text(_LABEL - 8, y + 14, label, "end"))
-        parts.append(
-            f'<rect class="own" x="{_LABEL}" y="{y + 3}" width="{max(1, value * scale):.1f}" height="14" rx="2"/>'
-        )
+    for tick in values:
+        y = top + height - tick * up
+        parts.append(f'<path class="grid" d="M{left:.1f} {y:.1f}H{left + width:.1f}"/>')
+        parts.append(_text(left - 6, y + 4, _number(tick), "end"))
+    for tick in steps:
+        parts.append(_text(left + tick * across, top + height + 15, _number(tick), "middle"))
+    parts.append(_text(left + width / 2, top + height + 31, "step", "middle"))
+    y = top + height + 36.0
+    for colour, points in reversed(list(enumerate(series.values()))):
+        at = [f"{left + step * across:.1f} {top + height - value * up:.1f}" for step, value in points]
+        # A line of one point is seen as a dot, by its round ends.
+        parts.append(f'<path class="curve c{colour}" d="M{"L".join(at if len(at) > 1 else at * 2)}"/>')
+    for colour, name in enumerate(series if len(series) > 1 else ()):
+        text, below = _label(left + 24, y, name)
+        parts += [f'<path class="curve c{colour}" d="M{left:.1f} {y + 10:.1f}h16"/>', text]
+        y = below
+    return _svg(_WIDTH, y + 4, parts, about)
+
+
+COLOURS = 7
+"""So many lines of `curves` can be told apart."""
+
+
+def _bars(rows: Sequence[tuple[str, float, str, Interval]], metric: str, about: str, blind: float | None = None) -> str:
+    """A bar a row (label, value, kind, 95% interval); shares end at 100, CIDEr a little above the best."""
+    bounds = [max(value, *(interval or [0])) for _, value, _, interval in rows]
+    scale = _BARS / (max(*bounds, 1.0) * 1.05 if metric == "cider" else 100.0)
+    parts, y = [], 0.0
+    across = None if blind is None else blind * scale
+    for label, value, kind, interval in rows:
+        text, y = _label(0, y, label)
+        end = value * scale
+        parts.append(text)
+        parts.append(f'<rect class="{kind}" y="{y + 2:.1f}" width="{max(1, end):.1f}" height="14" rx="2"/>')
         if interval:
-            low, high = (_LABEL + bound * scale for bound in interval)
+            low, high = (bound * scale for bound in interval)
             end = max(end, high)
-            parts.append(
-                f'<path class="whisker" d="M{low:.1f} {y + 10}H{high:.1f}M{low:.1f} {y + 6}v8M{high:.1f} {y + 6}v8"/>'
-            )
-        parts.append(_text(end + 6, y + 14, f"{value:.1f}", "start", "strong"))
-    return _svg(_LABEL + _BARS + _VALUE, len(rows) * _ROW, parts, f"{title}: score by run")
+            middle = f"{y + 9:.1f}H{high:.1f}M{low:.1f} {y + 5:.1f}v8M{high:.1f} {y + 5:.1f}v8"
+            parts.append(f'<path class="whisker" d="M{low:.1f} {middle}"/>')
+        parts.append(_text(end + 6, y + 13, f"{value:.1f}", "start", "strong" if kind == "own" else ""))
+        y += _BAR
+        if across is not None:
+            parts.append(f'<path class="blind" d="M{across:.1f} {y:.1f}v-{_BAR}"/>')
+    if across is not None:
+        label = f"blind {blind:.1f}"
+        half = _wide(label) / 2
+        parts.append(_text(min(max(across, half), _WIDTH - half), y + 13, label, "middle"))
+        y += _LINE + 4
+    return _svg(_WIDTH, y, parts, about)
 
 
-def _top(values: list[float], metric: str) -> float:
-    """Where the scale ends: shares at 100, CIDEr a little above the best."""
-    return max(*values, 1.0) * 1.05 if metric == "cider" else 100.0
+def _highs(entries: list[dict[str, Any]]) -> list[float]:
+    return [entry["interval"][1] for entry in entries if entry["interval"]]
+
+
+def _top(values: list[float]) -> float:
+    return max(100.0, *values)
+
+
+def _ticks(top: float) -> list[float]:
+    """Round numbers from 0 to the first that is not below `top`: 3 to 6 of them."""
+    unit = 10.0 ** math.floor(math.log10(top)) if top > 0 else 1.0
+    step = next(size * unit for size in (0.2, 0.25, 0.5, 1, 2, 2.5, 5) if top <= 5 * size * unit * (1 + 1e-9))
+    return [index * step for index in range(max(1, math.ceil(top / step - 1e-9)) + 1)]
+
+
+def _number(value: float) -> str:
+    """A number in few letters: 12.5k, 3M."""
+    for least, size, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if value >= least:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
+
+
+def _wide(text: str) -> float:
+    """No fewer pixels than a text takes at the style sheet's 12 px, in whatever font without serifs is there."""
+    return sum(
+        15 if east_asian_width(c) in "WF" else 12 if c in "mwMW@%" else 9.5 if c.isupper() else 7.6 for c in text
+    )
+
+
+def _wrapped(text: str, width: float) -> list[str]:
+    """Lines of at most `width` pixels; a word that is wider is broken."""
+    lines = [""]
+    for word in " ".join(text.split()).split(" "):
+        if lines[-1] and _wide(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+            continue
+        lines.append("")
+        for letter in word:
+            if _wide(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    return lines[1:] if len(lines) > 1 else lines
+
+
+def _label(x: float, y: float, text: str) -> tuple[str, float]:
+    """A label in as many lines as it takes below `y`, and where they end."""
+    lines = _wrapped(text, _WIDTH - x)
+    shown = "".join(_text(x, y + (index + 1) * _LINE - 4, line, "start") for index, line in enumerate(lines))
+    return shown, y + len(lines) * _LINE
 
 
 def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> str:
-    shown = text if len(text) <= 22 else text[:21] + "…"
     name = f' class="{kind}"' if kind else ""
-    about = f"<title>{escape(text)}</title>" if shown != text else ""
-    return f'<text{name} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(shown)}{about}</text>'
+    return f'<text{name} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
 def _svg(width: float, height: float, parts: list[str], about: str) -> str:

@@ -1,6 +1,6 @@
 """The report of a run: `report/report.json`, and the same for people as `report.md` and `report.html`.
 
-No file holds a time or a duration, so the same answers give the same bytes.
+Of what was measured they hold the speed of training alone, as the log has it: the same answers give the same bytes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from instructkit.evaluation.settings import EvaluationSettings
 from instructkit.files import write_atomically
 from instructkit.reports import words
 from instructkit.reports.averages import averages
+from instructkit.reports.curve import log_lines, training_curve
 from instructkit.reports.entries import benchmark_entries, manifests
 from instructkit.reports.html import html
 from instructkit.reports.markdown import markdown
@@ -41,10 +42,12 @@ def write_report(config: RunConfig, folder: Path, identity: dict[str, Any]) -> P
         The report's folder.
     """
     evaluation = read_evaluation(folder) if config.evaluation.benchmarks else None
+    lines = log_lines(folder)
     data = {name: msgspec.to_builtins(read_manifest(Path(config.data.root) / name)) for name in splits_of(config)}
     report = {
         **_results(evaluation, folder),
-        "training": _training(config, folder),
+        "training": _training(lines, config),
+        "curve": training_curve(lines),
         "config": to_dict(config),
         "versions": versions(),
         "data": data,
@@ -150,11 +153,8 @@ def _results(evaluation: Evaluation | None, folder: Path) -> dict[str, Any]:
     }
 
 
-def _training(config: RunConfig, folder: Path) -> dict[str, Any]:
+def _training(lines: list[dict[str, Any]], config: RunConfig) -> dict[str, Any]:
     """The last step's line of the training log without what was measured, and which step the model is of."""
-    lines: list[dict[str, Any]] = [
-        msgspec.json.decode(line) for line in (folder / "log.jsonl").read_bytes().splitlines()
-    ]
     steps = [line for line in lines if "loss" in line]
     last = {name: value for name, value in steps[-1].items() if name not in MEASURED} if steps else {}
     best = next((line["best_step"] for line in reversed(lines) if "best_step" in line), None)

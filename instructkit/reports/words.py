@@ -36,15 +36,25 @@ def interval(entry: dict[str, Any]) -> str:
     return f"{entry['interval'][0]:.1f} to {entry['interval'][1]:.1f}" if entry["interval"] else "-"
 
 
+def percents(index: int) -> str:
+    """The bounds of a bin of a reliability diagram."""
+    return f"{10 * index} to {10 * index + 10}"
+
+
 def size(entry: dict[str, Any]) -> str:
     """`500`, or `100 of 5,000` where not all were scored."""
     part = "" if entry["n"] == entry["available"] else f" of {entry['available']:,}"
     return f"{entry['n']:,}{part}"
 
 
+def figure(row: dict[str, Any]) -> str:
+    """The value of a published row, with a star where it is unverified."""
+    return f"{row['value']:.1f}{'' if row['verified'] else '*'}"
+
+
 def published(row: dict[str, Any]) -> str:
     """A published row in a phrase."""
-    return f"{row['model']} {row['value']:.1f}{'' if row['verified'] else ' (unverified)'}"
+    return f"{row['model']} {figure(row)}"
 
 
 def published_count(manifest: dict[str, Any]) -> str:
@@ -141,7 +151,7 @@ NOTES = (
     "The interval holds 95% of 1,000 bootstrap draws of the pictures, each with all that was asked about it, with a "
     "fixed seed; of captions the images' scores are drawn, with the document frequencies of the full set.",
 )
-UNVERIFIED = "Unverified rows were remembered, not read in the source."
+UNVERIFIED = "Figures with a star are unverified: remembered, not read in the source."
 BLIND = (
     "Blind: every question answered with its most frequent training answer, without the image, over the whole split."
 )
@@ -149,7 +159,7 @@ BLIND = (
 
 def notes(entries: list[dict[str, Any]]) -> str:
     """What the table of all scores needs to be read."""
-    unverified = [UNVERIFIED] if any(entry["published"] for entry in entries) else []
+    unverified = [UNVERIFIED] if any(not row["verified"] for entry in entries for row in entry["published"]) else []
     blind = [BLIND] if any(entry["blind_baseline"] is not None for entry in entries) else []
     return " ".join([*NOTES, *unverified, *blind])
 

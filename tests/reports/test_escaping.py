@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from markdown_it import MarkdownIt
 
-from instructkit.reports.compare import compared_markdown
-from instructkit.reports.markdown import markdown, table
+from instructkit.reports.compare import compared
+from instructkit.reports.markdown import markdown, table, text
 
 PAYLOADS = [
     "<script>alert(1)</script>",
@@ -28,7 +28,7 @@ PAYLOADS = [
     "![a][b] \\![c](d) \\<b>",
     "- [x] item",
 ]
-TAGS = {"h1", "h2", "p", "table", "thead", "tbody", "tr", "th", "td", "ul", "li", "pre", "code", "strong"}
+TAGS = {"h1", "h2", "h3", "p", "table", "thead", "tbody", "tr", "th", "td", "ul", "li", "pre", "code", "strong"}
 
 
 class Page(HTMLParser):
@@ -57,16 +57,16 @@ class Page(HTMLParser):
 
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_head_and_cells_show_a_text_as_it_is(payload: str) -> None:
-    text = "\n".join(table(["name", payload], [[payload, "right"], ["left", payload]]))
-    page = Page(text)
+    lines = "\n".join(table(["name", payload], [[payload, "right"], ["left", payload]]))
+    page = Page(lines)
     shown = " ".join(payload.split())
     assert page.cells == ["name", shown, shown, "right", "left", shown]
     assert page.tags == {"table", "thead", "tbody", "tr", "th", "td"}
-    assert "://" not in text  # what some viewers make a link of
-    assert "www." not in text
+    assert "://" not in lines  # what some viewers make a link of
+    assert "www." not in lines
 
 
-NAMED = ("errors", "groups", "details", "versions", "data", "training")
+NAMED = ("errors", "groups", "details", "versions", "data", "training", "losses", "watched")
 """Parts of a report whose keys are names."""
 
 
@@ -87,10 +87,16 @@ def test_no_text_of_a_report_becomes_markup(written, payload: str) -> None:
     report = written.json
     report["benchmarks"]["gqa"] = copy.deepcopy(report["benchmarks"]["easy_vqa"])
     report["benchmarks"]["easy_vqa"]["errors"] = {"name": "reason"}
-    bad = infected({**report, "submissions": ["a.json"], "training": {"loss": "1"}}, payload)
+    report["curve"] = {
+        "losses": {"all datasets": [[1, 2.0]], "a": [[1, 2.0]]},
+        "speed": [[1, 2.0]],
+        "watched": {"b": [[1, 2.0]]},
+        "lines_per_point": 1,
+    }
+    bad = infected({**report, "submissions": ["a.json"]}, payload)
     assert Page(markdown(bad)).tags <= TAGS
-    compared = {f"{payload} {number}": copy.deepcopy(bad) for number in (1, 2)}
-    compared[f"{payload} 2"]["config"]["extra"] = payload
-    entry = next(iter(compared[f"{payload} 2"]["benchmarks"].values()))
+    reports = {f"{payload} {number}": copy.deepcopy(bad) for number in (1, 2)}
+    reports[f"{payload} 2"]["config"]["extra"] = payload
+    entry = next(iter(reports[f"{payload} 2"]["benchmarks"].values()))
     entry["protocol_version"] = 99
-    assert Page(compared_markdown(compared)).tags <= TAGS
+    assert Page(text(compared(reports))).tags <= TAGS

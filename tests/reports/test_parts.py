@@ -128,11 +128,11 @@ def test_runs_side_by_side(runs: list[Path], tmp_path: Path) -> None:
     paths = write_comparison(runs, tmp_path / "out")
     assert [path.name for path in paths] == ["comparison.md", "comparison.html"]
     text, page = paths[0].read_text(), paths[1].read_text()
-    assert "| benchmark | metric | first | second |" in text
+    assert "| benchmark | first | second | metric |" in text
     (row,) = [line for line in text.splitlines() if line.startswith("| easy-VQA")]
-    assert row.endswith("| 91.25 (85.0 to 95.0) |")
+    assert row.endswith("| 91.25 (85.0 to 95.0) | exact match |")
     (row,) = [line for line in text.splitlines() if line.startswith("| MSVD-QA")]
-    assert row.endswith("| - |")
+    assert row.endswith("| - | top-1 accuracy |")
     told_of = ("versions of the protocol differ (first v1, second v2)", "numbers of examples differ")
     for told in (*told_of, "NoCaps: a miniature in second; the scores cannot be compared"):
         assert told in text

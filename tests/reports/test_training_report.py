@@ -44,7 +44,13 @@ def test_training_then_evaluation(config: RunConfig) -> None:
     lines = last_lines(folder)
     assert lines[0].startswith(f"reached   easy-VQA: exact_match {report['benchmarks']['easy_vqa']['value']:.2f} on 10")
     assert "blind baseline" in lines[0]
-    assert "loss: 1.5" in (folder / "report" / "report.md").read_text()
+    assert report["curve"]["losses"] == {"loss": [[1, 2.5], [2, 1.5]]}
+    told = "Loss 2.5000 at step 1, 1.5000 at step 2."
+    assert told in (folder / "report" / "report.md").read_text()
+    page = (folder / "report" / "report.html").read_text()
+    assert told in page
+    assert 'aria-label="loss by step"' in page
+    assert 'aria-label="samples/s by step"' not in page
 
 
 def test_other_settings_replace_the_responses(config: RunConfig) -> None:
