@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from instructkit.evaluation.beams import search_beams, why_beams_read_alone
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.prompts.protocols import Decoding
 
@@ -59,7 +60,8 @@ def generate_ids(
     """Generate tokens, `[rows, longest]`; an encoder-decoder's rows begin with its start token.
 
     Padding is on the left, so that rows end together; positions follow the mask, so a row's text does not depend on
-    the rows beside it.
+    the rows beside it. Beams share the prefix that they read where that was compared with transformers' `generate`,
+    which reads it once a beam.
 
     Args:
         language_model: causal or sequence-to-sequence.
@@ -67,9 +69,33 @@ def generate_ids(
         prefix_mask: 1 for tokens, 0 for padding, `[rows, length]`.
         decoding: beams, penalties and limits in new tokens.
         end: id of the end token.
-        pad: id that rows are filled up with.
-        streamer: sees the tokens of a single row as they are generated.
+        pad: id that rows are filled up with; where it is 0, transformers fills the rows of a beam search with `end`.
+        streamer: sees the tokens of a single row as they are generated, without beams.
     """
+    most = decoding.most_new_tokens(not language_model.config.is_encoder_decoder)
+    alone = why_beams_read_alone(language_model, prefix_embeds.shape[1] + most)
+    if decoding.num_beams > 1 and streamer is None and alone is None:
+        return search_beams(language_model, prefix_embeds, prefix_mask, decoding, end=end, fill=pad or end).ids
+    return _plain_ids(language_model, prefix_embeds, prefix_mask, decoding, end=end, pad=pad, streamer=streamer)
+
+
+def generation_note(language_model: PreTrainedModel) -> str | None:
+    """A line for the log where every beam reads picture and prompt itself, which is slower; None where they share."""
+    reason = why_beams_read_alone(language_model)
+    return None if reason is None else f"generate  every beam reads picture and prompt, which is slower: {reason}"
+
+
+def _plain_ids(
+    language_model: PreTrainedModel,
+    prefix_embeds: Tensor,
+    prefix_mask: Tensor,
+    decoding: Decoding,
+    *,
+    end: int,
+    pad: int,
+    streamer: BaseStreamer | None,
+) -> Tensor:
+    """As `generate_ids`, by transformers' `generate`."""
     settings = GenerationConfig(
         do_sample=False,
         num_beams=decoding.num_beams,

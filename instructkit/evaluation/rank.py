@@ -1,25 +1,30 @@
 """Log-likelihood of candidates: the prefix runs once a question, a shared beginning of candidates once a trie.
 
-The states of a trie run packed in one row, each attending to the prefix and to its own ancestors. Their positions are
-those that they would have in a row of their own, so the scores equal one full forward a candidate.
+The states of a trie run packed in one row behind their prefix (`branches`), so the scores equal one full forward a
+candidate.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, EncoderDecoderCache, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
+from instructkit.evaluation.branches import (
+    DecoderBranches,
+    EncoderDecoderBranches,
+    project,
+    start_token,
+    why_no_branches,
+    without_padding,
+)
 from instructkit.evaluation.trie import CandidateTrie
-from instructkit.models.packing import depends_on_longest, why_not_plain
+from instructkit.models.packing import depends_on_longest
 
 Rule = Literal["sum", "mean"]
-
-PACKED_ENCODER_DECODERS = frozenset({"mt5", "t5"})
 
 # Attention is quadratic in a row: more states than this cost less in several rows than in one.
 _ROW_STATES = 512
@@ -38,8 +43,8 @@ def score_candidates(
 
     LAVIS's ranking is `rule="sum"`, with the end token in the trie for encoder-decoders and without for decoders.
     Prefixes may be padded on any side and in the middle: padding is taken out, so a score depends on nothing but its
-    own question. Equal to one full forward a candidate; decoders that `why_not_plain` names, encoder-decoders outside
-    `PACKED_ENCODER_DECODERS` and attention kernels other than sdpa and eager get exactly that.
+    own question. Equal to one full forward a candidate; LLMs that `why_no_branches` names get exactly
+    that.
 
     Args:
         language_model: a causal or sequence-to-sequence language model with its head, in eval mode.
@@ -61,10 +66,10 @@ def score_candidates(
     _check(prefix_embeds, prefix_mask, questions, rule, max_tokens)
     model = language_model.get_base_model() if hasattr(language_model, "get_base_model") else language_model
     with torch.no_grad():
-        embeds, lengths = _without_padding(prefix_embeds, prefix_mask.bool())
+        embeds, lengths = without_padding(prefix_embeds, prefix_mask.bool())
         longest = max(embeds.shape[1], *(trie.longest for trie in questions))
         whole = embeds.shape[1] + max(trie.longest for trie in questions)
-        sums_of = _packed_sums if _packs(model.config, whole) else _row_sums
+        sums_of = _packed_sums if why_no_branches(model.config, whole) is None else _row_sums
         group = max(1, max_tokens // longest)
         sums: list[Tensor] = []
         for start in range(0, len(questions), group):
@@ -88,32 +93,10 @@ def _check(embeds: Tensor, mask: Tensor, tries: Sequence[CandidateTrie], rule: s
         raise ValueError("a prefix is empty: every question needs at least one token that is not padding")
 
 
-def _packs(config: PretrainedConfig, longest: int) -> bool:
-    """Whether candidates may share the passes, where a prefix with its candidate has at most `longest` tokens."""
-    return _why_rows(config, longest) is None
-
-
-def _why_rows(config: PretrainedConfig, longest: int = 0) -> str | None:
-    if (kernel := config._attn_implementation) not in ("sdpa", "eager"):
-        return f"attention by {kernel} takes no mask of a trie"
-    if not config.is_encoder_decoder:
-        return why_not_plain(config, longest)
-    if config.model_type not in PACKED_ENCODER_DECODERS:
-        return f"{config.model_type} is none of the encoder-decoders that were compared"
-    return None
-
-
 def ranking_note(language_model: PreTrainedModel) -> str | None:
     """A line for the log where no candidates share a pass, which is slower; None where they do."""
-    reason = _why_rows(language_model.config)
+    reason = why_no_branches(language_model.config)
     return None if reason is None else f"ranking   one row a candidate, which is slower: {reason}"
-
-
-def _without_padding(embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Move the tokens to the left, cut to the longest prefix `[batch, longest, width]`, lengths `[batch]`."""
-    lengths = mask.sum(dim=1)
-    order = mask.int().argsort(dim=1, descending=True, stable=True)[:, : int(lengths.max())]
-    return embeds.gather(1, order[:, :, None].expand(-1, -1, embeds.shape[2])), lengths
 
 
 # ---- packed: all states of a trie in a row ----
@@ -160,15 +143,16 @@ def _packed_sums(
     # Logits of one projection take no more numbers than the hidden states of one full pass.
     head = model.get_output_embeddings()
     at_once = max(1, max_tokens * head.weight.shape[1] // head.weight.shape[0])
-    forward: _DecoderTree | _EncoderDecoderTree
+    branches: DecoderBranches | EncoderDecoderBranches
     if model.config.is_encoder_decoder:
-        forward = _EncoderDecoderTree(model, embeds, lengths, max(trie.longest for trie in tries))
+        branches = EncoderDecoderBranches(model, embeds, lengths, max(trie.longest for trie in tries))
     else:
-        forward = _DecoderTree(model, embeds, lengths)
-        _score_edges(model, forward.root, _edges(tries, [(0, 1, 0)] * len(tries), 1, stride), log_probs, at_once)
+        branches = DecoderBranches(model, embeds, lengths)
+        _score_edges(model, branches.root, _edges(tries, [(0, 1, 0)] * len(tries), 1, stride), log_probs, at_once)
     width = min(_ROW_STATES, max_tokens // len(tries))
-    for run, edges in _passes(tries, width, forward.first_state, stride):
-        hidden = forward(_Run(*(field.to(embeds.device) for field in (run.token, run.depth, run.visible))))
+    for run, edges in _passes(tries, width, branches.first, stride):
+        hidden = branches.read(*(field.to(embeds.device) for field in (run.token, run.depth, run.visible)))
+        branches.forget(run.token.shape[1])
         _score_edges(model, hidden.flatten(0, 1), edges, log_probs, at_once)
     return _path_sums(log_probs.view(len(tries), stride), tries)
 
@@ -240,128 +224,10 @@ def _score_edges(model: PreTrainedModel, hidden: Tensor, edges: _Edges, log_prob
     for start in range(0, len(state), at_once):
         count = edges.count[start : start + at_once]
         last = first + int(count.sum())
-        logits = _logits(model, hidden[state[start : start + at_once]])
+        logits = project(model, hidden[state[start : start + at_once]])
         row = torch.repeat_interleave(count).to(device)
         log_probs[slot[first:last]] = logits[row, token[first:last]] - logits.logsumexp(dim=-1)[row]
         first = last
-
-
-def _logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """Project `[states, width]` onto the vocabulary in float32, as the forward methods of the packed classes do."""
-    config = model.config
-    if getattr(config, "scale_decoder_outputs", False):
-        hidden = hidden * config.d_model**-0.5
-    logits: Tensor = model.get_output_embeddings()(hidden).float()
-    cap = getattr(config, "final_logit_softcapping", None)
-    return logits if cap is None else cap * torch.tanh(logits / cap)
-
-
-class _DecoderTree:
-    """A decoder-only model that has read the prefixes: `root` is the hidden state of their last tokens."""
-
-    first_state = 1
-
-    def __init__(self, model: PreTrainedModel, embeds: Tensor, lengths: Tensor):
-        self.decoder, self.lengths, self.prefix = model.base_model, lengths, embeds.shape[1]
-        # Without the config every layer keeps all tokens: a sliding layer would drop what the next pass needs.
-        self.cache = DynamicCache()
-        # No mask is needed: padding is on the right, where causal attention does not look.
-        output = self.decoder(inputs_embeds=embeds, use_cache=True, **_cached(self.decoder, self.cache))
-        self.root: Tensor = output.last_hidden_state[torch.arange(len(embeds)), lengths - 1]
-
-    def __call__(self, run: _Run) -> Tensor:
-        """Hidden states of a run, `[questions, states, width]`; the cache is left as it was."""
-        rows, width = len(self.lengths), run.token.shape[1]
-        place = torch.arange(self.prefix, device=self.lengths.device)
-        query = self.lengths[:, None] + run.depth - 1
-        key = torch.cat([place.expand(rows, -1), query], dim=1)
-        before = (place < self.lengths[:, None])[:, None].expand(-1, width, -1)
-        visible = torch.cat([before, run.visible.expand(rows, -1, -1)], dim=2)
-        output = self.decoder(
-            input_ids=run.token.expand(rows, -1),
-            attention_mask=self._masks(visible, query[:, :, None] - key[:, None, :]),
-            position_ids=query,
-            use_cache=True,
-            **_cached(self.decoder, self.cache),
-        )
-        self.cache.crop(-width)
-        hidden: Tensor = output.last_hidden_state
-        return hidden
-
-    def _masks(self, visible: Tensor, distance: Tensor) -> Tensor | dict[str, Tensor]:
-        config, dtype = self.decoder.config, self.decoder.dtype
-        window = getattr(config, "sliding_window", None)
-        kinds = set(getattr(config, "layer_types", None) or ())
-        if window is None or kinds == {"full_attention"}:
-            return _additive(visible, dtype)
-        near = _additive(visible & (distance < window), dtype)
-        if "full_attention" in kinds:
-            return {"full_attention": _additive(visible, dtype), "sliding_attention": near}
-        return near
-
-
-class _EncoderDecoderTree:
-    """An encoder-decoder that has read the prefixes; the cross-attention's keys and values are computed once."""
-
-    first_state = 0
-
-    def __init__(self, model: PreTrainedModel, embeds: Tensor, lengths: Tensor, longest: int):
-        self.decoder, self.start, self.longest = model.get_decoder(), _start_token(model.config), longest
-        self.mask = (torch.arange(embeds.shape[1], device=embeds.device) < lengths[:, None]).long()
-        encoded = model.get_encoder()(inputs_embeds=embeds, attention_mask=self.mask)
-        self.encoded: Tensor = encoded.last_hidden_state
-        self.cross = DynamicCache()
-
-    def __call__(self, run: _Run) -> Tensor:
-        """Hidden states of a run, `[questions, states, width]`."""
-        with _position_bias_of(self.decoder, run.depth, self.longest):
-            output = self.decoder(
-                input_ids=run.token.masked_fill(run.depth == 0, self.start).expand(len(self.mask), -1),
-                attention_mask=_additive(run.visible, self.decoder.dtype),
-                encoder_hidden_states=self.encoded,
-                encoder_attention_mask=self.mask,
-                use_cache=True,
-                **_cached(self.decoder, EncoderDecoderCache(DynamicCache(), self.cross)),
-            )
-        hidden: Tensor = output.last_hidden_state
-        return hidden
-
-
-@contextmanager
-def _position_bias_of(decoder: PreTrainedModel, depth: Tensor, longest: int) -> Iterator[None]:
-    """Have T5's relative position bias follow the depth `[rows, states]` in the trie, not the place in the row."""
-    modules = [module for module in decoder.modules() if getattr(module, "has_relative_attention_bias", False)]
-    try:
-        for module in modules:
-            by_distance = module.compute_bias(longest, longest)[0]
-            bias = by_distance[:, depth[:, :, None], depth[:, None, :]].transpose(0, 1)
-            module.compute_bias = _always(bias)
-        yield
-    finally:
-        for module in modules:
-            module.__dict__.pop("compute_bias", None)
-
-
-def _always(value: Tensor) -> Callable[..., Tensor]:
-    return lambda *_, **__: value
-
-
-def _cached(decoder: PreTrainedModel, cache: Cache) -> dict[str, Cache]:
-    """The cache under the name that the forward method has for it; it differs between versions of transformers."""
-    name = "cache" if "cache" in signature(decoder.forward).parameters else "past_key_values"
-    return {name: cache}
-
-
-def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """`[rows, queries, keys]` booleans as the mask `[rows, 1, queries, keys]` that eager and sdpa both add."""
-    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-    return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
-
-
-def _start_token(config: PretrainedConfig) -> int:
-    if config.decoder_start_token_id is None:
-        raise ValueError(f"the {config.model_type} model's config has no decoder_start_token_id")
-    return int(config.decoder_start_token_id)
 
 
 # ---- rows: one full row a candidate, for classes that cannot be packed ----
@@ -411,7 +277,7 @@ def _decoder_rows(model: PreTrainedModel, prefix: Tensor) -> _Logits:
 def _encoder_decoder_rows(model: PreTrainedModel, prefix: Tensor) -> _Logits:
     """As `_decoder_rows`, with the encoder run once for all rows."""
     encoded = model.get_encoder()(inputs_embeds=prefix).last_hidden_state
-    start = _start_token(model.config)
+    start = start_token(model.config)
 
     def logits_of(token: Tensor, real: Tensor) -> Tensor:
         rows = len(token)

@@ -15,6 +15,7 @@ from instructkit.data.dataset import MANIFEST, convert_command
 from instructkit.errors import UserError
 from instructkit.evaluation.answer import Evaluator
 from instructkit.evaluation.benchmark import Task, answer_benchmark, make_task
+from instructkit.evaluation.generate import generation_note
 from instructkit.evaluation.identity import model_identity, responses_identity
 from instructkit.evaluation.questions import Question
 from instructkit.evaluation.rank import ranking_note
@@ -80,9 +81,10 @@ def evaluate(settings: EvaluationSettings, ranks: Ranks, say: Say, *, replace: b
     identity = on_first_rank(lambda: model_identity(settings.model))  # of a hub's model known when it was fetched
     if ranks.first:
         say(f"evaluate  {settings.model} in {settings.dtype}")
-    ranked = any(wanted.protocol.mode == "rank" for wanted in chosen)
-    if ranks.first and ranked and (note := ranking_note(model.language_model)) is not None:
-        say(note)
+    for mode, note_of in (("rank", ranking_note), ("generate", generation_note)):
+        asked = any(wanted.protocol.mode == mode for wanted in chosen)
+        if ranks.first and asked and (note := note_of(model.language_model)) is not None:
+            say(note)
     runner = _Runner(settings, Evaluator(model, texts), identity, ranks, say, replace, without_media)
     outcomes = [runner.evaluate(wanted) for wanted in chosen]
     if not ranks.first:
