@@ -6,6 +6,7 @@ mistake in what was asked for, told in one line; 130 interrupted.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -240,6 +241,12 @@ def _benchmarks() -> list[str]:
     return benchmarks()
 
 
+def _configs() -> list[str]:
+    from instructkit.config import config_names
+
+    return list(config_names())
+
+
 @app.command()
 def ask(
     words: Annotated[
@@ -297,6 +304,24 @@ def chat(
     from instructkit.evaluation.ask import chat as talk
 
     talk(photos, load, _typed_lines(), lambda line: print(line, file=sys.stderr))
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def train(
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="CONFIG [KEY=VALUE ...]", autocompletion=_configs, help="A name or a YAML file."),
+    ],
+) -> None:
+    """Run the shipped recipe on all GPUs: data, training, evaluation, report. Other options are DeepSpeed's launcher's.
+
+    instructkit train easy_vqa max_steps=20 --num_accelerators 2
+    """
+    from instructkit.training.recipe import launch_command
+
+    command = launch_command(words)
+    sys.stdout.flush()
+    os.execv(command[0], command)  # exit code and signals are the launcher's
 
 
 @app.command("export")

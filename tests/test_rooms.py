@@ -101,8 +101,9 @@ def private(imports: list[Import]) -> list[str]:
 def circles(imports: list[Import]) -> list[str]:
     """Each import that leads back to its own module."""
     reads: dict[str, set[str]] = {}
+    imports = [found for found in imports if found.names != ("__version__",)]
     for found in imports:
-        if found.reader != found.read and found.names != ("__version__",):
+        if found.reader != found.read:
             reads.setdefault(found.reader, set()).add(found.read)
 
     def reached(start: str) -> set[str]:

@@ -55,7 +55,14 @@ class Evaluation(msgspec.Struct, kw_only=True):
     submissions: list[str] = []
 
 
-def evaluate(settings: EvaluationSettings, ranks: Ranks, say: Say, *, replace: bool = False) -> Evaluation | None:
+def evaluate(
+    settings: EvaluationSettings,
+    ranks: Ranks,
+    say: Say,
+    *,
+    replace: bool = False,
+    loaded: tuple[InstructBlip, Texts] | None = None,
+) -> Evaluation | None:
     """Evaluate a model and write `evaluation/` of the run's folder; all ranks call it.
 
     Args:
@@ -63,6 +70,7 @@ def evaluate(settings: EvaluationSettings, ranks: Ranks, say: Say, *, replace: b
         ranks: the processes that share the batches out.
         say: takes lines for people.
         replace: throw away responses of another model or other settings, in place of an error.
+        loaded: the model that the settings name, where it is in memory already, and its tokenisers.
 
     Returns:
         What it came to; None on other ranks than the first.
@@ -75,9 +83,11 @@ def evaluate(settings: EvaluationSettings, ranks: Ranks, say: Say, *, replace: b
         raise UserError(f"{settings.data}: no such folder with converted datasets")
     chosen = first_on_machine(lambda: wanted_benchmarks(settings.benchmarks, Path(settings.data)))
     without_media = on_first_rank(lambda: _without_media(settings, chosen, say))
-    # Weights of some ten GB take a minute to read for a checksum: one rank does it for all.
-    places = on_first_rank(lambda: base_places(settings.model))
-    model, texts = first_on_machine(lambda: _load(settings, places))
+    if loaded is None:
+        # Weights of some ten GB take a minute to read for a checksum: one rank does it for all.
+        places = on_first_rank(lambda: base_places(settings.model))
+        loaded = first_on_machine(lambda: _load(settings, places))
+    model, texts = loaded
     identity = on_first_rank(lambda: model_identity(settings.model))  # of a hub's model known when it was fetched
     if ranks.first:
         say(f"evaluate  {settings.model} in {settings.dtype}")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,6 +85,11 @@ class Source:
     citation: str = ""
     examples_of: str | None = None
     own: bool = False
+
+    @property
+    def published(self) -> int | None:
+        """Number of examples that the authors state for the paper's split; None where they state none."""
+        return self.splits[self.split].published
 
     def find_split(self, name: str) -> Split:
         """The facts of a split.
@@ -170,3 +176,19 @@ def default_raw(name: str) -> Path | None:
     """Where a source's release lies without being told, for those that come as a Python package; else None."""
     found: Callable[[], Path] | None = getattr(module(name), "default_raw", None)
     return found() if found else None
+
+
+class _Sources(ModuleType):
+    """This package, which `instructkit.sources()` calls: a module's name and a function's are one there."""
+
+    def __call__(self) -> dict[str, Source]:
+        """The facts of all sources by name.
+
+        Example:
+            >>> ik.sources()["vqav2"].published
+            443757
+        """
+        return {each.name: each for each in sources()}
+
+
+sys.modules[__name__].__class__ = _Sources

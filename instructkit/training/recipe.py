@@ -1,0 +1,103 @@
+"""The shipped recipe, from a program's own process or under DeepSpeed's launcher."""
+
+from __future__ import annotations
+
+import atexit
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import msgspec
+
+from instructkit.config import find_config, load_config, recipes_folder
+from instructkit.errors import UserError
+
+RECIPE = "instruct.py"
+_SETTING = re.compile(r"[A-Za-z_][\w.]*=")
+
+
+def run_recipe(config: str, settings: Mapping[str, Any]) -> Path:
+    """Run the recipe in this process, as its only rank.
+
+    Args:
+        config: name of a config, or its file.
+        settings: over those of the config; values that JSON has, or paths.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        UserError: what the recipe says.
+    """
+    wanted = load_config(find_config(config), [word(key, value) for key, value in settings.items()])
+    recipe = _load(recipes_folder() / RECIPE)
+    with _one_rank():
+        recipe.instruct(wanted)
+    return Path(wanted.output)
+
+
+def word(key: str, value: Any) -> str:
+    """A setting as a word of a command line.
+
+    Raises:
+        UserError: the value is none that a config can hold.
+    """
+    try:
+        text = msgspec.json.encode(str(value) if isinstance(value, os.PathLike) else value).decode()
+    except TypeError as error:
+        raise UserError(f"{key}: a {type(value).__name__} is no value of a setting") from error
+    return f"{key}={text}"
+
+
+def launch_command(words: Sequence[str]) -> list[str]:
+    """The command that runs the recipe under DeepSpeed's launcher.
+
+    Args:
+        words: the config first; then settings as `key=value` in any place, and options of the launcher.
+
+    Raises:
+        UserError: the config is missing, or it or a setting is not as it must be.
+    """
+    if not words or words[0].startswith("-") or _SETTING.match(words[0]):
+        raise UserError("train: the config comes first, such as easy_vqa: instructkit train CONFIG [key=value ...]")
+    config = find_config(words[0])
+    settings = [each for each in words[1:] if _SETTING.match(each)]
+    load_config(config, settings)  # a mistake is said once, before ranks start
+    options = [each for each in words[1:] if not _SETTING.match(each)]
+    recipe = str(recipes_folder() / RECIPE)
+    return [sys.executable, "-m", "deepspeed.launcher.runner", *options, recipe, "--config", str(config), *settings]
+
+
+def _load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"instructkit_recipe_{path.stem}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise UserError(f"{path}: the recipe is not there; install instructkit again")
+    module = importlib.util.module_from_spec(spec)
+    before = list(sys.path)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path[:] = before
+    return module
+
+
+@contextmanager
+def _one_rank() -> Iterator[None]:
+    """A run that leaves no variables behind in the environment of its process."""
+    import torch.distributed as dist
+
+    before, began = dict(os.environ), dist.is_initialized()
+    try:
+        yield
+    finally:
+        # The process group stays for the next run: DeepSpeed holds on to its groups and cannot start anew.
+        if dist.is_initialized() and not began:
+            atexit.register(dist.destroy_process_group)
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
