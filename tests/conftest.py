@@ -2,6 +2,8 @@
 
 import signal
 
+pytest_plugins = ["pytester"]
+
 # `nohup pytest &` makes the tests, and by them whatever they start, ignore interrupts. A handler of Python's own is not
 # handed on: programs that the tests start have the default again.
 signal.signal(signal.SIGINT, signal.default_int_handler)
