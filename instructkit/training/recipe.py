@@ -17,6 +17,7 @@ import msgspec
 
 from instructkit.config import find_config, load_config, recipes_folder
 from instructkit.errors import UserError
+from instructkit.runs.run import open_run
 
 RECIPE = "instruct.py"
 _SETTING = re.compile(r"[A-Za-z_][\w.]*=")
@@ -37,8 +38,8 @@ def run_recipe(config: str, settings: Mapping[str, Any]) -> Path:
     """
     wanted = load_config(find_config(config), [word(key, value) for key, value in settings.items()])
     recipe = _load(recipes_folder() / RECIPE)
-    with _one_rank():
-        recipe.instruct(wanted)
+    with _one_rank(), open_run(wanted, Path(wanted.output), wanted.project) as run:
+        recipe.instruct(run)
     return Path(wanted.output)
 
 
