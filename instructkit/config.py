@@ -36,7 +36,8 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         name: a preset that starts from random weights (`nano`), the name of a published size (`vicuna-7b`), a folder
-            that `save_pretrained` wrote or a name on the Hugging Face hub.
+            that `save_pretrained` wrote, a name on the Hugging Face hub, or a `.pth` file of LAVIS, whose image encoder
+            and LLM are those of the published model of its size.
         vision: image encoder in place of `name`'s: a BLIP-2 or InstructBLIP, a CLIP, SigLIP or DINO, or another that
             gives features of patches or a map of them, such as an EfficientNet; by folder or hub name, like qformer
             and llm.

@@ -22,8 +22,10 @@ _UNSCORED = ("title", "role", "published", "notes", "metric", "group_by")
 
 
 def model_identity(name: str) -> str:
-    """What a model is: SHA-256 over a folder's files, or the hub's name and commit."""
+    """What a model is: SHA-256 over a folder's files or of a file, or the hub's name and commit."""
     place = PUBLISHED.get(name, name)
+    if Path(place).is_file():
+        return f"sha256:{sha256_of(Path(place))}"
     if not Path(place).is_dir():
         return f"{place}@{kept_commit(place)}"
     whole = hashlib.sha256()

@@ -17,6 +17,7 @@ from instructkit.models.batches import Limits, Texts
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.load.bases import check_package
 from instructkit.models.load.join import join
+from instructkit.models.load.lavis import base_of, is_lavis, load_lavis_state, read_lavis
 from instructkit.models.load.llm import OWN_ROWS, drop_added_rows, image_token
 from instructkit.models.load.parts import JOINED, failing, place_of, read_config
 from instructkit.models.load.trained import TOKENIZERS, apply_trained, facts_of, load_tokenizers
@@ -113,10 +114,11 @@ def load_model(
 ) -> tuple[InstructBlip, Texts]:
     """Load a model and its tokenisers from a folder, a published size's name or the Hugging Face hub.
 
-    A folder that holds only what a run trained (`instructkit.models.load.trained`) is put onto its base.
+    A folder that holds only what a run trained (`instructkit.models.load.trained`) is put onto its base, a `.pth` file
+    of LAVIS onto the published model of its size.
 
     Args:
-        name: folder, one of `PUBLISHED`, or a name on the hub.
+        name: folder, one of `PUBLISHED`, a name on the hub, or a `.pth` file of LAVIS.
         limits: lengths that texts are cut to.
         allow_packages: let a folder name a Python package for its LLM, which imports it and runs its code.
         places: of its bases, where another rank has compared them (`base_places`).
@@ -183,6 +185,11 @@ def _load(
         else:
             model, texts = _load(settings.name, limits, allow_packages, places, (*above, here), options)
         apply_trained(model, Path(name), facts)
+        return model, texts
+    if is_lavis(name):
+        state = read_lavis(Path(name))
+        model, texts = _load(base_of(state, name), limits, allow_packages, places, above, options)
+        load_lavis_state(model, state, name)
         return model, texts
     config = read_config(name, "name")
     if config.model_type != "instructblip":

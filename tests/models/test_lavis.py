@@ -21,12 +21,21 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from instructkit.config import ModelConfig, TowersConfig
 from instructkit.errors import UserError
+from instructkit.evaluation.identity import model_identity
 from instructkit.models.batches import Limits, Texts
 from instructkit.models.instruct_blip import InstructBlip
+from instructkit.models.load import lavis as checkpoints
+from instructkit.models.load.join import join
 from instructkit.models.load.lavis import load_lavis, load_lavis_state, parameter_name
 from instructkit.models.load.presets import build
+from instructkit.models.load.trained import save_trained
+from instructkit.models.save import load_model, save_model
+from instructkit.models.towers import prepare_towers
 from instructkit.prompts.templates import Prompt
+from instructkit.training.plan.shapes import shape_of
+from tests.tiny import tiny_model
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden" / "lavis"
 golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="golden numbers of LAVIS are not beside the checkout")
@@ -352,3 +361,80 @@ def test_names(lavis, ours):
 def test_an_unknown_name_is_said():
     with pytest.raises(UserError, match=r"visual_encoder\.cls_token: not one"):
         parameter_name("visual_encoder.cls_token")
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """A tiny model in the place of a published one, and a trimmed file of another's trained weights."""
+    base, texts = tiny_model(seed=0)
+    save_model(base, texts, tmp_path / "base")
+    trained = tiny_model(seed=5)[0].state_dict()
+    names = {
+        f"Qformer.bert.{name.removeprefix('qformer.')}" if name.startswith("qformer.") else name: name
+        for name in trained
+    }
+    old = {new: lavis_name for lavis_name, new in checkpoints._QFORMER.items()}
+    old |= {"vision_model.post_layernorm.": "ln_vision.", "language_projection.": "llm_proj."}
+    state = {}
+    for name, ours in names.items():
+        for part, theirs in old.items():
+            name = name.replace(part, theirs)
+        if name.startswith(("Qformer.", "ln_vision.", "llm_proj.", "query_tokens")):
+            state[name] = trained[ours]
+    torch.save({"model": state}, tmp_path / "trimmed.pth")
+    monkeypatch.setattr(checkpoints, "BASES", {("llm_proj", 32): str(tmp_path / "base")})
+    return base.state_dict(), trained, tmp_path
+
+
+def is_put_on(model, base, trained):
+    for name, weight in model.state_dict().items():
+        ours = name.startswith(("qformer.", "query_tokens", "language_projection.", "vision_model.post_layernorm."))
+        assert torch.equal(weight, (trained if ours else base)[name]), name
+    assert model.vision_model.post_layernorm.eps == 1e-5
+
+
+def test_a_model_is_named_by_a_file(published):
+    """`model.name=FILE.pth`: trained weights of the file, encoder and LLM of the published size, tokenisers, too."""
+    base, trained, folder = published
+    model, texts = load_model(str(folder / "trimmed.pth"))
+    is_put_on(model, base, trained)
+    assert texts.encode([Prompt("", "", "what color is the shape?")])[0].qformer
+    assert model_identity(str(folder / "trimmed.pth")).startswith("sha256:")
+    assert shape_of(ModelConfig(name=str(folder / "trimmed.pth"))).num_query_tokens == 4
+
+
+def test_what_is_trained_on_a_file_finds_it_again(published):
+    base, trained, folder = published
+    name = str(folder / "trimmed.pth")
+    model, texts = load_model(name)
+    towers = TowersConfig()
+    prepare_towers(model, towers, 0)
+    state = {name: weight.detach() + 1 for name, weight in model.named_parameters() if weight.requires_grad}
+    save_trained(folder / "run", state, ModelConfig(name=name), towers, texts)
+    again, _ = load_model(str(folder / "run"))
+    is_put_on(again, base, {**trained, **state})
+    (folder / "trimmed.pth").unlink()
+    with pytest.raises(UserError, match=r"the base .*trimmed\.pth is not there"):
+        load_model(str(folder / "run"))
+
+
+def test_a_file_goes_with_parts_of_its_own(published):
+    """`model.name=FILE.pth model.llm=FOLDER`: an LLM from elsewhere behind the file's Q-Former."""
+    base, trained, folder = published
+    other, texts = tiny_model(seed=9)
+    other.language_model.save_pretrained(folder / "llm")
+    texts.llm.save_pretrained(folder / "llm")
+    settings = ModelConfig(name=str(folder / "trimmed.pth"), llm=str(folder / "llm"))
+    model, _ = join(settings, torch.float32, lambda: pytest.fail("nano's tokenisers are not asked for"))
+    llm = {f"language_model.{name}": weight for name, weight in other.language_model.state_dict().items()}
+    is_put_on(model, {**base, **llm}, trained)
+    assert not model.fresh
+
+
+def test_a_file_of_no_published_size_is_refused(published, monkeypatch):
+    _, _, folder = published
+    monkeypatch.setattr(checkpoints, "BASES", {("llm_proj", 4096): "vicuna-7b"})
+    with pytest.raises(UserError, match=r"trimmed\.pth: no InstructBLIP checkpoint of LAVIS"):
+        load_model(str(folder / "trimmed.pth"))
+    with pytest.raises(UserError, match=r"none\.pth: no such checkpoint"):
+        load_model("none.pth")

@@ -7,6 +7,7 @@ the seed: what joins two towers of other widths, and all of `nano`'s own towers.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from instructkit.config import ModelConfig
 from instructkit.errors import UserError
 from instructkit.models.batches import Limits, Texts
 from instructkit.models.instruct_blip import InstructBlip
+from instructkit.models.load.lavis import base_of, is_lavis, load_lavis_state, read_lavis
 from instructkit.models.load.llm import Llm, image_token, load_llm
 from instructkit.models.load.parts import Loaded, failing, is_blip, place_of, read_config, seeded, summary
 from instructkit.models.load.presets import preset
@@ -55,7 +57,9 @@ def join(
     Raises:
         UserError: a part cannot be loaded, or does not fit.
     """
-    base = _Nano(tokenizers(), dtype) if settings.name == "nano" else _Checkpoint(settings.name, dtype)
+    trained = read_lavis(Path(settings.name)) if is_lavis(settings.name) else None
+    name = settings.name if trained is None else base_of(trained, settings.name)
+    base = _Nano(tokenizers(), dtype) if name == "nano" else _Checkpoint(name, dtype)
     layer = settings.vision_layer
     with seeded(seed):
         vision = load_vision(settings.vision, dtype, layer) if settings.vision else base.vision(layer)
@@ -67,6 +71,8 @@ def join(
         else:
             queries = base.qformer(width, llm.loaded.module.config)
     model = _assemble(vision, queries, llm)
+    if trained is not None:
+        model.fresh -= set(load_lavis_state(model, trained, settings.name))
     places = {"vision_model": settings.vision, "qformer": settings.qformer, "language_model": settings.llm}
     notes = {"vision_model": vision.note, "qformer": queries.note, "language_model": llm.note}
     for tower, place in places.items():

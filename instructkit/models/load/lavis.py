@@ -1,8 +1,9 @@
 """Checkpoints of LAVIS, the predecessor's code (`instruct_blip_*_trimmed.pth`), read into an `InstructBlip`.
 
-Such a file holds what was trained: query tokens, Q-Former, projection and `ln_vision`; image encoder and LLM come from
-elsewhere. LAVIS's `ln_vision` computes with an epsilon of 1e-5, transformers' last layer norm of the image encoder with
-1e-6, so its epsilon is changed with the weights.
+Such a file holds what was trained: query tokens, Q-Former, projection and `ln_vision`; image encoder and LLM are those
+of the published model of its size, or what `model.vision` and `model.llm` name. LAVIS's `ln_vision` computes with an
+epsilon of 1e-5, transformers' last layer norm of the image encoder with 1e-6, so its epsilon is changed with the
+weights.
 """
 
 from __future__ import annotations
@@ -20,6 +21,16 @@ from instructkit.errors import UserError
 from instructkit.models.instruct_blip import InstructBlip
 
 LN_VISION_EPSILON = 1e-5
+
+SUFFIXES = (".pth", ".pt")
+"""Of a name that is such a file."""
+BASES = {
+    ("llm_proj", 4096): "vicuna-7b",
+    ("llm_proj", 5120): "vicuna-13b",
+    ("t5_proj", 2048): "flan-t5-xl",
+    ("t5_proj", 4096): "flan-t5-xxl",
+}
+"""The published size that has the same projection to the LLM, by the projection's name and width."""
 
 _UNUSED = ("Qformer.cls.*", "*.position_ids", "*.rotary_emb.inv_freq")
 _PREFIXES = {
@@ -69,6 +80,20 @@ def load_lavis(model: InstructBlip, path: Path) -> list[str]:
     Raises:
         UserError: no such file, a file with more than tensors, or one that does not fit the model.
     """
+    return load_lavis_state(model, read_lavis(path), str(path))
+
+
+def is_lavis(name: str) -> bool:
+    """Whether a model's name is a checkpoint file of LAVIS."""
+    return Path(name).suffix in SUFFIXES
+
+
+def read_lavis(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of a checkpoint file by LAVIS's names; no code of it runs.
+
+    Raises:
+        UserError: no such file, or a file with more than tensors.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
@@ -77,7 +102,23 @@ def load_lavis(model: InstructBlip, path: Path) -> list[str]:
         raise UserError(f"{path}: no checkpoint of tensors alone ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a mapping of names to tensors")
-    return load_lavis_state(model, content.get("model", content), str(path))
+    state: Mapping[str, Tensor] = content.get("model", content)
+    return state
+
+
+def base_of(state: Mapping[str, Tensor], where: str) -> str:
+    """The published size whose image encoder and LLM a checkpoint was trained with.
+
+    Raises:
+        UserError: its projection is none of theirs.
+    """
+    for (projection, width), base in BASES.items():
+        weight = state.get(f"{projection}.weight")
+        if weight is not None and len(weight) == width:
+            return base
+    raise UserError(
+        f"{where}: no InstructBLIP checkpoint of LAVIS: it has no projection to the LLM of a published size"
+    )
 
 
 def load_lavis_state(model: InstructBlip, state: Mapping[str, Tensor], where: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import torch
 from torch import Tensor
 from transformers import InstructBlipConfig, InstructBlipQFormerConfig, PreTrainedConfig
@@ -12,6 +13,7 @@ from transformers import InstructBlipConfig, InstructBlipQFormerConfig, PreTrain
 from instructkit.config import ModelConfig, RunConfig
 from instructkit.errors import UserError
 from instructkit.models.instruct_blip import IGNORED, InstructBlip
+from instructkit.models.load.lavis import base_of, is_lavis, read_lavis
 from instructkit.models.load.llm import llm_config
 from instructkit.models.load.parts import is_blip, read_config
 from instructkit.models.load.presets import PUBLISHED, preset
@@ -67,6 +69,9 @@ def shape_of(settings: ModelConfig) -> InstructBlipConfig:
     Raises:
         UserError: a part's configuration cannot be found.
     """
+    if is_lavis(settings.name):
+        published = base_of(read_lavis(Path(settings.name)), settings.name)
+        settings = msgspec.structs.replace(settings, name=published)
     base = _whole(settings)
     if not settings.joined:
         return base
