@@ -11,12 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import (
-    LogitsProcessorList,
-    MinNewTokensLengthLogitsProcessor,
-    PreTrainedModel,
-    RepetitionPenaltyLogitsProcessor,
-)
+from transformers import PreTrainedModel
 
 from instructkit.evaluation.branches import (
     DecoderBranches,
@@ -81,12 +76,12 @@ def search_beams(
     most = decoding.most_new_tokens(not model.config.is_encoder_decoder)
     branches: DecoderBranches | EncoderDecoderBranches
     if model.config.is_encoder_decoder:
-        branches = EncoderDecoderBranches(model, embeds, lengths, most)
+        branches = EncoderDecoderBranches(model, embeds, lengths, most, room=decoding.num_beams * (most - 1))
         written = lengths.new_full((len(embeds), 1), start_token(model.config))
         known = torch.zeros(1, 1, dtype=torch.long, device=embeds.device)
         hidden = branches.read(written, known, torch.ones(1, 1, 1, dtype=torch.bool, device=embeds.device))
     else:
-        branches = DecoderBranches(model, embeds, lengths)
+        branches = DecoderBranches(model, embeds, lengths, room=decoding.num_beams * (most - 1))
         written = lengths.new_empty(len(embeds), 0)
         known = written[:1]
         hidden = branches.root[:, None]
@@ -123,15 +118,8 @@ class _Search:
     """
 
     def __init__(self, written: Tensor, decoding: Decoding, most: int, end: int, fill: int) -> None:
-        self.beams, self.most, self.end = decoding.num_beams, most, end
+        self.decoding, self.beams, self.most, self.end = decoding, decoding.num_beams, most, end
         self.length_penalty, self.begin = decoding.length_penalty, written.shape[1]
-        self.process = LogitsProcessorList()
-        if decoding.min_new_tokens > 0:
-            device = str(written.device)
-            self.process.append(MinNewTokensLengthLogitsProcessor(self.begin, decoding.min_new_tokens, end, device))
-        # As in `generate_ids`: of new tokens, and of an encoder-decoder's start token.
-        if decoding.repetition_penalty != 1:
-            self.process.append(RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty))
         self.length = 0
         rows = len(written)
         self.written = written[:, None].expand(-1, self.beams, -1)
@@ -153,11 +141,10 @@ class _Search:
         Returns:
             Which beam each of the new ones goes on from, `[rows, beams]`.
         """
-        rows, beams, words = logits.shape
-        log_probs = self.process(self.written[:, :beams].flatten(0, 1), logits.flatten(0, 1).log_softmax(dim=-1))
-        totals = (log_probs.view(rows, beams, words) + self.scores[:, :, None]).flatten(1)
+        words = logits.shape[2]
+        totals = self._penalise(logits.log_softmax(dim=-1)).expand(-1, self.beams, -1) + self.scores[:, :, None]
         # Even if every beam's best token ends it, as many others can go on.
-        total, index = totals.topk(2 * self.beams)
+        total, index = totals.flatten(1).topk(2 * self.beams)
         parent, token = index // words, index % words
         tokens = torch.cat([_take(self.written, parent), token[:, :, None]], dim=2)
         self.length += 1
@@ -166,6 +153,16 @@ class _Search:
         going, chosen = (total + ends * _NEVER).topk(self.beams)
         self.scores, self.written = going, _take(tokens, chosen)
         return parent.gather(1, chosen)
+
+    def _penalise(self, log_probs: Tensor) -> Tensor:
+        """Forbid the end token before its time, and penalise repeated tokens, in place: `[rows, beams, words]`."""
+        if self.length < self.decoding.min_new_tokens:
+            log_probs[:, :, self.end] = -torch.inf
+        # As in `generate_ids`: of new tokens, and of an encoder-decoder's start token.
+        if self.decoding.repetition_penalty != 1 and self.written.shape[2] > 0:
+            repeated = self.written[:, : log_probs.shape[1]]
+            log_probs.scatter_(2, repeated, log_probs.gather(2, repeated) * self.decoding.repetition_penalty)
+        return log_probs
 
     def _end(self, tokens: Tensor, total: Tensor, ends: Tensor) -> None:
         """Put the beams that end among those that have; of the continuations only the best `beams` may end."""

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, EncoderDecoderCache, PretrainedConfig, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from instructkit.models.packing import why_not_plain
 
@@ -67,6 +70,7 @@ class DecoderBranches:
         model: the LLM with its head.
         embeds: the prefixes, padded on the right, `[rows, length, width]`.
         lengths: their tokens, `[rows]`.
+        room: states that will be read and kept; memory for them is set aside.
 
     Attributes:
         first: least depth of a state in `read`; the root, of depth 0, is the prefix's last token.
@@ -75,10 +79,10 @@ class DecoderBranches:
 
     first = 1
 
-    def __init__(self, model: PreTrainedModel, embeds: Tensor, lengths: Tensor) -> None:
+    def __init__(self, model: PreTrainedModel, embeds: Tensor, lengths: Tensor, room: int = 0) -> None:
         self.decoder, self.lengths, self.prefix = model.base_model, lengths, embeds.shape[1]
-        # Without the config every layer keeps all tokens: a sliding layer would drop what the next pass needs.
-        self.cache = DynamicCache()
+        # Every layer keeps all tokens: a sliding layer would drop what the next pass needs.
+        self.cache = _roomy(room)
         # No mask is needed: padding is on the right, where causal attention does not look.
         output = self.decoder(inputs_embeds=embeds, use_cache=True, **_cached(self.decoder, self.cache))
         self.root: Tensor = output.last_hidden_state[torch.arange(len(embeds)), lengths - 1]
@@ -139,6 +143,7 @@ class EncoderDecoderBranches:
         embeds: the prefixes, padded on the right, `[rows, length, width]`.
         lengths: their tokens, `[rows]`.
         longest: no state of the tree is deeper.
+        room: states that will be read and kept; memory for them is set aside.
 
     Attributes:
         first: least depth of a state in `read`; the root, of depth 0, is the start token.
@@ -146,12 +151,12 @@ class EncoderDecoderBranches:
 
     first = 0
 
-    def __init__(self, model: PreTrainedModel, embeds: Tensor, lengths: Tensor, longest: int) -> None:
+    def __init__(self, model: PreTrainedModel, embeds: Tensor, lengths: Tensor, longest: int, room: int = 0) -> None:
         self.decoder, self.start, self.longest = model.get_decoder(), start_token(model.config), longest
         self.mask = (torch.arange(embeds.shape[1], device=embeds.device) < lengths[:, None]).long()
         encoded = model.get_encoder()(inputs_embeds=embeds, attention_mask=self.mask)
         self.encoded: Tensor = encoded.last_hidden_state
-        self.cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        self.cache = EncoderDecoderCache(_roomy(room), DynamicCache())
 
     def read(self, token: Tensor, depth: Tensor, visible: Tensor) -> Tensor:
         """As of `DecoderBranches`; the token of a state of depth 0 is the start token."""
@@ -176,6 +181,51 @@ class EncoderDecoderBranches:
         """Go on with these rows only."""
         self.mask, self.encoded = self.mask[rows], self.encoded[rows]
         self.cache.batch_select_indices(rows)
+
+
+class _RoomyLayer(DynamicLayer):
+    """A layer's keys and values with room behind them, where new ones are written without copying the old ones.
+
+    Args:
+        room: tokens that will come behind the first ones.
+    """
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+        self.store: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append keys and values `[rows, heads, tokens, width]`; gives all that are there."""
+        old, new = self.get_seq_length(), (key_states, value_states)
+        whole = old + key_states.shape[2]
+        if self.store is None or whole > self.store[0].shape[2]:
+            size = whole + (self.room if self.store is None else 0)
+            store = tuple(part.new_empty(*part.shape[:2], size, part.shape[3]) for part in new)
+            for place, kept in zip(store, (self.keys, self.values) if old else (), strict=bool(old)):
+                place[:, :, :old] = kept
+            self.store = store[0], store[1]
+            self.device, self.is_initialized = key_states.device, True
+        for place, part in zip(self.store, new, strict=True):
+            place[:, :, old:whole] = part
+        self._show(whole)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Only keep these rows."""
+        if self.store is not None:
+            self.store = self.store[0][indices], self.store[1][indices]
+            self._show(self.get_seq_length())
+
+    def _show(self, tokens: int) -> None:
+        if self.store is not None:
+            self.keys, self.values = (part[:, :, :tokens] for part in self.store)
+
+
+def _roomy(room: int) -> DynamicCache:
+    cache = DynamicCache()
+    cache.layer_class_to_replicate = partial(_RoomyLayer, room)
+    return cache
 
 
 @contextmanager

@@ -40,6 +40,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("mistral", {"sliding_window": 4}),
     "t5": ("t5", {}),
     "t5_own_head": ("t5", {"tie_word_embeddings": False, "feed_forward_proj": "gated-gelu"}),
+    "t5_deeper_decoder": ("t5", {"num_decoder_layers": 3}),
     "mt5": ("mt5", {}),
 }
 EVERY = MODELS | {kind: (kind, {}) for kind in sorted(COMPARED_DECODERS)}
@@ -294,6 +295,12 @@ def test_kernels_without_a_mask_of_branches_take_the_plain_path() -> None:
     model = tiny("llama")
     model.config._attn_implementation = "flash_attention_2"
     assert "flash_attention_2 takes no mask of a tree" in str(generation_note(model))
+
+
+def test_weights_in_8_bits_take_the_plain_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("llama")
+    monkeypatch.setattr(model, "is_loaded_in_8bit", True, raising=False)
+    assert "8-bit weights" in str(generation_note(model))
 
 
 def test_the_note_is_missing_where_beams_share() -> None:
