@@ -81,6 +81,7 @@ def convert(
     jobs: int = 1,
     check_images: bool = False,
     force: bool = False,
+    ocr: str | None = None,
 ) -> Outcome:
     """Convert one split of a dataset into examples, `out/<name>/<split>`; what is there already is kept.
 
@@ -100,6 +101,7 @@ def convert(
         jobs: processes; the result does not depend on their number.
         check_images: decode every picture and video.
         force: convert again, though nothing has changed.
+        ocr: `package:function` that reads the words on a picture, where the release has none.
 
     Returns:
         What came out: `folder`, `manifest`, whether it was `converted` now, `warnings`.
@@ -127,6 +129,7 @@ def convert(
         jobs=jobs,
         check_images=check_images,
         force=force,
+        ocr=ocr,
     )
     if outcome.too_many_rejects or outcome.no_media:
         raise _error(outcome.complaint() if outcome.too_many_rejects else outcome.no_media)

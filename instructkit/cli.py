@@ -84,6 +84,9 @@ def convert(
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one a core.")] = None,
     check_images: Annotated[bool, typer.Option("--check-images", help="Decode every picture and video.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Convert again, though nothing has changed.")] = False,
+    ocr: Annotated[
+        str | None, typer.Option(help="package:function that reads the words on a picture, where the release has none.")
+    ] = None,
 ) -> None:
     """Convert raw releases into instruction examples: Parquet shards, a manifest and the list of rejects."""
     from instructkit import sources
@@ -98,13 +101,15 @@ def convert(
         "force": force,
     }
     if name == "all":
+        if ocr is not None:
+            raise UserError("--ocr reads words for one source: name it in place of 'all'")
         _convert_all(raw, out, split, options)
         return
     folder = raw or sources.default_raw(name)
     if folder is None:
         raise UserError(f"{name}: name the folder of its release with --raw; `instructkit sources {name}` draws it")
     with _bar(name) as progress:
-        outcome = conversion.convert(name, folder, out, split=split, progress=progress, **options)
+        outcome = conversion.convert(name, folder, out, split=split, progress=progress, ocr=ocr, **options)
     for warning in outcome.warnings:
         print(f"note: {warning}")
     if not outcome.converted:

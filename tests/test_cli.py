@@ -237,7 +237,7 @@ def test_a_score_without_the_ocr_tokens_of_the_release_says_so(run: Run, tmp_pat
     assert "note: " in run("convert", "textvqa", "--raw", raw, "--out", out, "--jobs", 1)[1]
     model = World(tmp_path / "world").model()
     asked = ["evaluate", "--model", model, "--data", out, "--benchmarks", "textvqa", "--out", tmp_path / "run"]
-    told = "TextVQA_Rosetta_OCR_v0.2_val.json is not here: no example has OCR tokens"
+    told = "TextVQA_Rosetta_OCR_v0.2_val.json is not here: the release gives no OCR tokens"
     code, printed, _ = run(*asked)
     assert code == 0
     assert any(line.startswith("note      TextVQA: ") and told in line for line in printed.splitlines())

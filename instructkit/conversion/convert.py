@@ -46,6 +46,7 @@ from instructkit.conversion.shards import (
     make_shard,
     shard_name,
 )
+from instructkit.conversion.words import with_words
 from instructkit.data import media_files
 from instructkit.data.dataset import FORMAT_VERSION, MANIFEST, REJECTED, ROW_GROUP, Manifest, SourceFile, read_manifest
 from instructkit.data.examples import Example
@@ -157,6 +158,7 @@ def convert(
     jobs: int = 1,
     check_images: bool = False,
     force: bool = False,
+    ocr: str | None = None,
     progress: Progress = lambda records: None,
 ) -> Outcome:
     """Convert one split of one source into `out/<name>/<split>`.
@@ -176,6 +178,7 @@ def convert(
             are rejected. Always done for data of one's own. Found again with nothing amiss, the result is kept;
             otherwise the check is made anew.
         force: convert again, though nothing has changed, and use nothing of a conversion that was stopped.
+        ocr: `package:function` that reads the words on pictures of which the release has none.
         progress: called with the number of raw records done since the last call.
 
     Raises:
@@ -193,11 +196,14 @@ def convert(
     miniature = is_miniature(raw)
     if miniature:
         reading = with_ledger(reading, raw)
+    media_root = (images or reading.media_root).resolve()
+    if ocr is not None:
+        reading = with_words(reading, source, media_root, ocr)
     plan = Plan(
         source=name,
         split=split,
         layout=reading.layout,
-        media_root=str((images or reading.media_root).resolve()),
+        media_root=str(media_root),
         limit=limit,
         files=[_fingerprint(path, raw) for path in reading.files],
         notes=reading.warnings,
@@ -205,7 +211,7 @@ def convert(
         miniature=miniature,
         shard_records=SHARD_RECORDS,
         shard_bytes=SHARD_BYTES,
-        code=code_digest(sources.module(name).__name__, Guard.__module__),
+        code=code_digest(sources.module(name).__name__, Guard.__module__, *(ocr.split(":")[:1] if ocr else [])),
     )
     folder = out / name / split
     with _locked(folder):

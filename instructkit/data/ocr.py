@@ -50,7 +50,7 @@ def rosetta_file(raw: Path, split: str) -> Path | None:
 def missing_note(raw: Path, split: str) -> str:
     """What a release without the file of OCR tokens means for its scores."""
     path = raw / f"TextVQA_Rosetta_OCR_v0.2_{split}.json"
-    return f"{path} is not here: no example has OCR tokens, with which published models were asked"
+    return f"{path} is not here: the release gives no OCR tokens, with which published models were asked"
 
 
 def lay_beside(records: Iterable[RawRecord], rosetta: Path | None) -> Iterator[RawRecord]:
