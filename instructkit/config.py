@@ -2,6 +2,9 @@
 
     deepspeed recipes/instruct.py --config recipes/configs/easy_vqa.yaml max_steps=20 towers.llm=frozen
 
+A file may begin with `base: other.yaml`, a file beside it or the name of a config: its own keys then go over those of
+that file, which has no base itself. Words go over files; `epochs` in one takes the place of `max_steps` below it.
+
 A word names a key with its group (`training.max_steps`) or, where no two groups share it, without (`max_steps`).
 `data=mine/receipts.jsonl` is short for `data.raw.jsonl=mine/receipts.jsonl data.train=[jsonl/receipts]`, and
 `data=mine`, a folder, for `data.raw.jsonl=mine data.train=[jsonl/train]`.
@@ -131,6 +134,10 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         max_steps: optimizer steps.
+        epochs: the length of the run in place of max_steps. An epoch is as many samples as the datasets of the mixture
+            hold examples. Each is drawn by its probability, so of a mixture of several a small one is passed more than
+            once in an epoch and a large one not wholly; the log says how often. Broken numbers are fine; the last step
+            is a whole one.
         batch_size: image groups a step over all ranks; with group_size 1, examples.
         accumulation: micro-batches that a rank's share of a step is cut into.
         optimizer: adamw, or muon for models that start from random weights, which needs zero_stage=0 and
@@ -158,6 +165,7 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     max_steps: Positive = 1000
+    epochs: Annotated[float, Meta(gt=0, le=1e6)] | None = None
     batch_size: Positive = 32
     accumulation: Positive = 1
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -269,17 +277,56 @@ def load_config(path: Path, words: Sequence[str] = ()) -> RunConfig:
         UserError: a missing file, an unknown key, a value of the wrong type or out of range, settings that contradict
             each other.
     """
-    tree = _read(path)
+    tree = _with_base(path)
     config: RunConfig = fit(tree, RunConfig, str(path))
+    given: set[str] = set()
     for word in words:
-        _override(tree, word)
+        given |= _override(tree, word)
+        if len(given) > 1:
+            raise UserError(f"{quote(word)}: {_BOTH_LENGTHS}")
+        for name in LENGTHS - given if given else ():  # the file's
+            tree["training"].pop(name, None)
         config = fit(tree, RunConfig, quote(word))
     for problem in _contradictions(config):
         raise UserError(f"{path}{' with ' + quote(' '.join(words)) if words else ''}: {problem}")
     return config
 
 
+LENGTHS = frozenset(("max_steps", "epochs"))
+"""Settings of which one says how long a run is."""
+_BOTH_LENGTHS = "training.epochs and training.max_steps both say how long the run is; give one of the two"
+
+
+def _with_base(path: Path) -> dict[str, Any]:
+    """The keys of a config file over those of the one that it names as its `base`."""
+    tree = _read(path)
+    if "base" not in tree:
+        return tree
+    name = tree.pop("base")
+    if not isinstance(name, str) or not name.strip():
+        raise UserError(f"{path}: base = {quote(name)}: Expected the name of a config or a file beside this one")
+    below = _base_file(path, name)
+    base = _read(below)
+    if "base" in base:
+        raise UserError(f"{path}: its base {below} has a base itself; a base is one level deep")
+    return _over(base, tree)
+
+
+def _base_file(path: Path, name: str) -> Path:
+    beside = [path.parent / name, path.parent / f"{name}.yaml"]
+    for place in beside:
+        if place.is_file():
+            return place
+    if name.endswith((".yaml", ".yml")):
+        raise UserError(f"{path}: base = {quote(name)}: no such file; it is looked for at {quote(str(beside[0]))}")
+    try:
+        return find_config(name)
+    except UserError as error:
+        raise UserError(f"{path}: base = {error}") from error
+
+
 def _read(path: Path) -> dict[str, Any]:
+    """The keys of one config file, checked by name, type and range."""
     if not path.is_file():
         raise UserError(f"{path}: no such config file")
     tree = read_yaml(path)
@@ -287,7 +334,21 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a config is a mapping of keys to values, not {quote(tree)}")
+    fit({key: value for key, value in tree.items() if key != "base"}, RunConfig, str(path))
+    if all(tree.get("training", {}).get(name) is not None for name in LENGTHS):
+        raise UserError(f"{path}: {_BOTH_LENGTHS}")
     return tree
+
+
+def _over(base: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
+    """One file's keys over another's, key by key in each group; one that says how long a run is replaces the other."""
+    both = base | tree
+    for name in GROUPS:
+        if name in base and name in tree:
+            lengths = any(tree[name].get(key) is not None for key in LENGTHS)
+            below = {key: value for key, value in base[name].items() if not (lengths and key in LENGTHS)}
+            both[name] = below | tree[name]
+    return both
 
 
 def _contradictions(config: RunConfig) -> Iterator[str]:
@@ -350,7 +411,8 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
     return plain
 
 
-def _override(tree: dict[str, Any], word: str) -> None:
+def _override(tree: dict[str, Any], word: str) -> set[str]:
+    """Put a word over a tree; returns which of `LENGTHS` it gives."""
     key, sign, text = word.partition("=")
     if not sign:
         raise UserError(f"{quote(word)}: settings are given as key=value, such as max_steps=20")
@@ -358,13 +420,15 @@ def _override(tree: dict[str, Any], word: str) -> None:
     value = parse_yaml(text, quote(word))
     if key == "data" and isinstance(value, str):
         _train_on_own(tree.setdefault("data", {}), value)
-        return
+        return set()
     for part in path[:-1]:
         tree = tree.setdefault(part, {})
     if path[0] in GROUPS and len(path) == 1 and isinstance(value, dict):
         tree.setdefault(key, {}).update(value)
     else:
         tree[path[-1]] = value
+    group = value if path == ["training"] and isinstance(value, dict) else {path[-1]: value}
+    return {name for name in LENGTHS if path[0] == "training" and group.get(name) is not None}
 
 
 def _train_on_own(data: dict[str, Any], place: str) -> None:

@@ -48,12 +48,14 @@ from instructkit.training.data import TrainingData
 from instructkit.training.deepspeed_config import users_settings
 from instructkit.training.engine import Engine, free_memory
 from instructkit.training.features import open_cache
+from instructkit.training.length import length_warnings, passes, with_steps
 from instructkit.training.meter import Meter
 from instructkit.training.objectives import AnswerObjective
 from instructkit.training.optimizers import optimizer_name
 from instructkit.training.setup import (
     check_media,
     data_digest,
+    frozen_warnings,
     media_digests,
     parts_of,
     prepare_data,
@@ -66,8 +68,9 @@ from instructkit.training.watch import Watch
 
 def instruct(run: Run[RunConfig]) -> None:
     """Convert, train, evaluate, report."""
-    config, folder = run.config, run.folder
-    on_first_rank(lambda: prepare_data(config, run.say))
+    folder = run.folder
+    on_first_rank(lambda: prepare_data(run.config, run.say))
+    config = run.config = with_steps(run.config)
     on_first_rank(lambda: check_media(config, run.say))
     identity = {
         "config": _identity(config),
@@ -134,6 +137,8 @@ def train(run: Run[RunConfig]) -> None:
             )
     for line in _resolved(config, engine, data, world):
         log.say(line)
+    for line in [*length_warnings(config, data.mixture), *frozen_warnings(config, engine.model)]:
+        log.warn(line)
     if rank == 0:
         (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
 
@@ -228,6 +233,7 @@ def _identity(config: RunConfig) -> dict[str, Any]:
     """The settings that a result depends on; a DeepSpeed file counts by its content."""
     settings = {key: value for key, value in to_dict(config).items() if key not in ("output", "resume", "project")}
     settings["training"]["deepspeed"] = users_settings(config.training)
+    del settings["training"]["epochs"]  # max_steps says it
     return settings
 
 
@@ -240,8 +246,12 @@ def _resolved(config: RunConfig, engine: Engine, data: TrainingData, world: int)
     settings = config.training
     samples = data.mixture.examples_per_group * settings.batch_size
     widest = max(15, *map(len, data.mixture.names))
+    counts = passes(config, data.mixture)
     for name, chance in data.mixture.probabilities.items():
-        lines.append(f"mixture   {name:<{widest}} {data.mixture.sizes[name]:>13,} examples   probability {chance:.4f}")
+        lines.append(
+            f"mixture   {name:<{widest}} {data.mixture.sizes[name]:>13,} examples   probability {chance:.4f}   "
+            f"{counts[name]:,.2f} passes"
+        )
     lines.append(
         f"training  {settings.max_steps:,} steps of {settings.batch_size} image groups, about {samples:.0f} samples "
         f"({world} rank{'s' if world > 1 else ''}, {settings.accumulation} micro-batch each): "

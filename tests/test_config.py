@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -263,3 +264,93 @@ def test_protocols_and_templates_are_read_as_strictly(tmp_path: Path, text: str)
             load()
         assert str(caught.value).startswith(f"{path}: ")
         assert str(caught.value).isprintable()
+
+
+CONFIGS = Path(__file__).resolve().parents[1] / "recipes" / "configs"
+VALUES = json.loads(Path(__file__).with_name("config_values.json").read_text())
+"""Settings of the shipped configs that are not the defaults, as they were when every file named all of its own."""
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_shipped_config_comes_to_the_values_that_it_had_written_out(path: Path) -> None:
+    plain, default = to_dict(load_config(path)), to_dict(RunConfig())
+    found: dict[str, Any] = {}
+    for name, value in plain.items():
+        if name in GROUPS:
+            found |= {f"{name}.{key}": each for key, each in value.items() if each != default[name][key]}
+        elif value != default[name]:
+            found[name] = value
+    assert json.loads(json.dumps(found)) == VALUES[path.stem]
+
+
+def test_a_configs_own_keys_go_over_its_bases(tmp_path: Path) -> None:
+    (tmp_path / "below.yaml").write_text(
+        "output: runs/below\nseed: 3\ndata: {train: [a, b], weights: {a: 2}, group_size: 4}\n"
+        "training: {max_steps: 50, batch_size: 8}"
+    )
+    above = tmp_path / "above.yaml"
+    for base in ("below.yaml", "below", "./below.yaml", str(tmp_path / "below.yaml")):
+        above.write_text(f"base: {base}\noutput: runs/above\ndata: {{weights: {{b: 3}}}}\ntraining: {{batch_size: 16}}")
+        config = load_config(above, ["seed=4"])
+        assert (config.output, config.seed, config.data.train) == ("runs/above", 4, ["a", "b"])
+        assert (config.data.weights, config.data.group_size) == ({"b": 3.0}, 4)  # a key's value, not parts of it
+        assert (config.training.max_steps, config.training.batch_size) == (50, 16)
+    above.write_text("base: vicuna_7b\nmodel: {name: mine}")
+    config = load_config(above)
+    assert (config.model.name, config.training.max_steps) == ("mine", 60000)
+
+
+@pytest.mark.parametrize(
+    ("base", "below", "message"),
+    [
+        ("none.yaml", "", r"above\.yaml: base = 'none\.yaml': no such file"),
+        ("vicuna_7c", "", r"above\.yaml: base = vicuna_7c: .*did you mean vicuna_7b"),
+        ("[a]", "", r"above\.yaml: base = \['a'\]: Expected the name"),
+        ("''", "", r"above\.yaml: base = '': Expected the name"),
+        ("null", "", r"above\.yaml: base = None: Expected the name"),
+        ("above.yaml", "", "its base .*above.yaml has a base itself"),
+        ("below.yaml", "base: vicuna_7b", "its base .*below.yaml has a base itself; a base is one level deep"),
+        ("below.yaml", "sed: 1", "below.yaml: unknown key sed; did you mean seed"),
+        ("below.yaml", "training: {max_steps: 0}", "below.yaml: training.max_steps = 0"),
+        ("below.yaml", "[]", "below.yaml: a config is a mapping"),
+    ],
+)
+def test_a_base_that_cannot_be_is_told_with_its_file(tmp_path: Path, base: str, below: str, message: str) -> None:
+    (tmp_path / "below.yaml").write_text(below)
+    (tmp_path / "above.yaml").write_text(f"base: {base}\nseed: 1")
+    with pytest.raises(UserError, match=message) as caught:
+        load_config(tmp_path / "above.yaml")
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("file", "words", "lengths"),
+    [
+        ("{}", [], (1000, None)),
+        ("training: {max_steps: 5}", [], (5, None)),
+        ("training: {epochs: 3}", [], (1000, 3)),
+        ("training: {max_steps: 5}", ["epochs=0.5"], (1000, 0.5)),
+        ("training: {epochs: 3}", ["max_steps=7"], (7, None)),
+        ("training: {epochs: 3}", ["training={max_steps: 7}"], (7, None)),
+        ("training: {epochs: 3}", ["max_steps=7", "max_steps=8", "epochs=null"], (8, None)),
+        ("base: below.yaml\ntraining: {epochs: 3}", [], (1000, 3)),
+        ("base: below.yaml\ntraining: {batch_size: 3}", [], (50, None)),
+        ("base: below.yaml\ntraining: {epochs: 3}", ["max_steps=2"], (2, None)),
+        ("training: {epochs: 3, max_steps: 5}", [], None),
+        ("{}", ["epochs=3", "max_steps=5"], None),
+        ("training: {max_steps: 5}", ["max_steps=5", "epochs=3"], None),
+        ("{}", ["training={epochs: 3, max_steps: 5}"], None),
+    ],
+)
+def test_epochs_and_max_steps_replace_each_other_and_never_stand_side_by_side(
+    tmp_path: Path, file: str, words: list[str], lengths: tuple[int, float | None] | None
+) -> None:
+    (tmp_path / "below.yaml").write_text("training: {max_steps: 50}")
+    path = tmp_path / "run.yaml"
+    path.write_text(file)
+    if lengths is None:
+        with pytest.raises(UserError, match="both say how long the run is"):
+            load_config(path, words)
+    else:
+        training = load_config(path, words).training
+        assert (training.max_steps, training.epochs) == lengths

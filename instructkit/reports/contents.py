@@ -22,6 +22,7 @@ def contents(report: dict[str, Any]) -> list[Block]:
     blocks: list[Block] = [Heading("Report", 1), _lead(report)]
     if told := words.miniatures(entries):
         blocks.append(Line("", told, "warn"))
+    blocks += [Line(f" {warning}.", "Warning:", "warn") for warning in report.get("warnings", [])]
     blocks += _scores(entries) + _averages(report) + _not_evaluated(report) + training_blocks(report)
     for entry in entries:
         blocks += _benchmark(entry, report["data"])

@@ -24,7 +24,7 @@ from instructkit.reports.curve import log_lines, training_curve
 from instructkit.reports.entries import benchmark_entries, manifests
 from instructkit.reports.html import html
 from instructkit.reports.markdown import markdown
-from instructkit.runs.log import MEASURED
+from instructkit.runs.log import MEASURED, WARNING
 from instructkit.training.setup import splits_of
 
 PACKAGES = ("instructkit", "torch", "transformers", "deepspeed", "peft", "datasets", "evaluate", "pyarrow", "pillow")
@@ -47,6 +47,7 @@ def write_report(config: RunConfig, folder: Path, identity: dict[str, Any]) -> P
     report = {
         **_results(evaluation, folder),
         "training": _training(lines, config),
+        "warnings": _warnings(folder),
         "curve": training_curve(lines),
         "config": to_dict(config),
         "versions": versions(),
@@ -163,6 +164,13 @@ def _training(lines: list[dict[str, Any]], config: RunConfig) -> dict[str, Any]:
     evaluation = next(line for line in lines if line["step"] == best and "best_step" in line)
     reached = {name: value for name, value in evaluation.items() if name not in ("step", "best_step")}
     return {**last, "model_of_step": best, **reached}
+
+
+def _warnings(folder: Path) -> list[str]:
+    """What the run warned of, each once: one that went on repeats itself."""
+    log = folder / "run.log"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    return list(dict.fromkeys(line.removeprefix(WARNING) for line in lines if line.startswith(WARNING)))
 
 
 def _write(folder: Path, report: dict[str, Any]) -> Path:

@@ -16,6 +16,8 @@ from instructkit.files import write_atomically
 
 MEASURED = frozenset({"samples_per_second", "flop_utilisation", "peak_memory_gib", "peak_gpu_memory_gib"})
 """Values that differ from run to run."""
+WARNING = "warning   "
+"""Begins such lines of `run.log`."""
 LOSS_OF = "mean_loss/"
 EACH_LOSS = "loss/"
 CUT = "cut/"
@@ -70,6 +72,10 @@ class RunLog:
         kept = [line for line in self._path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
         write_atomically(self._path, "".join(line + "\n" for line in kept))
         self._file = self._path.open("a", encoding="utf-8", buffering=1)
+
+    def warn(self, line: str) -> None:
+        """A line about what the run does though nobody may want it; the report repeats it."""
+        self.say(f"{WARNING}{line}")
 
     def say(self, line: str) -> None:
         """A line for people, on the console and in `run.log`."""

@@ -128,10 +128,11 @@ def parts_of(config: RunConfig, entries: Sequence[str]) -> list[Part]:
         config: of the run.
         entries: of `data.train` or `evaluation.validation`.
     """
-    return first_on_machine(lambda: _open_parts(config, entries))
+    return first_on_machine(lambda: open_parts(config, entries))
 
 
-def _open_parts(config: RunConfig, entries: Sequence[str]) -> list[Part]:
+def open_parts(config: RunConfig, entries: Sequence[str]) -> list[Part]:
+    """As `parts_of`, on one rank alone."""
     parts = []
     for entry in entries:
         folder = Path(config.data.root) / _train_split(entry)
@@ -182,6 +183,31 @@ def prepare_model(config: RunConfig, parts: list[Part], folder: Path, say: Say) 
         texts = Texts(llm, qformer, model.config, limits)
     model.config.instruction_aware = config.model.instruction_aware
     return model, texts
+
+
+def frozen_warnings(config: RunConfig, model: InstructBlip) -> list[str]:
+    """A line for each tower of which weights stay as they were drawn at random, though it is trained by nothing.
+
+    Args:
+        config: of the run.
+        model: with `requires_grad` set on what is trained.
+    """
+    drawn = config.model.name == "nano" and not config.model.joined
+    lines = []
+    for setting, part in (("vision", "vision_model"), ("qformer", "qformer"), ("llm", "language_model")):
+        whole = dict(getattr(model, part).named_parameters(prefix=part))
+        random = sum(
+            weight.numel()
+            for name, weight in whole.items()
+            if not weight.requires_grad and (drawn or name.replace(".base_layer.", ".") in model.fresh)
+        )
+        if random:
+            lines.append(
+                f"towers.{setting}={getattr(config.towers, setting)}, but {random:,} of its "
+                f"{sum(weight.numel() for weight in whole.values()):,} weights are random and stay so; set "
+                f"towers.{setting}=full, or take a model.{setting} that was trained"
+            )
+    return lines
 
 
 def _tokenizers(

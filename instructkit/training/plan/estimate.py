@@ -23,6 +23,7 @@ from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.towers import trained_and_frozen
 from instructkit.prompts.protocols import VOCABULARY, Protocol
 from instructkit.training.deepspeed_config import merged_settings
+from instructkit.training.length import planned_steps
 from instructkit.training.plan.memory import (
     RankMemory,
     StepRecord,
@@ -183,6 +184,7 @@ def make_plan(config: RunConfig, ranks: list[int], assumed: Assumed | None = Non
     Raises:
         UserError: the batch cannot be split over the ranks, or settings contradict each other.
     """
+    config, length = planned_steps(config)
     assumed = _within_limits(assumed or Assumed(), config)
     training, first = config.training, ranks[0]
     groups = _groups(training, first)
@@ -223,7 +225,7 @@ def make_plan(config: RunConfig, ranks: list[int], assumed: Assumed | None = Non
         **_storage(config, model, weights, min(first, assumed.per_machine)),
         benchmarks=_benchmarks(config, model, first, assumed, device),
         assumed=assumed,
-        notes=_notes(config),
+        notes=[*([length] if length else []), *_notes(config)],
     )
 
 
