@@ -40,7 +40,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("mistral", {"sliding_window": 4}),
     "t5": ("t5", {}),
     "t5_own_head": ("t5", {"tie_word_embeddings": False, "feed_forward_proj": "gated-gelu"}),
-    "t5_deeper_decoder": ("t5", {"num_decoder_layers": 3}),
+    "t5_shallow_decoder": ("t5", {"num_decoder_layers": 1}),
     "mt5": ("mt5", {}),
 }
 EVERY = MODELS | {kind: (kind, {}) for kind in sorted(COMPARED_DECODERS)}
