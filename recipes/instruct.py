@@ -38,7 +38,7 @@ from instructkit.models.load.trained import save_trained
 from instructkit.models.packing import packing_note
 from instructkit.models.positions import positions_of
 from instructkit.models.save import save_model
-from instructkit.models.towers import merge_lora, prepare_towers, set_modes, trained_and_frozen, transposed_towers
+from instructkit.models.towers import merge_lora, prepare_towers, set_modes, trained_and_frozen, without_lora
 from instructkit.reports.report import finished_report, last_lines, write_report
 from instructkit.runs.log import RunLog, step_line
 from instructkit.runs.run import Run, main
@@ -183,13 +183,14 @@ def _save(config: RunConfig, engine: Engine, texts: Texts, folder: Path, rank: i
     """Write the model; of one that came from checkpoints only what was not in them, beside their names."""
     towers = (config.towers.vision, config.towers.qformer, config.towers.llm)
     if (config.model.name == "nano" and not config.model.joined) or set(towers) == {"full"}:
-        state = merge_lora(engine.model, engine.gathered_state(), config.towers)
+        merge_lora(engine.model)
+        state = without_lora(engine.gathered_state())
         if rank == 0:
             save_model(engine.model, texts, folder, state)
     else:
         state = engine.gathered_state(trained_only=True)
         if rank == 0:
-            save_trained(folder, state, config.model, config.towers, texts, transposed_towers(engine.model))
+            save_trained(folder, engine.model, state, config.model, config.towers, texts)
 
 
 def _start(

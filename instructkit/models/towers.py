@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from transformers.pytorch_utils import Conv1D
@@ -132,41 +136,27 @@ def _add_lora(tower: nn.Module, config: TowersConfig, targets: set[str]) -> None
     inject_adapter_in_model(lora, tower)
 
 
-def merge_lora(model: nn.Module, state: dict[str, Tensor], config: TowersConfig) -> dict[str, Tensor]:
-    """Weights with every LoRA pair added to the matrix it stands beside, under the model's own names.
+def merge_lora(model: nn.Module) -> None:
+    """Add LoRA to the weights that it stands beside, in place; call on every rank, since ZeRO 3 shards them.
 
-    Args:
-        model: says which layers keep their matrix transposed.
-        state: all weights of it, with or without LoRA.
-        config: holds the scale, lora_alpha / lora_rank.
+    The model computes what it computed before; LoRA stays beside the weights, without effect.
     """
-    merged = {}
-    for name, weight in state.items():
-        if ".lora_" in name:
-            continue
-        if name.endswith(".base_layer.weight"):
-            stem = name.removesuffix(".base_layer.weight")
-            up, down = state[f"{stem}.lora_B.default.weight"], state[f"{stem}.lora_A.default.weight"]
-            step = lora_step(model.get_submodule(f"{stem}.base_layer"), up, down, config)
-            weight = weight + step.to(weight.dtype)
-        merged[name.replace(".base_layer.", ".")] = weight
-    return merged
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            with _gathered(list(module.parameters())):
+                module.merge()
 
 
-def lora_step(layer: nn.Module, up: Tensor, down: Tensor, config: TowersConfig) -> Tensor:
-    """What a LoRA pair adds to a layer's matrix, float32, as the layer keeps it.
+def _gathered(weights: list[nn.Parameter]) -> AbstractContextManager[Any]:
+    """Weights that ZeRO 3 shards are whole in here, and what the first rank makes of them stays."""
+    if not any(hasattr(weight, "ds_id") for weight in weights):
+        return nullcontext()
+    import deepspeed  # here, as a model that is only asked needs none of it
 
-    Args:
-        layer: one of `LINEAR`.
-        up: `[outputs, rank]`.
-        down: `[rank, inputs]`.
-        config: holds the scale, lora_alpha / lora_rank.
-    """
-    step = up.float() @ down.float() * (config.lora_alpha / config.lora_rank)
-    return step.T if isinstance(layer, Conv1D) else step
+    gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(weights, modifier_rank=0)
+    return gathered
 
 
-def transposed_towers(model: nn.Module) -> set[str]:
-    """Towers of a model with LoRA in which it stands beside matrices that are kept transposed."""
-    layers = {name.removesuffix(".base_layer") for name, module in model.named_modules() if isinstance(module, Conv1D)}
-    return {name.partition(".")[0] for name in layers if hasattr(model.get_submodule(name), "lora_A")}
+def without_lora(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under the names that they have in a model without LoRA; LoRA's own are left out."""
+    return {name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if ".lora_" not in name}

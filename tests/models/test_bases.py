@@ -35,7 +35,7 @@ def saved(folder, names, model, texts):
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter += 0.05 * torch.randn_like(parameter)
-    save_trained(folder, trained_state(model), names, LORA, texts)
+    save_trained(folder, model, trained_state(model), names, LORA, texts)
     return answers(model, texts)
 
 

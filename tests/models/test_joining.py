@@ -266,7 +266,7 @@ def test_a_joined_model_learns_answers_ranks_and_comes_back_from_disk(parts, tmp
         if parameter.requires_grad or name.replace(".base_layer.", ".") in model.fresh
     }
     settings = ModelConfig(**{name: str(place) for name, place in places.items()})
-    save_trained(tmp_path / "run", state, settings, towers, texts)
+    save_trained(tmp_path / "run", model, state, settings, towers, texts)
     again, read = load_model(str(tmp_path / "run"))
     again.eval()
     with torch.no_grad():
@@ -281,7 +281,7 @@ def test_a_joined_model_learns_answers_ranks_and_comes_back_from_disk(parts, tmp
     with torch.no_grad():
         pixels = inputs["pixel_values"]
         torch.testing.assert_close(other.encode_images(pixels), again.encode_images(pixels), atol=1e-5, rtol=1e-4)
-    save_trained(tmp_path / "less", {}, settings, towers, texts)
+    save_trained(tmp_path / "less", model, {}, settings, towers, texts)
     with pytest.raises(UserError, match=r"trained\.safetensors: lacks \d+ weights that no part of nano"):
         load_model(str(tmp_path / "less"))
 

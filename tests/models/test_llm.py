@@ -120,8 +120,8 @@ def test_a_quantised_llm_trains_lora_and_comes_back_with_its_logits(bits, tmp_pa
                 parameter += 0.02 * torch.randn_like(parameter)
         trained = model(**inputs).rows
     state = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
-    kept = {**state, **{name: value for name, value in model.named_parameters() if name in model.fresh}}
-    save_trained(tmp_path / "run", {name: value.detach() for name, value in kept.items()}, settings, towers, texts)
+    state |= {name: value.detach() for name, value in model.named_parameters() if name in model.fresh}
+    save_trained(tmp_path / "run", model, state, settings, towers, texts)
     again, _ = load_model(str(tmp_path / "run"))
     with torch.no_grad():
         torch.testing.assert_close(again.eval()(**inputs).rows, trained, atol=1e-4, rtol=1e-4)

@@ -6,16 +6,18 @@ import json
 
 import pytest
 import torch
-from peft import PeftModel
-from safetensors.torch import load_file
-from transformers import GPT2LMHeadModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import GPT2LMHeadModel, InstructBlipForConditionalGeneration
 
 from instructkit.config import ModelConfig, TowersConfig
 from instructkit.errors import UserError
+from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.load.join import join
 from instructkit.models.load.trained import save_trained
 from instructkit.models.save import load_model, save_model
-from instructkit.models.towers import merge_lora, prepare_towers, transposed_towers
+from instructkit.models.towers import TOWERS as TOWERS_OF_A_MODEL
+from instructkit.models.towers import merge_lora, prepare_towers, without_lora
 from tests.models.checkpoints import write_instructblip, write_llm
 from tests.models.test_instruct_blip import batch
 from tests.tiny import tiny_model
@@ -52,7 +54,7 @@ def test_a_loaded_model_gives_the_losses_of_the_trained_one(llm, towers, tmp_pat
     save_model(base, texts, tmp_path / "base")
     settings = TowersConfig(lora_rank=3, lora_alpha=12, **towers)
     model, texts = trained_model(tmp_path / "base", settings)
-    save_trained(tmp_path / "run", trained_state(model), ModelConfig(str(tmp_path / "base")), settings)
+    save_trained(tmp_path / "run", model, trained_state(model), ModelConfig(str(tmp_path / "base")), settings)
     again, read = load_model(str(tmp_path / "run"))
     inputs = batch(texts)
     with torch.no_grad():
@@ -73,7 +75,7 @@ def test_peft_loads_the_adapter_and_merges_it(llm, tmp_path):
     save_model(base, texts, tmp_path / "base")
     settings = TowersConfig(qformer="lora", llm="lora")
     model, _ = trained_model(tmp_path / "base", settings)
-    save_trained(tmp_path / "run", trained_state(model), ModelConfig(str(tmp_path / "base")), settings)
+    save_trained(tmp_path / "run", model, trained_state(model), ModelConfig(str(tmp_path / "base")), settings)
     plain, _ = load_model(str(tmp_path / "base"))
     wrapped = PeftModel.from_pretrained(plain.eval().language_model, tmp_path / "run" / "adapters" / "language_model")
     ids = torch.tensor([[1, 7, 9, 11]])
@@ -83,6 +85,113 @@ def test_peft_loads_the_adapter_and_merges_it(llm, tmp_path):
         torch.testing.assert_close(wrapped(input_ids=ids, **extra).logits, expected, atol=1e-5, rtol=1e-5)
         merged = wrapped.merge_and_unload()
         torch.testing.assert_close(merged(input_ids=ids, **extra).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("llm", ["llama", "t5"])
+@pytest.mark.parametrize("kind", [InstructBlip, InstructBlipForConditionalGeneration])
+def test_an_adapter_loads_onto_its_tower_and_never_silently_onto_the_whole_model(kind, llm, tmp_path):
+    base, texts = tiny_model(llm)
+    save_model(base, texts, tmp_path / "base")
+    settings = TowersConfig(vision="lora", qformer="lora", llm="lora", lora_rank=3)
+    model, _ = trained_model(tmp_path / "base", settings)
+    save_trained(tmp_path / "run", model, trained_state(model), ModelConfig(str(tmp_path / "base")), settings)
+    folders = sorted((tmp_path / "run" / "adapters").iterdir())
+    assert [folder.name for folder in folders] == sorted(TOWERS_OF_A_MODEL)
+    whole = kind.from_pretrained(tmp_path / "base").eval()
+    for folder in folders:
+        with pytest.raises(ValueError, match="exclude"):
+            PeftModel.from_pretrained(whole, folder)
+        assert not any(".lora_" in name for name in whole.state_dict())
+    whole.load_state_dict(load_file(tmp_path / "run" / "trained.safetensors"), strict=False)
+    for folder in folders:
+        PeftModel.from_pretrained(getattr(whole, folder.name), folder)
+    own, there = dict(model.named_parameters()), dict(whole.named_parameters())
+    assert {name for name in own if ".lora_" in name} == {name for name in there if ".lora_" in name}
+    for name, weight in own.items():
+        assert torch.equal(weight, there[name]), name
+
+
+@pytest.mark.parametrize("variant", ["use_rslora", "use_dora"])
+@pytest.mark.parametrize("llm", ["llama", "t5"])
+def test_adapters_that_peft_itself_wrote_are_merged(llm, variant, tmp_path):
+    base, texts = tiny_model(llm)
+    save_model(base, texts, tmp_path / "base")
+    settings = TowersConfig(qformer="full", llm="lora")
+    model, _ = trained_model(tmp_path / "base", settings)
+    save_trained(tmp_path / "run", model, trained_state(model), ModelConfig(str(tmp_path / "base")), settings)
+    other, _ = load_model(str(tmp_path / "base"))
+    names = ["q", "v", "wo"] if llm == "t5" else ["q_proj", "v_proj", "down_proj"]
+    lora = LoraConfig(r=4, lora_alpha=6, target_modules=names, init_lora_weights=False, **{variant: True})
+    wrapped = get_peft_model(other.language_model, lora).eval()
+    wrapped.save_pretrained(tmp_path / "run" / "adapters" / "language_model")
+    again, _ = load_model(str(tmp_path / "run"))
+    ids = torch.tensor([[1, 7, 9, 11]])
+    extra = {} if llm == "llama" else {"decoder_input_ids": ids}
+    with torch.no_grad():
+        expected, found = (each(input_ids=ids, **extra).logits for each in (wrapped, again.eval().language_model))
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+        assert (base.eval().language_model(input_ids=ids, **extra).logits - expected).abs().max() > 1e-3
+    assert all(weight.requires_grad for weight in again.parameters())
+    save_model(again, texts, tmp_path / "whole")
+    merged = InstructBlipForConditionalGeneration.from_pretrained(tmp_path / "whole").eval().language_model
+    with torch.no_grad():
+        torch.testing.assert_close(merged(input_ids=ids, **extra).logits[..., : found.shape[-1]], found)
+
+
+def less(weights):
+    weights.pop(min(weights))
+
+
+def more(weights):
+    weights["base_model.model.model.layers.9.mlp.up_proj.lora_A.weight"] = torch.zeros(3, 32)
+
+
+def narrow(weights):
+    weights[min(weights)] = weights[min(weights)][:-1].contiguous()
+
+
+@pytest.mark.parametrize("wrong", [less, more, narrow])
+def test_an_adapter_that_does_not_fit_is_one_line(wrong, tmp_path):
+    base, texts = tiny_model()
+    save_model(base, texts, tmp_path / "base")
+    settings = TowersConfig(llm="lora", lora_rank=3)
+    model, _ = trained_model(tmp_path / "base", settings)
+    save_trained(tmp_path / "run", model, trained_state(model), ModelConfig(str(tmp_path / "base")), settings)
+    file = tmp_path / "run" / "adapters" / "language_model" / "adapter_model.safetensors"
+    weights = load_file(file)
+    wrong(weights)
+    save_file(weights, file)
+    with pytest.raises(UserError, match=r"adapters/language_model.*: does not fit the base") as caught:
+        load_model(str(tmp_path / "run"))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 700
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"peft_type": "LORA", "r": "x"}'])
+def test_a_damaged_configuration_of_an_adapter_is_one_line(content, tmp_path):
+    base, texts = tiny_model()
+    save_model(base, texts, tmp_path / "base")
+    settings = TowersConfig(llm="lora", lora_rank=3)
+    model, _ = trained_model(tmp_path / "base", settings)
+    save_trained(tmp_path / "run", model, trained_state(model), ModelConfig(str(tmp_path / "base")), settings)
+    file = tmp_path / "run" / "adapters" / "language_model" / "adapter_config.json"
+    file.unlink() if content is None else file.write_text(content)
+    with pytest.raises(UserError, match="adapters/language_model"):
+        load_model(str(tmp_path / "run"))
+
+
+def test_adapters_from_before_they_excluded_the_whole_model_load(tmp_path):
+    base, texts = tiny_model()
+    save_model(base, texts, tmp_path / "base")
+    settings = TowersConfig(llm="lora", lora_rank=3)
+    model, _ = trained_model(tmp_path / "base", settings)
+    save_trained(tmp_path / "run", model, trained_state(model), ModelConfig(str(tmp_path / "base")), settings)
+    file = tmp_path / "run" / "adapters" / "language_model" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "exclude_modules": None}))
+    again, _ = load_model(str(tmp_path / "run"))
+    with torch.no_grad():
+        after, before = (each.eval()(**batch(texts)).rows for each in (again, model))
+    torch.testing.assert_close(after, before, atol=2e-5, rtol=1e-5)
 
 
 def test_lora_on_gpt2_whose_layers_keep_their_matrices_transposed(tmp_path):
@@ -101,13 +210,13 @@ def test_lora_on_gpt2_whose_layers_keep_their_matrices_transposed(tmp_path):
     inputs, ids = batch(texts), torch.tensor([[1, 7, 9, 11]])
     with torch.no_grad():
         expected, rows = model.eval().language_model(input_ids=ids).logits, model(**inputs).rows
-    assert transposed_towers(model) == {"language_model"}
-    save_trained(tmp_path / "run", trained_state(model), names, settings, texts, transposed_towers(model))
+    save_trained(tmp_path / "run", model, trained_state(model), names, settings, texts)
     again, _ = load_model(str(tmp_path / "run"))
     plain = GPT2LMHeadModel.from_pretrained(llm)
     wrapped = PeftModel.from_pretrained(plain, tmp_path / "run" / "adapters" / "language_model").eval()
     merged = GPT2LMHeadModel.from_pretrained(llm).eval()
-    state = merge_lora(model, dict(model.state_dict()), settings)
+    merge_lora(model)
+    state = without_lora(model.state_dict())
     merged.load_state_dict(
         {name.removeprefix("language_model."): value for name, value in state.items() if name.startswith("language_m")}
     )
@@ -131,7 +240,7 @@ def test_lora_stands_beside_the_layers_that_a_pattern_names(tmp_path):
         *(f"language_model.model.layers.1.mlp.{name}_proj" for name in ("gate", "up", "down")),
         "qformer.encoder.layer.0.crossattention.attention.value",
     }
-    save_trained(tmp_path / "run", trained_state(model), ModelConfig(str(tmp_path / "base")), settings)
+    save_trained(tmp_path / "run", model, trained_state(model), ModelConfig(str(tmp_path / "base")), settings)
     assert "query_tokens" in load_file(tmp_path / "run" / "trained.safetensors")
     again, _ = load_model(str(tmp_path / "run"))
     plain, _ = load_model(str(tmp_path / "base"))
@@ -173,10 +282,10 @@ def test_a_base_that_does_not_fit_or_a_torn_file_is_said(tmp_path):
     model, _ = trained_model(tmp_path / "base", settings)
     state = trained_state(model)
     wrong = {**state, "query_tokens": torch.zeros(1, 9, 32)}
-    save_trained(tmp_path / "other", wrong, ModelConfig(str(tmp_path / "base")), settings)
+    save_trained(tmp_path / "other", model, wrong, ModelConfig(str(tmp_path / "base")), settings)
     with pytest.raises(UserError, match="query_tokens does not fit the base"):
         load_model(str(tmp_path / "other"))
-    save_trained(tmp_path / "run", state, ModelConfig(str(tmp_path / "base")), settings)
+    save_trained(tmp_path / "run", model, state, ModelConfig(str(tmp_path / "base")), settings)
     file = tmp_path / "run" / "trained.safetensors"
     file.write_bytes(file.read_bytes()[:-5])
     with pytest.raises(UserError, match=r"trained\.safetensors: cannot be read"):
@@ -187,7 +296,7 @@ def write_run(folder, **model):
     """The trained part of a tiny model, with these settings of the model in its facts."""
     base, texts = tiny_model()
     save_model(base, texts, folder.parent / "base")
-    save_trained(folder, {}, ModelConfig(str(folder.parent / "base")), TowersConfig())
+    save_trained(folder, base, {}, ModelConfig(str(folder.parent / "base")), TowersConfig())
     facts = json.loads((folder / "instructkit.json").read_text())
     facts["model"].update(model)
     return facts
@@ -225,6 +334,7 @@ def test_a_base_that_leads_back_to_itself_is_one_line(tmp_path):
         with pytest.raises(UserError, match="is its own base, by ") as caught:
             load_model(str(tmp_path / name))
         assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 700
 
 
 def test_pickled_weights_with_code_are_one_line(tmp_path):
@@ -241,3 +351,4 @@ def test_pickled_weights_with_code_are_one_line(tmp_path):
     with pytest.raises(UserError, match=r"pickled and hold more than tensors.*ask for safetensors") as caught:
         load_model(str(tmp_path / "base"))
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 700

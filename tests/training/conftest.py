@@ -117,6 +117,8 @@ def plans(ranks: int, words: list[str], hard: list[str], own: Path) -> dict[str,
     runs |= with_resumed("frozen-zero3", [*frozen, "zero_stage=3"])
     runs |= with_resumed("hard-zero3", [*hard, "zero_stage=3"])
     runs |= with_resumed("hard-offload", [*hard, "zero_stage=3", "offload=parameters"])
+    merged = [*words, "model.name=nano", "towers.vision=lora", "towers.llm=lora", "max_steps=2"]
+    runs |= {"merged": merged, "merged-zero3": [*merged, "zero_stage=3"]}
     runs["worse-zero3"] = [*words, *WORSE, "zero_stage=3"]
     runs["watched-zero3"] = [*hard, *WATCHED, "zero_stage=3"]
     if ranks == 1:

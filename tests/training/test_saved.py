@@ -42,6 +42,16 @@ def test_a_loaded_model_says_what_the_trained_one_said(runs, hard, name):
     assert (logits(untrained, texts) - torch.load(runs / name / "logits.pt")).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("name", ["merged", "merged-zero3"])
+def test_lora_on_a_model_that_no_checkpoint_has_is_saved_merged(runs, name):
+    model, texts = load_model(str(runs / name / "model"))
+    assert not any("lora" in part.name for part in (runs / name / "model").rglob("*"))
+    close(logits(model, texts), runs / name)
+    plain = InstructBlipForConditionalGeneration.from_pretrained(runs / name / "model")
+    assert plain.state_dict().keys() == model.state_dict().keys()
+    close(logits(plain, texts), runs / name)
+
+
 @pytest.mark.parametrize("name", FULL)
 def test_plain_transformers_say_so_too(runs, name):
     _, texts = load_model(str(runs / name / "model"))

@@ -11,16 +11,17 @@ them.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from instructkit.config import ModelConfig, TowersConfig
@@ -30,7 +31,7 @@ from instructkit.models.batches import Texts
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.load.bases import Base, bases_of, find_base, with_places
 from instructkit.models.load.llm import PACKAGE
-from instructkit.models.towers import TOWERS, lora_step
+from instructkit.models.towers import without_lora
 
 FACTS = "instructkit.json"
 TRAINED = "trained.safetensors"
@@ -76,42 +77,35 @@ class Facts(msgspec.Struct, forbid_unknown_fields=True):
 
 def save_trained(
     folder: Path,
+    model: InstructBlip,
     state: Mapping[str, Tensor],
-    model: ModelConfig,
+    settings: ModelConfig,
     towers: TowersConfig,
     texts: Texts | None = None,
-    transposed: Collection[str] = (),
 ) -> None:
     """Write the trained part of a model that came from `model.name`.
 
     Args:
         folder: made if missing.
-        state: trained parameters under the names that they have in training, LoRA's among them.
-        model: which model.
+        model: what was trained.
+        state: its trained parameters, whole, under the names that they have in training, LoRA's among them.
+        settings: which model.
         towers: what of it was trained.
         texts: tokenisers, kept where the model was joined from parts.
-        transposed: towers whose LoRA stands beside transposed matrices (`transposed_towers`).
     """
-    bases = bases_of(model, folder)
-    model = with_places(model, {part: base.place for part, base in bases.items()})
+    bases = bases_of(settings, folder)
+    settings = with_places(settings, {part: base.place for part, base in bases.items()})
     folder.mkdir(parents=True, exist_ok=True)
-    plain = {
-        name.replace(".base_layer.", "."): tensor.contiguous() for name, tensor in state.items() if ".lora_" not in name
-    }
-    save_file(plain, folder / TRAINED)
-    for tower in TOWERS:
-        pairs = {
-            name.removeprefix(f"{tower}.").replace(".default.", "."): tensor.contiguous()
-            for name, tensor in state.items()
-            if ".lora_" in name and name.startswith(f"{tower}.")
-        }
-        if pairs:
-            base = getattr(model, _PART_OF[tower]) or model.name
-            _save_adapter(folder / "adapters" / tower, pairs, base, towers, tower in transposed)
-    if model.joined and texts is not None:
+    save_file({name: tensor.contiguous() for name, tensor in without_lora(state).items()}, folder / TRAINED)
+    for name, part in _PART_OF.items():
+        own = {key.removeprefix(f"{name}."): tensor for key, tensor in state.items() if key.startswith(f"{name}.")}
+        if any(".lora_" in key for key in own):
+            base = getattr(settings, part) or settings.name
+            _save_adapter(folder / "adapters" / name, getattr(model, name), own, base)
+    if settings.joined and texts is not None:
         texts.llm.save_pretrained(folder / TOKENIZERS / "llm")
         texts.qformer.save_pretrained(folder / TOKENIZERS / "qformer")
-    facts = Facts(model.base, model, towers, bases)
+    facts = Facts(settings.base, settings, towers, bases)
     write_atomically(folder / FACTS, msgspec.json.format(msgspec.json.encode(facts)) + b"\n")
 
 
@@ -163,56 +157,44 @@ def apply_trained(model: InstructBlip, folder: Path, facts: Facts) -> None:
             if name not in own or own[name].shape != tensor.shape:
                 raise UserError(f"{folder / TRAINED}: {name} does not fit the base {facts.base}")
             own[name].copy_(tensor)
-        for adapter in sorted(folder.glob("adapters/*")):
-            if getattr(getattr(model, adapter.name), "is_quantized", False):
-                _attach(getattr(model, adapter.name), adapter)
-            else:
-                _merge(model, adapter, facts)
+    for adapter in sorted(folder.glob("adapters/*")):
+        _load_adapter(model, adapter, facts)
 
 
-def _merge(model: InstructBlip, adapter: Path, facts: Facts) -> None:
-    pairs = _read(adapter / ADAPTER)
-    own = dict(model.named_modules())
-    for name, down in pairs.items():
-        stem, found, _ = name.partition(".lora_A.weight")
-        if not found:
-            continue
-        layer = own.get(f"{adapter.name}.{stem.removeprefix(_PEFT)}")
-        step = lora_step(layer, pairs[f"{stem}.lora_B.weight"], down, facts.towers) if layer is not None else None
-        if layer is None or step is None or getattr(layer, "weight", step[:0]).shape != step.shape:
-            raise UserError(f"{adapter / ADAPTER}: {name} does not fit the base {facts.base}")
-        layer.weight += step.to(layer.weight.dtype)
+def _load_adapter(model: InstructBlip, adapter: Path, facts: Facts) -> None:
+    tower, weights = getattr(model, adapter.name), _read(adapter / ADAPTER)
+    try:
+        lora = LoraConfig.from_pretrained(str(adapter))
+        lora.exclude_modules = None
+        wrapped = PeftModel(tower, lora, low_cpu_mem_usage=True)  # on the meta device nothing is drawn at random
+        wide = {name: tensor.float() for name, tensor in weights.items()}
+        unexpected = set_peft_model_state_dict(wrapped, wide, low_cpu_mem_usage=True).unexpected_keys
+        if wrong := unexpected or [name for name, weight in wrapped.named_parameters() if weight.is_meta]:
+            raise ValueError(f"{'unknown' if unexpected else 'missing'}: {wrong[0]}")
+        if not getattr(tower, "is_quantized", False):
+            setattr(model, adapter.name, wrapped.merge_and_unload().requires_grad_(True))
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{adapter}: does not fit the base {facts.base} ({reason})") from error
 
 
-def _attach(tower: nn.Module, adapter: Path) -> None:
-    inject_adapter_in_model(LoraConfig.from_pretrained(str(adapter)), tower)
-    own = dict(tower.named_parameters())
-    for name, tensor in _read(adapter / ADAPTER).items():
-        place = name.removeprefix(_PEFT).replace(".lora_A.", ".lora_A.default.").replace(".lora_B.", ".lora_B.default.")
-        if place not in own or own[place].shape != tensor.shape:
-            raise UserError(f"{adapter / ADAPTER}: {name} does not fit the quantised LLM")
-        own[place].copy_(tensor)
+def _save_adapter(folder: Path, tower: Any, state: Mapping[str, Tensor], base: str) -> None:
+    """Write LoRA as peft does.
 
-
-def _save_adapter(
-    folder: Path, pairs: Mapping[str, Tensor], base: str, settings: TowersConfig, transposed: bool
-) -> None:
-    targets = sorted({name.split(".lora_")[0] for name in pairs})
-    lora = LoraConfig(
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
-        target_modules=targets,
-        fan_in_fan_out=transposed,
-        base_model_name_or_path=base,
-        inference_mode=True,
-    )
-    folder.mkdir(parents=True, exist_ok=True)
+    Args:
+        folder: made if missing; has the tower's name.
+        tower: that LoRA was put into.
+        state: trained parameters under their names in the tower.
+        base: name of the checkpoint that the tower came from.
+    """
+    lora = copy(tower.peft_config["default"])
+    lora.base_model_name_or_path, lora.inference_mode = base, True
+    lora.target_modules = sorted({name.split(".lora_")[0] for name in state if ".lora_" in name})
+    # In the whole model peft would find these layers as well, by the ends of their names, but none of their weights.
+    lora.exclude_modules = rf"(.*\.)?{folder.name}\..*"
     lora.save_pretrained(str(folder))
-    # peft keeps them as a set, whose order is another in every process.
-    config = folder / "adapter_config.json"
-    content = {**json.loads(config.read_text()), "target_modules": targets}
-    config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-    save_file({_PEFT + name: tensor for name, tensor in pairs.items()}, folder / ADAPTER)
+    weights = get_peft_model_state_dict(tower, dict(state), save_embedding_layers=False)
+    save_file({_PEFT + name: tensor.contiguous() for name, tensor in weights.items()}, folder / ADAPTER)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
