@@ -46,8 +46,9 @@ def why_beams_read_alone(language_model: PreTrainedModel, longest: int = 0) -> s
         language_model: the LLM.
         longest: tokens of the longest prefix and its longest text.
     """
-    if getattr(language_model, "is_loaded_in_8bit", False):
-        return "8-bit weights round a row by the rows beside it"
+    # LLM.int8 rounds a row by the rows beside it (arXiv 2208.07339, section 3.2).
+    if getattr(language_model, "is_quantized", False):
+        return "quantised weights were not compared"
     return why_no_branches(language_model.config, longest)
 
 

@@ -297,10 +297,14 @@ def test_kernels_without_a_mask_of_branches_take_the_plain_path() -> None:
     assert "flash_attention_2 takes no mask of a tree" in str(generation_note(model))
 
 
-def test_weights_in_8_bits_take_the_plain_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantised_weights_take_the_plain_path(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llama")
-    monkeypatch.setattr(model, "is_loaded_in_8bit", True, raising=False)
-    assert "8-bit weights" in str(generation_note(model))
+    monkeypatch.setattr(model, "is_quantized", True, raising=False)
+    assert "quantised weights" in str(generation_note(model))
+    monkeypatch.setattr(generate, "search_beams", None)
+    embeds, mask = prefixes(model, 2, seed=1)
+    found = generate_ids(model, embeds, mask, SHORT, end=END, pad=PAD)
+    assert found.tolist() == by_transformers(model, embeds, mask, SHORT).ids.tolist()
 
 
 def test_the_note_is_missing_where_beams_share() -> None:
