@@ -95,7 +95,7 @@ def source_of(example: doctest.Example) -> str:
 
 
 WITH_EXAMPLES = ["convert", "load_model", "evaluate", "sources", "Dataset", "Dataset.render", "Dataset.to_hf"]
-WITH_EXAMPLES += ["Model", "Model.ask", "Model.rank", "Model.attention", "Report"]
+WITH_EXAMPLES += ["Report.answers", "Model", "Model.ask", "Model.rank", "Model.attention", "Report"]
 
 
 def test_all_is_documented() -> None:
@@ -115,12 +115,12 @@ def test_the_examples_run(place: Path, name: str) -> None:
         names["model"] = ik.load_model("runs/finetune/model", device="cpu")
     if name.startswith("Dataset."):
         names["data"] = ik.Dataset("data/vqav2/train")
-    if name == "Report":
-        ik.evaluate("runs/finetune/model", "vqav2", out="runs/easy_vqa", limit=2).report()
+    if name.startswith("Report"):
+        names["report"] = ik.evaluate("runs/finetune/model", "vqav2", out="runs/easy_vqa", limit=2).report()
     for example in examples(name):
         source = source_of(example)
-        if name == "Report":
-            source = source.replace('["easy_vqa"]', '["vqav2"]')
+        if name.startswith("Report"):
+            source = source.replace('"easy_vqa"', '"vqav2"')
         tree = ast.parse(source)
         if isinstance(tree.body[-1], ast.Expr):
             value = eval(source, names)
@@ -246,6 +246,10 @@ def test_evaluate_gives_what_the_command_gives(place: Path, world: World) -> Non
         (lambda: ik.train("easy_vqa", max_steps=0), "max_steps"),
         (lambda: ik.train("easy_vqa", max_steps=object()), "a object is no value"),
         (lambda: ik.Report("nowhere"), "no report here"),
+        (
+            lambda: ik.evaluate("runs/finetune/model", "vqav2", limit=2).report("x").answers("gqa"),
+            "has answers to vqav2",
+        ),
     ],
 )
 def test_mistakes_are_told_in_one_line(place: Path, call: Any, message: str) -> None:

@@ -23,12 +23,17 @@ from instructkit.data.dataset import load_examples
 from instructkit.data.examples import Example, Turn
 from instructkit.errors import UserError
 from instructkit.evaluation.assistant import Model, load_model
+from instructkit.models.load.join import join
+from instructkit.models.load.new_tokenizers import train_llm_tokenizer, train_qformer_tokenizer
 from instructkit.models.load.trained import save_trained
 from instructkit.models.save import load_model as load_parts
+from instructkit.models.save import save_model
 from instructkit.models.towers import prepare_towers
 from instructkit.prompts.protocols import benchmarks, load_protocol
 from instructkit.prompts.templates import train_templates
 from tests.evaluation.world import World
+from tests.models.checkpoints import write_vision
+from tests.tiny import SENTENCES
 
 QUESTION = "what color is the shape?"
 Run = Callable[..., tuple[int, str, str]]
@@ -253,6 +258,23 @@ def test_an_export_opens_in_transformers(run: Run, world: World, photos: Path, t
     text = processor.batch_decode(made, skip_special_tokens=True)[0].strip()
     assert text.removeprefix(QUESTION).strip() == answer
     assert run("export", tmp_path / "trained", tmp_path / "whole")[0] == 2
+
+
+def test_an_export_with_another_familys_encoder_says_who_opens_it(run: Run, tmp_path: Path) -> None:
+    write_vision(tmp_path / "clip", "clip")
+    settings = ModelConfig(vision=str(tmp_path / "clip"))
+    net, tokens = join(
+        settings, torch.float32, lambda: (train_llm_tokenizer(SENTENCES, 400), train_qformer_tokenizer(SENTENCES, 120))
+    )
+    save_model(net, tokens, tmp_path / "joined")
+    code, out, told = run("export", tmp_path / "joined", tmp_path / "whole", "--dtype", "bfloat16")
+    assert code == 0, told
+    assert "instructkit alone opens it (ik.load_model)" in out
+    model = load_model(tmp_path / "whole", device="cpu")
+    photo = Image.new("RGB", (9, 9), "red")
+    assert model.rank(photo, QUESTION, ["red", "blue"])
+    assert model.attention(photo, QUESTION).shape[1:] == (2, 2)  # pictures of 16 pixels in patches of 8
+    assert run("export", tmp_path / "joined", tmp_path / "more", "--dtype", "int8")[0] == 2
 
 
 def test_configs_and_benchmarks_are_listed(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

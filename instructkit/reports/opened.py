@@ -6,7 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from instructkit.errors import UserError
+from instructkit.evaluation.responses import Response, ResponseLog
+from instructkit.evaluation.run import benchmark_folder
 from instructkit.reports.report import last_lines, read_report
+from instructkit.runs.ranks import Ranks
 
 
 class Report:
@@ -37,6 +41,21 @@ class Report:
     def scores(self) -> dict[str, float]:
         """Score of each benchmark, 0 to 100 (CIDEr times 100)."""
         return {name: entry["value"] for name, entry in self.content["benchmarks"].items()}
+
+    def answers(self, benchmark: str) -> list[Response]:
+        """Every answer to a benchmark, in the order of its split, with prompt, scores and what was expected.
+
+        Example:
+            >>> [(each.prompt, each.text, each.expected) for each in report.answers("easy_vqa")][:3]
+
+        Raises:
+            UserError: the run holds no answers to it.
+        """
+        log = ResponseLog(benchmark_folder(self.folder, benchmark), Ranks())
+        if not log.path.is_file():
+            names = ", ".join(self.content["benchmarks"]) or "none"
+            raise UserError(f"{log.path}: missing; this run has answers to {names}")
+        return log.responses(answer.example for answer in log.answers())
 
     @property
     def html(self) -> Path:
