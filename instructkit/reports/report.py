@@ -25,7 +25,7 @@ from instructkit.reports.entries import benchmark_entries, manifests
 from instructkit.reports.html import html
 from instructkit.reports.markdown import markdown
 from instructkit.runs.log import MEASURED, WARNING
-from instructkit.training.setup import splits_of
+from instructkit.training.datasets import splits_of
 
 PACKAGES = ("instructkit", "torch", "transformers", "deepspeed", "peft", "datasets", "evaluate", "pyarrow", "pillow")
 

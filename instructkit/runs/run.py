@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 import msgspec
 
@@ -67,6 +67,16 @@ class Run(Generic[C]):
     def stop_asked(self) -> bool:
         """Whether a signal asked the run to end, as all ranks agree; call on every rank, between two steps."""
         return False
+
+    @contextmanager
+    def finishing_steps(self) -> Iterator[None]:
+        """Keep signals back until the recipe looks at `stop_asked`, between two steps."""
+        yield
+
+    def stop(self, line: str) -> NoReturn:
+        """End the run, as a signal has asked; the line says what is saved and how to go on."""
+        self.say(line)
+        raise SystemExit(1)
 
 
 @contextmanager

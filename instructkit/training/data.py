@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from instructkit.config import RunConfig, TrainingConfig
 from instructkit.data.dataset import Examples
 from instructkit.data.mixture import Mixture, image_numbers, picture_counts
 from instructkit.errors import UserError
 from instructkit.models.batches import FRAMES, Encoded, Picture, Texts, decode, pictures, share_images
-from instructkit.models.positions import Positions
+from instructkit.models.instruct_blip import InstructBlip
+from instructkit.models.positions import Positions, positions_of
 from instructkit.prompts.templates import Prompt, train_templates
-from instructkit.training.features import FeatureCache
+from instructkit.runs.run import Run
+from instructkit.training.features import FeatureCache, open_cache
 
 
 class Batch(NamedTuple):
@@ -106,6 +109,42 @@ class TrainingData(Dataset[Batch]):
         images = {part.name: image_numbers(part.examples.rows) for part in parts}
         self.mixture = Mixture(images, overrides, group_size, seed)
         self._templates = [train_templates(part.task) for part in parts]
+
+    @classmethod
+    def for_run(cls, run: Run[RunConfig], parts: Sequence[Part], model: InstructBlip, texts: Texts) -> TrainingData:
+        """The batches that a run trains on; the log says what may not fit.
+
+        Raises:
+            UserError: a batch cannot be split over the ranks, a row can never fit, or features cannot be cached.
+        """
+        config = run.config
+        data = cls(
+            parts,
+            texts,
+            model.config.vision_config.image_size,
+            overrides=config.data.weights,
+            groups=groups_of(config.training, run.world),
+            group_size=config.data.group_size,
+            seed=config.seed,
+            augment=config.data.augment,
+            rank=run.rank,
+            world=run.world,
+            cache=open_cache(config, model),
+            llm_positions=positions_of(model.language_model),
+        )
+        for line in data.check_pictures():
+            run.say(line)
+        return data
+
+    @property
+    def names(self) -> list[str]:
+        """The datasets of the mixture."""
+        return self.mixture.names
+
+    @property
+    def samples_per_group(self) -> float:
+        """Examples that an image group holds, on average."""
+        return self.mixture.examples_per_group
 
     def __getitem__(self, index: int) -> Batch:
         return self.batch(self.positions(index))
@@ -238,6 +277,21 @@ class TrainingData(Dataset[Batch]):
             if isinstance(made, UserError):
                 raise made
             yield made
+
+
+def groups_of(training: TrainingConfig, world: int) -> int:
+    """Image groups of a micro-batch and rank.
+
+    Raises:
+        UserError: the global batch cannot be split so.
+    """
+    parts = world * training.accumulation
+    if training.batch_size % parts:
+        raise UserError(
+            f"batch_size={training.batch_size} cannot be split over {world} ranks and {training.accumulation} "
+            f"micro-batches; make it a multiple of {parts}"
+        )
+    return training.batch_size // parts
 
 
 class _Told(Dataset[Batch | UserError]):

@@ -12,8 +12,9 @@ from instructkit.config import RunConfig
 from instructkit.data.dataset import MANIFEST
 from instructkit.data.mixture import Mixture, image_numbers
 from instructkit.errors import UserError
+from instructkit.runs.run import Run
 from instructkit.runs.waiting import on_first_rank
-from instructkit.training.setup import open_parts, training_splits
+from instructkit.training.datasets import open_parts, training_splits
 
 MANY_PASSES = 20
 """More passes over a dataset than a finetuning is likely to want."""
@@ -90,6 +91,18 @@ def passes(config: RunConfig, mixture: Mixture) -> dict[str, float]:
         name: chance * samples / mixture.sizes[name] if mixture.sizes[name] else 0.0
         for name, chance in mixture.probabilities.items()
     }
+
+
+def say_mixture(run: Run[RunConfig], mixture: Mixture) -> None:
+    """Say how often the run draws each dataset and passes over it, and warn of many passes."""
+    counts, widest = passes(run.config, mixture), max(15, *map(len, mixture.names))
+    for name, chance in mixture.probabilities.items():
+        run.say(
+            f"mixture   {name:<{widest}} {mixture.sizes[name]:>13,} examples   probability {chance:.4f}   "
+            f"{counts[name]:,.2f} passes"
+        )
+    for line in length_warnings(run.config, mixture):
+        run.log.warn(line)
 
 
 def length_warnings(config: RunConfig, mixture: Mixture) -> list[str]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,9 @@ from instructkit.runs.ranks import Ranks, current_ranks
 from instructkit.runs.waiting import first_on_machine, on_first_rank
 from instructkit.training.best import MEAN, VALIDATION, Best, score_of
 from instructkit.training.data import Part, TrainingData
+from instructkit.training.datasets import parts_of
 from instructkit.training.engine import Engine, share
 from instructkit.training.objectives import Objective
-from instructkit.training.setup import parts_of
 
 
 class Watch:
@@ -74,27 +74,20 @@ class Watch:
             self._tasks = first_on_machine(lambda: [_task(config, each) for each in watched])
             self._warn()
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what a checkpoint holds of `best`."""
-        if not self.best.restore(state) and self._settings.every:
-            self._log.say("evaluate  other settings than before: the best so far is forgotten")
-
-    def look(self, step: int) -> bool:
+    def look(self, step: int) -> None:
         """Evaluate behind a step if one is due, at the end of training too; call on every rank.
 
-        Returns:
-            Whether the model is the best so far.
+        `best` then says whether the model is the best so far, and whether training should stop.
         """
         every = self._settings.every
         if not every or (step % every and step != self._steps):
-            return False
+            return
         began = time.monotonic()
         with at_rest(self._engine) as model:
             values = self._losses(model) | self._scores(model, step)
         better = self.best.take(step, values)
         self._log.metrics(step, **values, best_step=self.best.step)
         self._say(step, values, better, time.monotonic() - began)
-        return better
 
     def _losses(self, model: nn.Module) -> dict[str, float]:
         sums = {part.name: share(part.sums(model, self._engine.device)) for part in self._parts}

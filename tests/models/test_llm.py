@@ -17,7 +17,7 @@ from instructkit.models.load.join import join
 from instructkit.models.load.trained import save_trained
 from instructkit.models.save import load_model, save_model
 from instructkit.models.towers import prepare_towers
-from instructkit.training.setup import prepare_model
+from instructkit.training.model import prepare_model
 from tests.models.checkpoints import bare_tokenizer, write_llm
 from tests.models.test_instruct_blip import batch
 from tests.models.test_joining import pixels_for, tokenizers

@@ -39,15 +39,15 @@ def recipe() -> ModuleType:
 
 def remember_logits(instruct: Any) -> None:
     """Let a run write down what its model says in memory, before anything of it is saved."""
-    save = instruct._save
+    save = instruct.save_run_model
 
-    def say_and_save(config: Any, engine: Any, texts: Any, folder: Path, rank: int) -> None:
+    def say_and_save(config: Any, engine: Any, texts: Any, folder: Path) -> None:
         said = logits(engine.model, texts)
-        if rank == 0:
+        if dist.get_rank() == 0:
             torch.save(said, folder.with_name("logits.pt"))
-        save(config, engine, texts, folder, rank)
+        save(config, engine, texts, folder)
 
-    instruct._save = say_and_save
+    instruct.save_run_model = say_and_save
 
 
 def leave_as_of(source: Path, step: int, folder: Path) -> None:

@@ -22,7 +22,7 @@ from instructkit.evaluation.select import GROUPS
 from instructkit.models.load.trained import load_tokenizers
 from instructkit.models.save import load_model
 from instructkit.prompts.protocols import load_protocol
-from instructkit.training.setup import splits_of
+from instructkit.training.datasets import splits_of
 from tests.models.checkpoints import write_llm
 from tests.training.mini import ROOT, log, losses, run_all, write_model, write_releases
 

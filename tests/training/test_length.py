@@ -18,8 +18,9 @@ from instructkit.models.load.presets import build, preset
 from instructkit.models.towers import prepare_towers
 from instructkit.reports.html import html
 from instructkit.reports.markdown import markdown
+from instructkit.training.datasets import prepare_data
 from instructkit.training.length import length_warnings, passes, planned_steps, steps_of
-from instructkit.training.setup import frozen_warnings, prepare_data
+from instructkit.training.model import frozen_warnings
 from tests.sources.test_jsonl import write
 from tests.training.mini import run_all, write_releases
 

@@ -15,7 +15,7 @@ from instructkit.conversion.convert import convert
 from instructkit.errors import UserError
 from instructkit.runs.log import RunLog
 from instructkit.runs.run import Run
-from instructkit.training.setup import media_digests
+from instructkit.training.datasets import media_digests
 from tests.miniatures import write_release
 from tests.training.runs import recipe
 

@@ -11,7 +11,7 @@ from instructkit.config import load_config
 from instructkit.conversion import convert
 from instructkit.conversion.processes import cores, in_processes
 from instructkit.errors import UserError
-from instructkit.training.setup import prepare_data, splits_of, training_splits
+from instructkit.training.datasets import prepare_data, splits_of, training_splits
 from tests.sources import write_lines
 from tests.sources.test_jsonl import GOOD, write
 

@@ -1,15 +1,11 @@
-"""Everything a run needs before its first step: converted data, a model with its tokenisers."""
+"""The datasets of a run: which splits it reads, converted where they can be, looked at, opened."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from instructkit import sources
 from instructkit.config import RunConfig
@@ -20,18 +16,10 @@ from instructkit.data.dataset import MANIFEST, convert_command, load_examples, n
 from instructkit.errors import UserError, did_you_mean
 from instructkit.evaluation.select import wanted_benchmarks
 from instructkit.files import sha256_of
-from instructkit.models.batches import Limits, Texts
-from instructkit.models.instruct_blip import InstructBlip
-from instructkit.models.load.join import join
-from instructkit.models.load.new_tokenizers import train_llm_tokenizer, train_qformer_tokenizer
-from instructkit.models.load.presets import build, preset
-from instructkit.models.save import base_places, load_model
-from instructkit.prompts.templates import train_templates
-from instructkit.runs.waiting import first_on_machine, on_first_rank
+from instructkit.runs.waiting import first_on_machine
 from instructkit.training.data import Part
 
 Say = Callable[[str], None]
-TOKENIZER_EXAMPLES = 20_000
 
 
 def training_splits(config: RunConfig) -> list[str]:
@@ -146,96 +134,6 @@ def data_digest(config: RunConfig, splits: Iterable[str]) -> dict[str, str]:
     """Checksum of the manifest of each of these splits."""
     root = Path(config.data.root)
     return {name: sha256_of(root / name / MANIFEST) for name in splits if (root / name / MANIFEST).is_file()}
-
-
-def prepare_model(config: RunConfig, parts: list[Part], folder: Path, say: Say) -> tuple[InstructBlip, Texts]:
-    """The model of a run and its tokenisers; call on every rank.
-
-    A preset that starts from random weights gets tokenisers trained on the run's own text; they are kept in the run's
-    folder, so that a run that goes on reads with the same ones.
-
-    Raises:
-        UserError: there is no such model, or it cannot be trained so.
-    """
-    limits = Limits(instruction=config.data.instruction_tokens, answer=config.data.answer_tokens)
-    if config.model.llm_bits is not None and (config.towers.llm == "full" or config.training.zero_stage == 3):
-        reason = "towers.llm=full" if config.towers.llm == "full" else "training.zero_stage=3"
-        raise UserError(
-            f"model.llm_bits={config.model.llm_bits} cannot be used with {reason}: quantised weights are neither "
-            "trained nor sharded; set towers.llm=lora or frozen, and a zero_stage of at most 2"
-        )
-    dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
-
-    def tokenizers() -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
-        return _tokenizers(config, parts, folder / "tokenizers")
-
-    if config.model.joined:
-        model, texts = join(config.model, dtype, tokenizers, limits, config.seed, say)
-    elif config.model.name != "nano":
-        name, leave = config.model.name, config.model.allow_packages
-        places = on_first_rank(lambda: base_places(name))
-        model, texts = first_on_machine(
-            lambda: load_model(name, limits, allow_packages=leave, places=places, dtype=dtype)
-        )
-    else:
-        llm, qformer = tokenizers()
-        model = build(preset("nano", len(llm), len(qformer)), config.seed)
-        texts = Texts(llm, qformer, model.config, limits)
-    model.config.instruction_aware = config.model.instruction_aware
-    return model, texts
-
-
-def frozen_warnings(config: RunConfig, model: InstructBlip) -> list[str]:
-    """A line for each tower of which weights stay as they were drawn at random, though it is trained by nothing.
-
-    Args:
-        config: of the run.
-        model: with `requires_grad` set on what is trained.
-    """
-    drawn = config.model.name == "nano" and not config.model.joined
-    lines = []
-    for setting, part in (("vision", "vision_model"), ("qformer", "qformer"), ("llm", "language_model")):
-        whole = dict(getattr(model, part).named_parameters(prefix=part))
-        random = sum(
-            weight.numel()
-            for name, weight in whole.items()
-            if not weight.requires_grad and (drawn or name.replace(".base_layer.", ".") in model.fresh)
-        )
-        if random:
-            lines.append(
-                f"towers.{setting}={getattr(config.towers, setting)}, but {random:,} of its "
-                f"{sum(weight.numel() for weight in whole.values()):,} weights are random and stay so; set "
-                f"towers.{setting}=full, or take a model.{setting} that was trained"
-            )
-    return lines
-
-
-def _tokenizers(
-    config: RunConfig, parts: list[Part], folder: Path
-) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
-    def train() -> None:
-        if config.resume and folder.is_dir():
-            return
-        pairs = list(_sample_texts(parts, config.seed))
-        instructions = [instruction for instruction, _ in pairs]
-        texts = [text for pair in pairs for text in pair]
-        aside = folder.with_name(f".{folder.name}.partial")
-        train_llm_tokenizer(texts, config.model.vocabulary).save_pretrained(aside / "llm")
-        train_qformer_tokenizer(instructions, config.model.vocabulary).save_pretrained(aside / "qformer")
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
-
-    on_first_rank(train)
-    return AutoTokenizer.from_pretrained(folder / "llm"), AutoTokenizer.from_pretrained(folder / "qformer")
-
-
-def _sample_texts(parts: Iterable[Part], seed: int) -> Iterator[tuple[str, str]]:
-    """Instruction and target of the first examples of each dataset, in the wordings that training draws."""
-    for part in parts:
-        templates = train_templates(part.task)
-        for example in islice(part.examples, TOKENIZER_EXAMPLES):
-            prompt = templates.render(example, seed)
-            yield prompt.instruction, prompt.target or ""
 
 
 def _train_split(entry: str) -> str:

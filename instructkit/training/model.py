@@ -1,0 +1,150 @@
+"""The model of a run: where it comes from, and how it is saved."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from instructkit.config import RunConfig
+from instructkit.errors import UserError
+from instructkit.models.batches import Limits, Texts
+from instructkit.models.instruct_blip import InstructBlip
+from instructkit.models.load.join import join
+from instructkit.models.load.new_tokenizers import train_llm_tokenizer, train_qformer_tokenizer
+from instructkit.models.load.presets import build, preset
+from instructkit.models.load.trained import save_trained
+from instructkit.models.packing import packing_note
+from instructkit.models.save import base_places, load_model, save_model
+from instructkit.models.towers import merge_lora, without_lora
+from instructkit.prompts.templates import train_templates
+from instructkit.runs.run import Run
+from instructkit.runs.waiting import first_on_machine, on_first_rank
+from instructkit.training.data import Part
+from instructkit.training.engine import Engine
+
+Say = Callable[[str], None]
+TOKENIZER_EXAMPLES = 20_000
+
+
+def prepare_model(config: RunConfig, parts: list[Part], folder: Path, say: Say) -> tuple[InstructBlip, Texts]:
+    """The model of a run and its tokenisers; call on every rank.
+
+    A preset that starts from random weights gets tokenisers trained on the run's own text; they are kept in the run's
+    folder, so that a run that goes on reads with the same ones.
+
+    Raises:
+        UserError: there is no such model, or it cannot be trained so.
+    """
+    limits = Limits(instruction=config.data.instruction_tokens, answer=config.data.answer_tokens)
+    if config.model.llm_bits is not None and (config.towers.llm == "full" or config.training.zero_stage == 3):
+        reason = "towers.llm=full" if config.towers.llm == "full" else "training.zero_stage=3"
+        raise UserError(
+            f"model.llm_bits={config.model.llm_bits} cannot be used with {reason}: quantised weights are neither "
+            "trained nor sharded; set towers.llm=lora or frozen, and a zero_stage of at most 2"
+        )
+    dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+
+    def tokenizers() -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
+        return _tokenizers(config, parts, folder / "tokenizers")
+
+    if config.model.joined:
+        model, texts = join(config.model, dtype, tokenizers, limits, config.seed, say)
+    elif config.model.name != "nano":
+        name, leave = config.model.name, config.model.allow_packages
+        places = on_first_rank(lambda: base_places(name))
+        model, texts = first_on_machine(
+            lambda: load_model(name, limits, allow_packages=leave, places=places, dtype=dtype)
+        )
+    else:
+        llm, qformer = tokenizers()
+        model = build(preset("nano", len(llm), len(qformer)), config.seed)
+        texts = Texts(llm, qformer, model.config, limits)
+    model.config.instruction_aware = config.model.instruction_aware
+    model.throughput = config.throughput
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.throughput.packing and (note := packing_note(model.language_model, device)) is not None:
+        say(note)
+    return model, texts
+
+
+def frozen_warnings(config: RunConfig, model: InstructBlip) -> list[str]:
+    """A line for each tower of which weights stay as they were drawn at random, though it is trained by nothing.
+
+    Args:
+        config: of the run.
+        model: with `requires_grad` set on what is trained.
+    """
+    drawn = config.model.name == "nano" and not config.model.joined
+    lines = []
+    for setting, part in (("vision", "vision_model"), ("qformer", "qformer"), ("llm", "language_model")):
+        whole = dict(getattr(model, part).named_parameters(prefix=part))
+        random = sum(
+            weight.numel()
+            for name, weight in whole.items()
+            if not weight.requires_grad and (drawn or name.replace(".base_layer.", ".") in model.fresh)
+        )
+        if random:
+            lines.append(
+                f"towers.{setting}={getattr(config.towers, setting)}, but {random:,} of its "
+                f"{sum(weight.numel() for weight in whole.values()):,} weights are random and stay so; set "
+                f"towers.{setting}=full, or take a model.{setting} that was trained"
+            )
+    return lines
+
+
+def warn_of_random(run: Run[RunConfig], model: InstructBlip) -> None:
+    """Warn of weights that stay random (`frozen_warnings`)."""
+    for line in frozen_warnings(run.config, model):
+        run.log.warn(line)
+
+
+def _tokenizers(
+    config: RunConfig, parts: list[Part], folder: Path
+) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
+    def train() -> None:
+        if config.resume and folder.is_dir():
+            return
+        pairs = list(_sample_texts(parts, config.seed))
+        instructions = [instruction for instruction, _ in pairs]
+        texts = [text for pair in pairs for text in pair]
+        aside = folder.with_name(f".{folder.name}.partial")
+        train_llm_tokenizer(texts, config.model.vocabulary).save_pretrained(aside / "llm")
+        train_qformer_tokenizer(instructions, config.model.vocabulary).save_pretrained(aside / "qformer")
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+
+    on_first_rank(train)
+    return AutoTokenizer.from_pretrained(folder / "llm"), AutoTokenizer.from_pretrained(folder / "qformer")
+
+
+def _sample_texts(parts: Iterable[Part], seed: int) -> Iterator[tuple[str, str]]:
+    """Instruction and target of the first examples of each dataset, in the wordings that training draws."""
+    for part in parts:
+        templates = train_templates(part.task)
+        for example in islice(part.examples, TOKENIZER_EXAMPLES):
+            prompt = templates.render(example, seed)
+            yield prompt.instruction, prompt.target or ""
+
+
+def save_run_model(config: RunConfig, engine: Engine, texts: Texts, folder: Path) -> None:
+    """Write the model; of one that came from checkpoints only what was not in them, beside their names.
+
+    Call on every rank.
+    """
+    towers = {config.towers.vision, config.towers.qformer, config.towers.llm}
+    first = dist.get_rank() == 0
+    if (config.model.name == "nano" and not config.model.joined) or towers == {"full"}:
+        merge_lora(engine.model)
+        state = without_lora(engine.gathered_state())
+        if first:
+            save_model(engine.model, texts, folder, state)
+    else:
+        state = engine.gathered_state(trained_only=True)
+        if first:
+            save_trained(folder, engine.model, state, config.model, config.towers, texts)
