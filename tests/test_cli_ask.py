@@ -244,7 +244,7 @@ def test_an_export_opens_in_transformers(run: Run, world: World, photos: Path, t
             if ".lora_" in name:
                 weight.normal_(std=0.5, generator=torch.Generator().manual_seed(1))
     state = {name: weight.detach().clone() for name, weight in net.named_parameters() if weight.requires_grad}
-    save_trained(tmp_path / "trained", state, ModelConfig(name=str(base)), towers, tokens)
+    save_trained(tmp_path / "trained", net, state, ModelConfig(name=str(base)), towers, tokens)
     code, out, told = run("export", tmp_path / "trained", tmp_path / "whole")
     assert code == 0, told
     assert "InstructBlipForConditionalGeneration" in out

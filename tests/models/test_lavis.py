@@ -410,7 +410,7 @@ def test_what_is_trained_on_a_file_finds_it_again(published):
     towers = TowersConfig()
     prepare_towers(model, towers, 0)
     state = {name: weight.detach() + 1 for name, weight in model.named_parameters() if weight.requires_grad}
-    save_trained(folder / "run", state, ModelConfig(name=name), towers, texts)
+    save_trained(folder / "run", model, state, ModelConfig(name=name), towers, texts)
     again, _ = load_model(str(folder / "run"))
     is_put_on(again, base, {**trained, **state})
     (folder / "trimmed.pth").unlink()
