@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ UNNAMED = {
 }
 
 
+@cache
 def _imports() -> set[str]:
     names = set()
     for path in [*(ROOT / "instructkit").rglob("*.py"), *(ROOT / "recipes").glob("*.py")]:

@@ -180,6 +180,23 @@ def record_forward(model: InstructBlip, inputs: dict[str, Tensor], device: str =
     return StepRecord(np.array(recorder.moments), recorder.flops, 0, 0)
 
 
+def count_on_shapes(model: InstructBlip, compute: Callable[[], Tensor], device: str = "cuda") -> int:
+    """Operations of a part of a model, and of its backward pass where it has one.
+
+    Args:
+        model: on the meta device.
+        compute: the part, from tensors on the meta device and whole numbers on the CPU.
+        device: as in `record_step`.
+    """
+    recorder = _Recorder(model, {})
+    with recorder, _fused_attention(device):
+        out = compute()
+        if out.requires_grad:
+            out.sum().backward()
+    model.zero_grad()
+    return recorder.flops
+
+
 def weights_of(
     model: InstructBlip, config: TrainingConfig, zero: DeepSpeedZeroConfig, llm_bits: int | None = None
 ) -> Weights:
@@ -482,7 +499,8 @@ def _attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     biased = attn_mask is not None and attn_mask.requires_grad
-    if biased or (dropout_p and device != "cuda"):
+    uneven = query.shape[-1] != value.shape[-1]  # as DeepSeek's, which the kernel's shapes do not allow
+    if biased or uneven or (dropout_p and device != "cuda"):
         options = {"scale": scale, "enable_gqa": enable_gqa}
         out: Tensor = written_out(query, key, value, attn_mask, dropout_p, is_causal, **options)
         return out
