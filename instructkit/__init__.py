@@ -205,7 +205,7 @@ def evaluate(
     """
     from instructkit.reports.evaluated import evaluate_model
 
-    return evaluate_model(model, benchmarks, data, out, limit=limit, batch_size=batch_size, spread=spread, say=say)
+    return evaluate_model(model, benchmarks, data, out, limit=limit, eval_batch_size=batch_size, spread=spread, say=say)
 
 
 def train(config: str | PathLike[str] = "easy_vqa", **settings: Any) -> Report:

@@ -202,9 +202,14 @@ def evaluate(
     model: Annotated[str, typer.Option(help="Folder of a model, a published size's name or a name on the hub.")],
     data: Annotated[str, typer.Option(help="Folder with converted datasets.")],
     benchmarks: Annotated[str, typer.Option(help="held-out, held-in, NAME or NAME/SPLIT; several with commas.")],
-    out: Annotated[str, typer.Option(help="Folder of the run; killed and started again, it goes on where it was.")],
+    output: Annotated[
+        str,
+        typer.Option("--output", "--out", help="Folder of the run; killed and started again, it goes on where it was."),
+    ],
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many examples of each benchmark.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions a forward pass.")] = 32,
+    eval_batch_size: Annotated[
+        int, typer.Option("--eval-batch-size", "--batch-size", min=1, help="Questions a forward pass.")
+    ] = 32,
     spread: Annotated[int, typer.Option(min=0, help="Training wordings to evaluate beside each prompt.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     allow_packages: Annotated[
@@ -215,19 +220,19 @@ def evaluate(
     from instructkit.runs.cores import share_cores
 
     share_cores()  # before torch is loaded
+    from instructkit.config import evaluation_settings
     from instructkit.evaluation.run import evaluate as run
-    from instructkit.evaluation.settings import make_settings
     from instructkit.reports.report import failed, last_lines, write_evaluation_report
     from instructkit.runs.ranks import Ranks
 
-    settings = make_settings(
+    settings = evaluation_settings(
         {
-            "model": model,
-            "data": data,
+            "model.name": model,
+            "data.root": data,
             "benchmarks": benchmarks,
-            "out": out,
+            "output": output,
             "limit": limit,
-            "batch_size": batch_size,
+            "eval_batch_size": eval_batch_size,
             "spread": spread,
             "dtype": dtype,
             "allow_packages": allow_packages,

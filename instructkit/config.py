@@ -13,7 +13,7 @@ A word names a key with its group (`training.max_steps`) or, where no two groups
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin, get_type_hints
@@ -34,13 +34,25 @@ Setting = Literal["frozen", "lora", "full"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
-class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which model is trained.
+class WholeModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which model is evaluated.
 
     Attributes:
         name: a preset that starts from random weights (`nano`), the name of a published size (`vicuna-7b`), a folder
             that `save_pretrained` wrote, a name on the Hugging Face hub, or a `.pth` file of LAVIS, whose image encoder
             and LLM are those of the published model of its size.
+        allow_packages: whether the folder that `name` names may itself name a Python package for its LLM, whose code
+            then runs; what `llm` names here needs no leave.
+    """
+
+    name: Text = "nano"
+    allow_packages: bool = False
+
+
+class ModelConfig(WholeModelConfig, frozen=True, forbid_unknown_fields=True):
+    """Which model is trained.
+
+    Attributes:
         vision: image encoder in place of `name`'s: a BLIP-2 or InstructBLIP, a CLIP, SigLIP or DINO, or another that
             gives features of patches or a map of them, such as an EfficientNet; by folder or hub name, like qformer
             and llm.
@@ -52,19 +64,15 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             that assembles or holds one.
         llm_bits: 4 or 8 keeps the LLM's linear layers in so many bits (bitsandbytes), for an LLM that is frozen or
             trained by LoRA; null in the run's precision.
-        allow_packages: whether the folder that `name` names may itself name a Python package for its LLM, whose code
-            then runs; what `llm` names here needs no leave.
         instruction_aware: whether the Q-Former reads the instruction; false is the paper's ablation.
         vocabulary: at most so many tokens in each tokenizer that a preset trains on its own text.
     """
 
-    name: Text = "nano"
     vision: Text | None = None
     vision_layer: Annotated[int, Meta(ge=-10_000, le=10_000)] | None = None
     qformer: Text | None = None
     llm: Text | None = None
     llm_bits: Literal[4, 8] | None = None
-    allow_packages: bool = False
     instruction_aware: bool = True
     vocabulary: Positive = 1024
 
@@ -101,11 +109,20 @@ class TowersConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lora_targets: list[Text] = []
 
 
-class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is trained on.
+class ConvertedConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where converted data are.
 
     Attributes:
         root: folder of converted datasets, `<root>/<source>/<split>`.
+    """
+
+    root: Text = "data"
+
+
+class DataConfig(ConvertedConfig, frozen=True, forbid_unknown_fields=True):
+    """What is trained on.
+
+    Attributes:
         train: sources, or source/split where it is not the source's default.
         raw: release folder by source, for sources to be converted by the run; those that come as a Python package
             need none. For `jsonl`, data of one's own, a folder or a file.
@@ -118,7 +135,6 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         answer_tokens: targets are cut to so many LLM tokens.
     """
 
-    root: Text = "data"
     train: Annotated[list[Text], Meta(min_length=1)] = msgspec.field(default_factory=lambda: ["easy_vqa"])
     raw: dict[Text, Text] = {}
     weights: dict[Text, Factor] = {}
@@ -208,14 +224,29 @@ class ThroughputConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     feature_cache: Text | None = None
 
 
-class EvaluationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class BenchmarksConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a model is evaluated on.
+
+    Attributes:
+        benchmarks: `held-out`, `held-in`, names of protocols (`templates/eval`), or NAME/SPLIT for another split than
+            the protocol's.
+        limit: at most so many examples of each, the first of the split; null for all.
+        eval_batch_size: questions a forward pass.
+        spread: so many training wordings are evaluated beside each protocol's prompt.
+        dtype: that the model computes in; null for float32, behind a training run for that one's precision.
+    """
+
+    benchmarks: list[Text] = []
+    limit: Positive | None = None
+    eval_batch_size: Positive = 64
+    spread: Count = 0
+    dtype: Dtype | None = None
+
+
+class EvaluationConfig(BenchmarksConfig, frozen=True, forbid_unknown_fields=True):
     """What is evaluated when training has ended, and while it goes on.
 
     Attributes:
-        benchmarks: names of protocols (`templates/eval`).
-        limit: at most so many examples of each; None for all.
-        eval_batch_size: questions a forward pass.
-        dtype: that the model computes in when training has ended; null for the run's precision.
         every: steps between evaluations during training, which the last step ends with too; 0 has none. The best
             checkpoint is kept and becomes the model.
         watch: names of protocols that they evaluate.
@@ -226,16 +257,25 @@ class EvaluationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         patience: training stops after so many of these evaluations without a gain; null never stops it.
     """
 
-    benchmarks: list[Text] = []
-    limit: Positive | None = None
-    eval_batch_size: Positive = 64
-    dtype: Dtype | None = None
     every: Count = 0
     watch: list[Text] = []
     validation: list[Text] = []
     watch_limit: Positive = 200
     best: Text | None = None
     patience: Positive | None = None
+
+
+class EvaluationRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All settings of an evaluation: those of a training run that it needs, under the same names.
+
+    Attributes:
+        output: folder of the run: responses in `evaluation/`, report in `report/`.
+    """
+
+    output: Text
+    model: WholeModelConfig = WholeModelConfig()
+    data: ConvertedConfig = ConvertedConfig()
+    evaluation: BenchmarksConfig = BenchmarksConfig()
 
 
 class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -323,6 +363,75 @@ def _base_file(path: Path, name: str) -> Path:
         return find_config(name)
     except UserError as error:
         raise UserError(f"{path}: base = {error}") from error
+
+
+_NEEDED = ("model.name", "evaluation.benchmarks", "output")
+_FORMER = {
+    "out": "output=... is its name now",
+    "batch_size": "eval_batch_size=... is its name now",
+    "data": "the folder of converted datasets is data.root=...",
+}
+
+
+def evaluation_settings(values: Mapping[str, Any]) -> EvaluationRun:
+    """Settings of an evaluation by key, with or without its group; `benchmarks` may be one text with commas.
+
+    Args:
+        values: such as {"model": "runs/easy_vqa/model", "benchmarks": "gqa,vsr", "output": "runs/gqa"}; `model` with a
+            text is short for `model.name`.
+
+    Raises:
+        UserError: a key is unknown or missing, or a value does not fit.
+    """
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        if key in _FORMER and not (key in EvaluationRun.__struct_fields__ and isinstance(value, dict)):
+            raise UserError(f"{key}={quote(value)}: {_FORMER[key]}")
+        path = ["model", "name"] if key == "model" and not isinstance(value, dict) else _locate(key, EvaluationRun)
+        if path[-1] == "benchmarks" and (value is None or isinstance(value, str)):
+            value = [name.strip() for name in (value or "").split(",") if name.strip()]
+        inner = tree.setdefault(path[0], {}) if len(path) > 1 else tree
+        inner[path[-1]] = value
+        fit({"output": "-"} | tree, EvaluationRun, "evaluation settings")
+    for needed in _NEEDED:
+        group, _, name = needed.rpartition(".")
+        if not (tree.get(group, {}) if group else tree).get(name):
+            raise UserError(f"evaluation needs {name if group == 'evaluation' else needed}=...")
+    run: EvaluationRun = fit(tree, EvaluationRun, "evaluation settings")
+    dtype = run.evaluation.dtype or "float32"
+    return msgspec.structs.replace(run, evaluation=msgspec.structs.replace(run.evaluation, dtype=dtype))
+
+
+def evaluation_words(words: Sequence[str]) -> EvaluationRun:
+    """Settings of an evaluation from words such as `model.name=runs/easy_vqa/model limit=100`.
+
+    Raises:
+        UserError: a word is no `key=value`, or its key or value does not fit.
+    """
+    values: dict[str, Any] = {}
+    for word in words:
+        name, sign, text = word.partition("=")
+        if not sign:
+            raise UserError(f"{quote(word)}: settings are given as key=value, such as limit=100")
+        values[name] = parse_yaml(text, quote(word))
+    return evaluation_settings(values)
+
+
+def dtype_of(config: RunConfig) -> Dtype:
+    """What the evaluation at the end of a run computes in: what is set, or else the run's precision."""
+    return config.evaluation.dtype or ("bfloat16" if config.training.precision == "bf16" else "float32")
+
+
+def evaluation_of(config: RunConfig) -> EvaluationRun:
+    """The settings of the evaluation that a training run ends with."""
+    asked = {name: getattr(config.evaluation, name) for name in BenchmarksConfig.__struct_fields__}
+    return EvaluationRun(
+        output=config.output,
+        # The folder was written by the run, from what its own config names.
+        model=WholeModelConfig(name=str(Path(config.output) / "model"), allow_packages=True),
+        data=ConvertedConfig(root=config.data.root),
+        evaluation=BenchmarksConfig(**{**asked, "dtype": dtype_of(config)}),
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -437,35 +546,41 @@ def _train_on_own(data: dict[str, Any], place: str) -> None:
     data["train"] = [f"jsonl/{Path(place).stem if place.endswith('.jsonl') else 'train'}"]
 
 
-def _locate(key: str) -> list[str]:
+def _locate(key: str, kind: type[msgspec.Struct] = RunConfig) -> list[str]:
     """Where a key stands: itself at the top, in the group it names, or in the only group that has it.
 
     Behind a setting that is a mapping, such as `data.weights`, stands one of its keys, whatever letters that has.
     """
+    groups = GROUPS if kind is RunConfig else _groups(kind)
     first, *more = key.split(".")
-    if first in GROUPS and more:
-        known = GROUPS[first].__struct_fields__
+    if first in groups and more:
+        known = groups[first].__struct_fields__
         if more[0] not in known:
             raise UserError(f"unknown key {_shown(key)}; {did_you_mean(more[0], known)}")
         path, inner = [first, more[0]], more[1:]
-    elif first in RunConfig.__struct_fields__:
+    elif first in kind.__struct_fields__:
         path, inner = [first], more
     else:
-        groups = [name for name, group in GROUPS.items() if first in group.__struct_fields__]
-        if not groups:
-            everything = [*RunConfig.__struct_fields__]
-            everything += [field for group in GROUPS.values() for field in group.__struct_fields__]
+        found = [name for name, group in groups.items() if first in group.__struct_fields__]
+        if not found:
+            everything = [*kind.__struct_fields__]
+            everything += [field for group in groups.values() for field in group.__struct_fields__]
             raise UserError(f"unknown key {_shown(key)}; {did_you_mean(first, everything)}")
-        if len(groups) > 1:
-            names = " or ".join(f"{group}.{key}" for group in groups)
+        if len(found) > 1:
+            names = " or ".join(f"{group}.{key}" for group in found)
             raise UserError(f"key {_shown(key)} is in several groups: write {names}")
-        path, inner = [groups[0], first], more
+        path, inner = [found[0], first], more
     if inner:
-        kind = get_type_hints(GROUPS[path[0]])[path[1]] if len(path) > 1 else None
-        if get_origin(kind) is not dict:
+        value = get_type_hints(groups[path[0]])[path[1]] if len(path) > 1 else None
+        if get_origin(value) is not dict:
             raise UserError(f"unknown key {_shown(key)}; {'.'.join(path)} is a single value")
         path.append(".".join(inner))
     return path
+
+
+def _groups(kind: type[msgspec.Struct]) -> dict[str, type[msgspec.Struct]]:
+    hints = get_type_hints(kind)
+    return {name: hint for name, hint in hints.items() if isinstance(hint, type) and issubclass(hint, msgspec.Struct)}
 
 
 def _shown(key: str) -> str:

@@ -224,7 +224,7 @@ def test_evaluate_gives_what_the_command_gives(place: Path, world: World) -> Non
     assert report.scores == found.scores
     assert report.html.is_file()
     assert found.report("out").scores == found.scores  # twice is no mistake
-    assert read_evaluation(Path("out")).settings.out == "out"
+    assert read_evaluation(Path("out")).settings.output == "out"
     other = ik.evaluate(model, "vqav2", data=world.data, limit=2, say=said.append)
     with pytest.raises(ik.UserError, match="out: holds another evaluation"):
         other.report("out")

@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 
 from instructkit import sources
 from instructkit.cli import app
+from instructkit.config import evaluation_settings
 from instructkit.conversion.convert import convert
 from instructkit.data import media_files
 from instructkit.data.examples import Example
 from instructkit.data.media import PICTURE_SUFFIXES, VIDEO_SUFFIXES, check_media, load_image, located
 from instructkit.errors import UserError
 from instructkit.evaluation.run import evaluate
-from instructkit.evaluation.settings import make_settings
 from instructkit.prompts.export import FORMATS
 from instructkit.runs.ranks import Ranks
 from tests.evaluation.world import World
@@ -117,9 +117,14 @@ def test_an_evaluation_without_pictures_ends_before_the_model_is_loaded(
     raw = release("vqav2", tmp_path / "raw")
     convert("vqav2", raw, tmp_path / "data", split="val")
     remove_media(raw)
-    values = {"model": "m", "data": str(tmp_path / "data"), "benchmarks": "vqav2", "out": str(tmp_path / "run")}
+    values = {
+        "model.name": "m",
+        "data.root": str(tmp_path / "data"),
+        "benchmarks": "vqav2",
+        "output": str(tmp_path / "run"),
+    }
     with pytest.raises(UserError, match=r"vqav2: none of \d+ media files .* --images FOLDER"):
-        evaluate(make_settings(values), Ranks(), print)
+        evaluate(evaluation_settings(values), Ranks(), print)
 
 
 def test_one_benchmark_without_pictures_leaves_the_others_alone(tmp_path: Path) -> None:
@@ -139,7 +144,7 @@ def test_a_replaced_picture_is_noticed_by_an_evaluation(tmp_path: Path) -> None:
     world = World(tmp_path)
     world.benchmark("vqav2")
     said: list[str] = []
-    settings = make_settings(world.settings("vqav2", tmp_path / "run"))
+    settings = evaluation_settings(world.settings("vqav2", tmp_path / "run"))
     responses = tmp_path / "run" / "evaluation" / "vqav2" / "responses.jsonl"
 
     def answered() -> bytes:

@@ -122,7 +122,7 @@ BLOCKS = {
     "instructkit evaluate": Block(
         needs=("data", "models", "runs"),
         instead={
-            "--out runs/easy_vqa_again": "--out runs/easy_vqa_again --limit 4",
+            "--output runs/easy_vqa_again": "--output runs/easy_vqa_again --limit 4",
             "MODEL": "models/llama",
             "runs/a runs/b": "runs/easy_vqa_again runs/held_out",
         },

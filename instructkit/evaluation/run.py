@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from instructkit.config import RunConfig
+from instructkit.config import EvaluationRun, RunConfig, evaluation_of
 from instructkit.data import media_files
 from instructkit.data.dataset import MANIFEST, convert_command
 from instructkit.errors import UserError
@@ -22,7 +22,6 @@ from instructkit.evaluation.rank import ranking_note
 from instructkit.evaluation.responses import Answer
 from instructkit.evaluation.score import NotEvaluated, Result, Spread, cut_of, cut_phrase, errors_of, score
 from instructkit.evaluation.select import Wanted, wanted_benchmarks
-from instructkit.evaluation.settings import EvaluationSettings, dtype_of
 from instructkit.evaluation.spread import wordings
 from instructkit.evaluation.submissions import write_submissions
 from instructkit.files import write_atomically
@@ -48,7 +47,7 @@ class Evaluation(msgspec.Struct, kw_only=True):
         submissions: files for the servers that score hidden answers, relative to the run's folder.
     """
 
-    settings: EvaluationSettings
+    settings: EvaluationRun
     model: str
     results: list[Result]
     not_evaluated: list[NotEvaluated]
@@ -56,7 +55,7 @@ class Evaluation(msgspec.Struct, kw_only=True):
 
 
 def evaluate(
-    settings: EvaluationSettings,
+    settings: EvaluationRun,
     ranks: Ranks,
     say: Say,
     *,
@@ -79,18 +78,18 @@ def evaluate(
         UserError: no such model, benchmark or folder, or the run's folder holds responses of something else.
     """
     ranks.wait()  # the first one may have written the model just now
-    if not Path(settings.data).is_dir():
-        raise UserError(f"{settings.data}: no such folder with converted datasets")
-    chosen = first_on_machine(lambda: wanted_benchmarks(settings.benchmarks, Path(settings.data)))
+    if not Path(settings.data.root).is_dir():
+        raise UserError(f"{settings.data.root}: no such folder with converted datasets")
+    chosen = first_on_machine(lambda: wanted_benchmarks(settings.evaluation.benchmarks, Path(settings.data.root)))
     without_media = on_first_rank(lambda: _without_media(settings, chosen, say))
     if loaded is None:
         # Weights of some ten GB take a minute to read for a checksum: one rank does it for all.
-        places = on_first_rank(lambda: base_places(settings.model))
+        places = on_first_rank(lambda: base_places(settings.model.name))
         loaded = first_on_machine(lambda: _load(settings, places))
     model, texts = loaded
-    identity = on_first_rank(lambda: model_identity(settings.model))  # of a hub's model known when it was fetched
+    identity = on_first_rank(lambda: model_identity(settings.model.name))  # of a hub's model known when it was fetched
     if ranks.first:
-        say(f"evaluate  {settings.model} in {settings.dtype}")
+        say(f"evaluate  {settings.model.name} in {settings.evaluation.dtype}")
     for mode, note_of in (("rank", ranking_note), ("generate", generation_note)):
         asked = any(wanted.protocol.mode == mode for wanted in chosen)
         if ranks.first and asked and (note := note_of(model.language_model)) is not None:
@@ -104,11 +103,11 @@ def evaluate(
         model=runner.model,
         results=[each for each in outcomes if isinstance(each, Result)],
         not_evaluated=[each for each in outcomes if isinstance(each, NotEvaluated)],
-        submissions=write_submissions(Path(settings.out), runner.hidden),
+        submissions=write_submissions(Path(settings.output), runner.hidden),
     )
     for path in found.submissions:
-        say(f"submission {Path(settings.out) / path}")
-    folder = Path(settings.out) / EVALUATION
+        say(f"submission {Path(settings.output) / path}")
+    folder = Path(settings.output) / EVALUATION
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / RESULTS, msgspec.json.format(msgspec.json.encode(found)) + b"\n")
     return found
@@ -122,16 +121,7 @@ def evaluate_run(config: RunConfig, folder: Path, say: Say) -> Evaluation | None
     """
     if not config.evaluation.benchmarks:
         return None
-    settings = EvaluationSettings(
-        model=str(folder / "model"),
-        data=config.data.root,
-        benchmarks=config.evaluation.benchmarks,
-        out=str(folder),
-        limit=config.evaluation.limit,
-        batch_size=config.evaluation.eval_batch_size,
-        dtype=dtype_of(config),
-        allow_packages=True,  # the folder was written by this run, from what its own config names
-    )
+    settings = msgspec.structs.replace(evaluation_of(config), output=str(folder))
     return evaluate(settings, current_ranks(), say, replace=True)
 
 
@@ -153,16 +143,19 @@ def benchmark_folder(folder: Path, benchmark: str, wording: str | None = None) -
     return place if wording is None else place / "wordings" / wording
 
 
-def _load(settings: EvaluationSettings, places: Places) -> tuple[InstructBlip, Texts]:
+def _load(settings: EvaluationRun, places: Places) -> tuple[InstructBlip, Texts]:
     """The model where it computes, and its tokenisers."""
     model, texts = load_model(
-        settings.model, allow_packages=settings.allow_packages, places=places, dtype=getattr(torch, settings.dtype)
+        settings.model.name,
+        allow_packages=settings.model.allow_packages,
+        places=places,
+        dtype=getattr(torch, str(settings.evaluation.dtype)),
     )
     model.to(f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu")
     return model, texts
 
 
-def _without_media(settings: EvaluationSettings, chosen: list[Wanted], say: Say) -> dict[str, str]:
+def _without_media(settings: EvaluationRun, chosen: list[Wanted], say: Say) -> dict[str, str]:
     """Benchmarks of which no picture is there, and what to do about it, after a look at the first some hundred.
 
     Raises:
@@ -172,13 +165,13 @@ def _without_media(settings: EvaluationSettings, chosen: list[Wanted], say: Say)
     asked = 0
     for protocol in (each.protocol for each in chosen):
         name = f"{protocol.source}/{protocol.split}"
-        folder = Path(settings.data) / name
+        folder = Path(settings.data.root) / name
         if not (folder / MANIFEST).is_file():
             continue  # told when its turn comes
         asked += 1
-        looked = media_files.look(folder, settings.limit)
+        looked = media_files.look(folder, settings.evaluation.limit)
         if looked.none_there:
-            found[protocol.benchmark] = f"{looked.line()}: {convert_command(name, settings.data, images=True)}"
+            found[protocol.benchmark] = f"{looked.line()}: {convert_command(name, settings.data.root, images=True)}"
         elif looked.missing:
             say(f"data      {name}: {looked.line()}")
     if found and len(found) == asked:
@@ -190,7 +183,7 @@ def _without_media(settings: EvaluationSettings, chosen: list[Wanted], say: Say)
 class _Runner:
     def __init__(
         self,
-        settings: EvaluationSettings,
+        settings: EvaluationRun,
         evaluator: Evaluator,
         model: str,
         ranks: Ranks,
@@ -200,7 +193,7 @@ class _Runner:
     ) -> None:
         self.settings, self.evaluator, self.model = settings, evaluator, model
         self.ranks, self.say, self.replace = ranks, say, replace
-        self.root, self.folder = Path(settings.data), Path(settings.out)
+        self.root, self.folder = Path(settings.data.root), Path(settings.output)
         self.hidden: dict[str, list[Answer]] = {}
         self.media: dict[Path, media_files.Stamps] = {}
         self.without_media = without_media
@@ -238,7 +231,12 @@ class _Runner:
         settings = self.settings
         return first_on_machine(
             lambda: make_task(
-                question, self.root, place, limit=settings.limit, batch_size=settings.batch_size, hidden=hidden
+                question,
+                self.root,
+                place,
+                limit=settings.evaluation.limit,
+                batch_size=settings.evaluation.eval_batch_size,
+                hidden=hidden,
             )
         )
 
@@ -248,9 +246,9 @@ class _Runner:
             task.question,
             self.root,
             self.model,
-            limit=settings.limit,
-            batch_size=settings.batch_size,
-            dtype=settings.dtype,
+            limit=settings.evaluation.limit,
+            batch_size=settings.evaluation.eval_batch_size,
+            dtype=str(settings.evaluation.dtype),
             limits=self.evaluator.texts.limits,
         )
         media = self._stamps(task)
@@ -270,8 +268,9 @@ class _Runner:
     def _spread(self, task: Task) -> list[Spread]:
         """The scores under training wordings."""
         protocol = task.question.protocol
+        asked = self.settings.evaluation
         found = []
-        for wording in wordings(protocol, task.examples, self.settings.limit, self.settings.spread):
+        for wording in wordings(protocol, task.examples, asked.limit, asked.spread):
             answers = self._answers(self._task(Question(protocol, wording)))
             outcome = score(protocol, answers, task.plan.available) if self.ranks.first else None
             if isinstance(outcome, Result):

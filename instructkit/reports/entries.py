@@ -28,8 +28,10 @@ def benchmark_entries(evaluation: Evaluation, folder: Path) -> dict[str, dict[st
         evaluation: of the run.
         folder: of the run, with the responses.
     """
-    root = Path(evaluation.settings.data)
-    protocols = {each.protocol.benchmark: each.protocol for each in wanted_benchmarks(evaluation.settings.benchmarks)}
+    root = Path(evaluation.settings.data.root)
+    protocols = {
+        each.protocol.benchmark: each.protocol for each in wanted_benchmarks(evaluation.settings.evaluation.benchmarks)
+    }
     return {
         result.benchmark: _entry(result, protocols[result.benchmark], root, benchmark_folder(folder, result.benchmark))
         for result in evaluation.results
@@ -38,10 +40,10 @@ def benchmark_entries(evaluation: Evaluation, folder: Path) -> dict[str, dict[st
 
 def manifests(evaluation: Evaluation) -> dict[str, Any]:
     """Manifests of the splits that were evaluated or gave candidates, by `source/split`."""
-    root = Path(evaluation.settings.data)
+    root = Path(evaluation.settings.data.root)
     reached = {each.benchmark for each in evaluation.results}
     found: dict[str, Any] = {}
-    for wanted in wanted_benchmarks(evaluation.settings.benchmarks):
+    for wanted in wanted_benchmarks(evaluation.settings.evaluation.benchmarks):
         protocol = wanted.protocol
         if protocol.benchmark in reached:
             for split in [protocol.split, *(protocol.vocabulary.splits if protocol.vocabulary else [])]:

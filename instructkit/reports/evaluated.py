@@ -11,10 +11,10 @@ from typing import Any
 
 import msgspec
 
+from instructkit.config import evaluation_settings
 from instructkit.errors import UserError
 from instructkit.evaluation.assistant import Model
 from instructkit.evaluation.run import EVALUATION, RESULTS, Evaluation, evaluate, read_evaluation
-from instructkit.evaluation.settings import make_settings
 from instructkit.files import write_atomically
 from instructkit.reports.opened import Report
 from instructkit.reports.report import write_evaluation_report
@@ -30,7 +30,7 @@ class Evaluated:
     """
 
     def __init__(self, found: Evaluation, kept: TemporaryDirectory[str] | None = None) -> None:
-        self.found, self.folder, self._kept = found, Path(found.settings.out), kept
+        self.found, self.folder, self._kept = found, Path(found.settings.output), kept
 
     @property
     def scores(self) -> dict[str, float]:
@@ -51,7 +51,7 @@ class Evaluated:
         place = self.folder if out is None else Path(out)
         found = self.found
         if place.resolve() != self.folder.resolve():
-            moved = msgspec.structs.replace(found, settings=msgspec.structs.replace(found.settings, out=str(place)))
+            moved = msgspec.structs.replace(found, settings=msgspec.structs.replace(found.settings, output=str(place)))
             if (place / EVALUATION / RESULTS).is_file() and read_evaluation(place) != moved:
                 raise UserError(f"{place}: holds another evaluation; name another folder, or delete that")
             shutil.copytree(self.folder, place, dirs_exist_ok=True)
@@ -80,13 +80,16 @@ def evaluate_model(
     if not name:
         raise UserError("evaluate: the model has no name to keep with its answers; load it by ik.load_model")
     kept = TemporaryDirectory(prefix="instructkit-") if out is None else None
-    values = {"model": name, "data": os.fspath(data), "benchmarks": benchmarks, "out": kept.name if kept else str(out)}
-    if not isinstance(benchmarks, str):
-        values["benchmarks"] = list(benchmarks)
+    values: dict[str, Any] = {
+        "model.name": name,
+        "data.root": os.fspath(data),
+        "benchmarks": benchmarks if isinstance(benchmarks, str) else list(benchmarks),
+        "output": kept.name if kept else str(out),
+    }
     loaded = (model.model, model.tokens) if isinstance(model, Model) else None
     if isinstance(model, Model):
         values["dtype"] = model.dtype
-    found = evaluate(make_settings({**values, **settings}), current_ranks(), say, loaded=loaded)
+    found = evaluate(evaluation_settings({**values, **settings}), current_ranks(), say, loaded=loaded)
     if found is None:
         raise UserError("evaluate: called on several ranks, of which the first alone gets the scores")
     return Evaluated(found, kept)

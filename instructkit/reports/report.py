@@ -12,11 +12,10 @@ from typing import Any
 
 import msgspec
 
-from instructkit.config import RunConfig, to_dict
+from instructkit.config import EvaluationRun, RunConfig, to_dict
 from instructkit.data.dataset import read_manifest
 from instructkit.errors import UserError
 from instructkit.evaluation.run import Evaluation, read_evaluation
-from instructkit.evaluation.settings import EvaluationSettings
 from instructkit.files import write_atomically
 from instructkit.reports import words
 from instructkit.reports.averages import averages
@@ -57,7 +56,7 @@ def write_report(config: RunConfig, folder: Path, identity: dict[str, Any]) -> P
     return _write(folder, report)
 
 
-def write_evaluation_report(settings: EvaluationSettings) -> Path:
+def write_evaluation_report(settings: EvaluationRun) -> Path:
     """Write the report of an evaluation.
 
     Args:
@@ -66,13 +65,13 @@ def write_evaluation_report(settings: EvaluationSettings) -> Path:
     Returns:
         The run's folder.
     """
-    folder = Path(settings.out)
+    folder = Path(settings.output)
     evaluation = read_evaluation(folder)
     report = {
         **_results(evaluation, folder),
         "training": {},
         # Where the report lies is no part of it.
-        "config": {key: value for key, value in msgspec.to_builtins(settings).items() if key != "out"},
+        "config": {key: value for key, value in msgspec.to_builtins(settings).items() if key != "output"},
         "versions": versions(),
         "data": manifests(evaluation),
     }
@@ -124,7 +123,7 @@ def last_lines(folder: Path) -> list[str]:
 
 def failed(evaluation: Evaluation) -> bool:
     """Whether an example failed, a benchmark that was asked for by name has no score, or none has one."""
-    named = set(evaluation.settings.benchmarks)
+    named = set(evaluation.settings.evaluation.benchmarks)
     answered = [*evaluation.results, *(each for each in evaluation.not_evaluated if each.hidden)]
     missing = any(each.benchmark in named and not each.hidden for each in evaluation.not_evaluated)
     errors = [each.errors for each in evaluation.results] + [each.errors for each in evaluation.not_evaluated]
@@ -150,7 +149,7 @@ def _results(evaluation: Evaluation | None, folder: Path) -> dict[str, Any]:
         "not_evaluated": msgspec.to_builtins(evaluation.not_evaluated) if evaluation else [],
         "submissions": evaluation.submissions if evaluation else [],
         "model": evaluation.model if evaluation else None,
-        "dtype": evaluation.settings.dtype if evaluation else None,
+        "dtype": evaluation.settings.evaluation.dtype if evaluation else None,
     }
 
 

@@ -77,8 +77,10 @@ def setting_lines(kind: type, prefix: str = "") -> Iterator[str]:
 
 def attributes(kind: type) -> dict[str, str]:
     """What a class's docstring says about each of its attributes."""
-    _, _, section = (inspect.getdoc(kind) or "").partition("Attributes:\n")
     found: dict[str, str] = {}
+    for base in kind.__bases__:  # what it inherits
+        found |= attributes(base) if base is not object else {}
+    _, _, section = (inspect.cleandoc(kind.__doc__ or "")).partition("Attributes:\n")
     for name, text in re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", section, re.MULTILINE):
         found[name] = " ".join(text.split())
     return found

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from instructkit.config import evaluation_settings
 from instructkit.data.dataset import load_examples
 from instructkit.evaluation import metrics
 from instructkit.evaluation.run import evaluate
-from instructkit.evaluation.settings import make_settings
 from instructkit.prompts.protocols import benchmarks, load_protocol
 from instructkit.reports.report import write_evaluation_report
 from instructkit.runs.ranks import Ranks
@@ -54,7 +54,7 @@ def test_a_benchmark_end_to_end(name: str, world: World, tmp_path: Path) -> None
             if protocol.candidates == "choices":
                 assert sorted(text for text, _ in line["ranked"]) == sorted(example.choices)
 
-    write_evaluation_report(make_settings(world.settings(name, tmp_path, limit=30)))
+    write_evaluation_report(evaluation_settings(world.settings(name, tmp_path, limit=30)))
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     entry = report["benchmarks"][name]
     assert (entry["metric"], entry["n"], entry["protocol_version"]) == (protocol.metric, len(kept), protocol.version)
@@ -131,5 +131,5 @@ def test_it_is_told_once_where_candidates_share_no_passes(
     world.benchmark("hatefulmemes")
     lines: list[str] = []
     settings = world.settings("hatefulmemes", tmp_path, limit=2, model=str(world.model(llm)))
-    evaluate(make_settings(settings), Ranks(), lines.append)
+    evaluate(evaluation_settings(settings), Ranks(), lines.append)
     assert [line for line in lines if line.startswith("ranking")] == told

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from instructkit.config import evaluation_settings
 from instructkit.conversion.convert import convert
 from instructkit.data.dataset import load_examples
 from instructkit.evaluation.answer import Evaluator
 from instructkit.evaluation.questions import Question
 from instructkit.evaluation.run import evaluate
-from instructkit.evaluation.settings import make_settings
 from instructkit.models.save import save_model
 from instructkit.prompts.protocols import load_protocol
 from instructkit.reports.report import write_evaluation_report
@@ -47,7 +47,9 @@ def with_gpt2(monkeypatch: pytest.MonkeyPatch) -> None:
 def evaluated(llm: str, data: Path, lines: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]], Path]:
     run, model = data.parent / "run", data.parent / "model"
     save_model(*tiny_model(llm), model)
-    settings = make_settings({"model": str(model), "data": str(data), "benchmarks": "jsonl", "out": str(run)})
+    settings = evaluation_settings(
+        {"model.name": str(model), "data.root": str(data), "benchmarks": "jsonl", "output": str(run)}
+    )
     evaluate(settings, Ranks(), lines.append)
     write_evaluation_report(settings)
     report = json.loads((run / "report" / "report.json").read_text())
@@ -105,8 +107,8 @@ def test_an_example_without_room_for_its_prompt_is_an_error_with_its_id(data: Pa
     lines: list[str] = []
     model = data.parent / "model"
     save_model(*tiny_model("gpt2"), model)
-    settings = make_settings(
-        {"model": str(model), "data": str(data), "benchmarks": "jsonl", "out": str(data.parent / "run")}
+    settings = evaluation_settings(
+        {"model.name": str(model), "data.root": str(data), "benchmarks": "jsonl", "output": str(data.parent / "run")}
     )
     evaluate(settings, Ranks(), lines.append)
     errors = [line for line in lines if line.startswith("error")]

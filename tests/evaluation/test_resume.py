@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from instructkit.cli import app
+from instructkit.config import evaluation_settings
 from instructkit.errors import UserError
 from instructkit.evaluation.responses import Response, ResponseLog
-from instructkit.evaluation.settings import make_settings
 from instructkit.reports.report import failed, write_evaluation_report
 from instructkit.runs.ranks import Ranks
 from tests.evaluation.world import World, recipe, report_bytes, start
@@ -103,7 +103,7 @@ def test_responses_without_identity_are_not_trusted(tmp_path: Path) -> None:
 def whole(world: World, out: Path, **options: Any) -> dict[str, bytes]:
     """The report of an evaluation that nobody stopped."""
     world.evaluate("easy_vqa,vqav2", out, **options)
-    write_evaluation_report(make_settings(world.settings("easy_vqa,vqav2", out, **options)))
+    write_evaluation_report(evaluation_settings(world.settings("easy_vqa,vqav2", out, **options)))
     return report_bytes(out)
 
 
@@ -129,7 +129,8 @@ def test_killed_and_started_again_the_report_is_the_same(world: World, tmp_path:
     world.benchmark("vqav2")
     options = {"limit": 100, "batch_size": 1}
     settings = world.settings("easy_vqa,vqav2", tmp_path / "killed", **options)
-    words = ["evaluate", *(f"--{name.replace('_', '-')}={value}" for name, value in settings.items())]
+    flags = {name.removesuffix(".root").replace("_", "-"): value for name, value in settings.items()}
+    words = ["evaluate", *(f"--{name}={value}" for name, value in flags.items())]
     responses = tmp_path / "killed" / "evaluation" / "easy_vqa" / "responses.jsonl"
     process = start(killed_behind(responses, 10), words)
     process.join()
@@ -138,7 +139,7 @@ def test_killed_and_started_again_the_report_is_the_same(world: World, tmp_path:
     assert before.count(b"\n") == 10
     assert not (tmp_path / "killed" / "report").exists()
     world.evaluate("easy_vqa,vqav2", tmp_path / "killed", **options)
-    write_evaluation_report(make_settings(world.settings("easy_vqa,vqav2", tmp_path / "killed", **options)))
+    write_evaluation_report(evaluation_settings(world.settings("easy_vqa,vqav2", tmp_path / "killed", **options)))
     after = responses.read_bytes().splitlines()
     assert set(before.splitlines()[:10]) <= set(after)
     assert report_bytes(tmp_path / "killed") == whole(world, tmp_path / "whole", **options)
@@ -186,7 +187,7 @@ def test_a_broken_picture_is_an_error_with_its_id_until_it_is_mended(world: Worl
     assert picture.name in result.errors["vqav2/val/2000"]
     assert (result.n, result.available) == (2, 3)
     assert failed(found)
-    settings = make_settings(world.settings("vqav2", run, data=str(data)))
+    settings = evaluation_settings(world.settings("vqav2", run, data=str(data)))
     write_evaluation_report(settings)
     report = report_bytes(run)
     for name in ("report.html", "report.md"):

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import msgspec
 import pytest
 
+from instructkit.config import (
+    GROUPS,
+    EvaluationRun,
+    RunConfig,
+    evaluation_of,
+    evaluation_words,
+    find_config,
+    load_config,
+)
 from instructkit.data.dataset import load_examples
 from instructkit.errors import UserError
 from instructkit.evaluation.identity import model_identity, responses_identity
 from instructkit.evaluation.questions import Question, make_plan
 from instructkit.evaluation.select import wanted_benchmarks
-from instructkit.evaluation.settings import settings_from_words
 from instructkit.evaluation.spread import wordings
 from instructkit.models.batches import Limits
 from instructkit.prompts.protocols import benchmarks, load_protocol
@@ -35,7 +43,7 @@ HELD_OUT = {
     "vizwiz",
     "vsr",
 }
-REQUIRED = ["model=m", "data=d", "out=o"]
+REQUIRED = ["model.name=m", "data.root=d", "output=o"]
 
 
 def test_groups_and_names() -> None:
@@ -66,15 +74,40 @@ def test_unknown_names(name: str, message: str) -> None:
 
 
 def test_settings_of_the_recipe() -> None:
-    settings = settings_from_words([*REQUIRED, "benchmarks=gqa, vsr", "limit=5", "dtype=bfloat16"])
-    assert (settings.benchmarks, settings.limit, settings.dtype, settings.spread) == (["gqa", "vsr"], 5, "bfloat16", 0)
-    assert settings_from_words([*REQUIRED, "benchmarks=[gqa]"]).benchmarks == ["gqa"]
+    run = evaluation_words([*REQUIRED, "benchmarks=gqa, vsr", "limit=5", "evaluation.dtype=bfloat16"])
+    asked = run.evaluation
+    assert (asked.benchmarks, asked.limit, asked.dtype, asked.spread) == (["gqa", "vsr"], 5, "bfloat16", 0)
+    assert (run.output, run.model.name, run.data.root) == ("o", "m", "d")
+    short = evaluation_words(["model=m", "benchmarks=[gqa]", "output=o"])
+    assert (short.model.name, short.data.root) == ("m", "data")
+    assert (short.evaluation.benchmarks, short.evaluation.dtype) == (["gqa"], "float32")
+
+
+def test_what_an_evaluation_is_asked_has_the_names_of_a_training_run() -> None:
+    for group, kind in get_type_hints(EvaluationRun).items():
+        if group in GROUPS:
+            assert issubclass(GROUPS[group], kind)
+        else:
+            assert group in RunConfig.__struct_fields__
+    config = load_config(find_config("vicuna_7b"), ["benchmarks=[gqa]", "limit=5", "spread=2", "data.root=d"])
+    run = evaluation_of(config)
+    assert (run.output, run.model.name, run.data.root) == ("runs/vicuna_7b", "runs/vicuna_7b/model", "d")
+    assert (run.evaluation.benchmarks, run.evaluation.limit, run.evaluation.spread) == (["gqa"], 5, 2)
+    assert (run.evaluation.eval_batch_size, run.evaluation.dtype) == (16, "bfloat16")
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["benchmarks=gqa", "limt=5"], "unknown setting 'limt'; did you mean limit"),
+        (["benchmarks=gqa", "limt=5"], "unknown key limt; did you mean limit"),
+        (["out=o"], "out='o': output=... is its name now"),
+        (["data=d"], "data='d': the folder of converted datasets is data.root=..."),
+        (["batch_size=4"], "batch_size=4: eval_batch_size=... is its name now"),
+        (["training.max_steps=4"], "unknown key training.max_steps; there are output"),
+        (["model.llm=x"], "unknown key model.llm; there are name, allow_packages"),
+        (["benchmarks=gqa", "limit=.inf"], "evaluation.limit = inf: Expected a finite number"),
+        (["benchmarks=gqa", "limit={a: 1, a: 2}"], "the key 'a' stands twice"),
+        (["benchmarks=gqa", "output=''"], "output = '': Expected `str` that is not blank"),
         (["benchmarks=gqa", "limit=0"], "limit"),
         (["benchmarks=gqa", "dtype=int8"], "dtype"),
         (["benchmarks=gqa", "quick"], "given as key=value"),
@@ -84,7 +117,7 @@ def test_settings_of_the_recipe() -> None:
 )
 def test_settings_that_do_not_fit(words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        settings_from_words([*REQUIRED, *words])
+        evaluation_words([*REQUIRED, *words])
 
 
 # ---- plans ----

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from instructkit import sources
+from instructkit.config import evaluation_settings, evaluation_words
 from instructkit.conversion.convert import convert
 from instructkit.data.dataset import MANIFEST
 from instructkit.evaluation.run import Evaluation, evaluate
-from instructkit.evaluation.settings import make_settings
 from instructkit.models.save import save_model
 from instructkit.prompts.protocols import load_protocol
 from instructkit.runs.ranks import Ranks
@@ -66,12 +66,13 @@ class World:
         return folder
 
     def settings(self, benchmarks: str, out: Path, **options: Any) -> dict[str, Any]:
-        values = {"model": str(self.model()), "data": str(self.data), "benchmarks": benchmarks, "out": str(out)}
-        return values | options
+        values = {"model": str(self.model()), "data": str(self.data), "benchmarks": benchmarks, "output": str(out)}
+        longer = {"data": "data.root", "batch_size": "eval_batch_size"}
+        return {longer.get(name, name): value for name, value in (values | options).items()}
 
     def evaluate(self, benchmarks: str, out: Path, **options: Any) -> Evaluation:
         """Evaluate in this process."""
-        found = evaluate(make_settings(self.settings(benchmarks, out, **options)), Ranks(), lambda line: None)
+        found = evaluate(evaluation_settings(self.settings(benchmarks, out, **options)), Ranks(), lambda line: None)
         assert found is not None
         return found
 
@@ -97,7 +98,11 @@ def recipe(name: str) -> Callable[[list[str]], None]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     sys.path[:] = path
-    main: Callable[[list[str]], None] = module.main
+
+    def main(words: list[str]) -> None:
+        settings = evaluation_words(words)
+        module.main(module.evaluate_and_report, settings, settings.output)
+
     return main
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from instructkit.evaluation.settings import make_settings
+from instructkit.config import evaluation_settings
 from instructkit.reports.report import write_evaluation_report
 from tests.evaluation.world import World
 
@@ -42,5 +42,5 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
         world.benchmark(name)
     run = tmp_path_factory.mktemp("run")
     world.evaluate(BENCHMARKS, run, limit=40, spread=2)
-    write_evaluation_report(make_settings(world.settings(BENCHMARKS, run, limit=40, spread=2)))
+    write_evaluation_report(evaluation_settings(world.settings(BENCHMARKS, run, limit=40, spread=2)))
     return Written(run, world)

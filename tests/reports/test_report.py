@@ -100,7 +100,7 @@ def test_what_a_result_depends_on_is_told(written: Written) -> None:
         "msvd_qa/val",
     }
     assert report["config"]["limit"] == 40
-    assert "out" not in report["config"]
+    assert "output" not in report["config"]
     for manifest in report["data"].values():
         for file in manifest["files"]:
             assert file["sha256"][:12] in written.markdown

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from instructkit.config import load_config
+from instructkit.config import dtype_of, load_config
 from instructkit.evaluation.run import read_evaluation
-from instructkit.evaluation.settings import dtype_of
 from instructkit.reports.report import read_report
 from tests.training.mini import log, run_all, write_model, write_releases
 
@@ -69,7 +68,7 @@ def test_the_evaluation_computes_in_the_precision_that_report_and_results_state(
     assert [found["dtype"] for found in facts(runs, ranks, name)] == [f"torch.{DTYPES[name]}"] * ranks
     run = runs[ranks] / name
     assert len(log(run)) > 2
-    assert read_evaluation(run).settings.dtype == read_report(run)["dtype"] == DTYPES[name]
+    assert read_evaluation(run).settings.evaluation.dtype == read_report(run)["dtype"] == DTYPES[name]
     assert f"computed in {DTYPES[name]}" in (run / "report" / "report.md").read_text()
     assert f"computed in {DTYPES[name]}" in (run / "report" / "report.html").read_text()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from instructkit.evaluation.settings import make_settings
+from instructkit.config import evaluation_settings
 from instructkit.reports.report import last_lines, write_evaluation_report
 from instructkit.world.build import WRITERS
 from instructkit.world.release import SIZES, Release
@@ -32,7 +32,7 @@ def world(tmp_path: Path) -> World:
 def test_a_miniature_stands_beside_no_published_number(world: World, tmp_path: Path) -> None:
     run = tmp_path / "run"
     world.evaluate("gqa,vsr", run, limit=4)
-    write_evaluation_report(make_settings(world.settings("gqa,vsr", run, limit=4)))
+    write_evaluation_report(evaluation_settings(world.settings("gqa,vsr", run, limit=4)))
     text, page = ((run / "report" / name).read_text() for name in ("report.md", "report.html"))
     told = "In miniature: GQA. Pictures, films and questions are made up"
     assert told in text

@@ -15,10 +15,9 @@ import msgspec
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 from instructkit import sources
-from instructkit.config import RunConfig, TrainingConfig
+from instructkit.config import RunConfig, TrainingConfig, dtype_of
 from instructkit.errors import UserError
 from instructkit.evaluation.select import wanted_benchmarks
-from instructkit.evaluation.settings import dtype_of
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.towers import trained_and_frozen
 from instructkit.prompts.protocols import VOCABULARY, Protocol
