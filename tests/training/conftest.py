@@ -97,7 +97,7 @@ def plans(ranks: int, words: list[str], hard: list[str], own: Path) -> dict[str,
         **with_resumed("frozen", frozen),
         **with_resumed("hard-zero2", [*hard, "zero_stage=2"]),
         **with_resumed("frozen-zero2", [*frozen, "zero_stage=2"]),
-        "nan": [*words, "learning_rate=1e30", "warmup_steps=0", "checkpoint_every=0"],
+        "nan": [*words, "learning_rate=1e6", "weight_decay=1e6", "warmup_steps=0", "checkpoint_every=0"],
     }
     runs["watched"] = [*hard, *WATCHED, "checkpoint_every=0", "keep_checkpoints=1"]
     runs["worse"] = [*words, *WORSE]
