@@ -99,7 +99,7 @@ def test_what_a_result_depends_on_is_told(written: Written) -> None:
         "msvd_qa/train",
         "msvd_qa/val",
     }
-    assert report["config"]["limit"] == 40
+    assert report["config"]["evaluation"]["limit"] == 40
     assert "output" not in report["config"]
     for manifest in report["data"].values():
         for file in manifest["files"]:
