@@ -209,7 +209,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many examples of each benchmark.")] = None,
     eval_batch_size: Annotated[
         int, typer.Option("--eval-batch-size", "--batch-size", min=1, help="Questions a forward pass.")
-    ] = 32,
+    ] = 64,
     spread: Annotated[int, typer.Option(min=0, help="Training wordings to evaluate beside each prompt.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     allow_packages: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 
@@ -9,11 +10,22 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from instructkit import cli
 from instructkit.cli import app
+from instructkit.config import evaluation_settings
 from instructkit.errors import UserError
 from tests.evaluation.world import World
 
 runner = CliRunner()
+
+
+def test_the_command_and_the_recipe_have_the_same_defaults() -> None:
+    """What one began the other goes on with."""
+    recipe = evaluation_settings({"model": "m", "benchmarks": "held-out", "output": "o"}).evaluation
+    command = {name: parameter.default for name, parameter in inspect.signature(cli.evaluate).parameters.items()}
+    for name in ("limit", "eval_batch_size", "spread"):
+        assert command[name] == getattr(recipe, name), name
+    assert command["dtype"] == (recipe.dtype or "float32")
 
 
 @pytest.fixture(scope="module")
