@@ -22,13 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from os import PathLike
 
-    import torch
-
     from instructkit import sources
     from instructkit.conversion.convert import Outcome
     from instructkit.data.examples import Example
     from instructkit.errors import UserError
-    from instructkit.evaluation.assistant import Model
+    from instructkit.evaluation.assistant import Model, load_model
     from instructkit.prompts.dataset import Dataset
     from instructkit.reports.evaluated import Evaluated
     from instructkit.reports.opened import Report
@@ -55,6 +53,7 @@ _PLACES = {
     "Model": "evaluation.assistant",
     "Report": "reports.opened",
     "UserError": "errors",
+    "load_model": "evaluation.assistant",
 }
 
 
@@ -138,36 +137,6 @@ def convert(
     return outcome
 
 
-def load_model(
-    name: str | PathLike[str],
-    device: str | torch.device | None = None,
-    dtype: str | torch.dtype = "float32",
-    allow_packages: bool = False,
-) -> Model:
-    """Load a model to be asked, evaluated or looked into.
-
-    Example:
-        >>> model = ik.load_model("runs/finetune/model", device="cuda", dtype="bf16")
-        >>> model.ask("photo.jpg", "What was paid?")
-        '12.50'
-
-    Args:
-        name: a folder that a run wrote, a published size such as `vicuna-7b`, or a name on the Hugging Face hub.
-        device: `cuda`, `cuda:1`, `cpu`; None for the GPU where there is one.
-        dtype: `float32`, `bfloat16`, `float16` (or `fp32`, `bf16`, `fp16`) that the weights have.
-        allow_packages: let the folder name a Python package for its LLM, which is imported and so runs code.
-
-    Returns:
-        An `ik.Model`, with `ask`, `rank` and `attention`.
-
-    Raises:
-        UserError: there is no such model, device or dtype.
-    """
-    from instructkit.evaluation import assistant
-
-    return assistant.load_model(name, device, dtype, allow_packages)
-
-
 def evaluate(
     model: Model | str | PathLike[str],
     benchmarks: str | Sequence[str],
@@ -175,7 +144,7 @@ def evaluate(
     out: str | PathLike[str] | None = None,
     *,
     limit: int | None = None,
-    batch_size: int = 32,
+    batch_size: int = 64,
     spread: int = 0,
     say: Callable[[str], None] = print,
 ) -> Evaluated:
@@ -231,7 +200,7 @@ def train(config: str | PathLike[str] = "easy_vqa", **settings: Any) -> Report:
     """
     from instructkit.training.recipe import run_recipe
 
-    return import_module("instructkit.reports.opened").Report(run_recipe(str(config), settings))
+    return __getattr__("Report")(run_recipe(str(config), settings))
 
 
 def _error(message: str) -> UserError:

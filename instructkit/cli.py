@@ -199,7 +199,7 @@ def world(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Option(help="Folder of a model, a published size's name or a name on the hub.")],
+    model: ModelName,
     data: Annotated[str, typer.Option(help="Folder with converted datasets.")],
     benchmarks: Annotated[str, typer.Option(help="held-out, held-in, NAME or NAME/SPLIT; several with commas.")],
     output: Annotated[
@@ -211,10 +211,8 @@ def evaluate(
         int, typer.Option("--eval-batch-size", "--batch-size", min=1, help="Questions a forward pass.")
     ] = 64,
     spread: Annotated[int, typer.Option(min=0, help="Training wordings to evaluate beside each prompt.")] = 0,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    allow_packages: Annotated[
-        bool, typer.Option("--allow-packages", help="Let the model's folder name a Python package for its LLM.")
-    ] = False,
+    dtype: Dtype = "float32",
+    allow_packages: AllowPackages = False,
 ) -> None:
     """Evaluate a model on benchmarks and write a report. Over several ranks: deepspeed recipes/evaluate.py."""
     from instructkit.runs.cores import share_cores

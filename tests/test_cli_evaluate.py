@@ -10,6 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import instructkit as ik
 from instructkit import cli
 from instructkit.cli import app
 from instructkit.config import evaluation_settings
@@ -19,13 +20,15 @@ from tests.evaluation.world import World
 runner = CliRunner()
 
 
-def test_the_command_and_the_recipe_have_the_same_defaults() -> None:
+def test_command_recipe_and_program_have_the_same_defaults() -> None:
     """What one began the other goes on with."""
     recipe = evaluation_settings({"model": "m", "benchmarks": "held-out", "output": "o"}).evaluation
-    command = {name: parameter.default for name, parameter in inspect.signature(cli.evaluate).parameters.items()}
+    command, program = (inspect.signature(each).parameters for each in (cli.evaluate, ik.evaluate))
     for name in ("limit", "eval_batch_size", "spread"):
-        assert command[name] == getattr(recipe, name), name
-    assert command["dtype"] == (recipe.dtype or "float32")
+        assert command[name].default == getattr(recipe, name), name
+    for name in ("limit", "batch_size", "spread"):
+        assert program[name].default == getattr(recipe, name.replace("batch", "eval_batch")), name
+    assert command["dtype"].default == (recipe.dtype or "float32")
 
 
 @pytest.fixture(scope="module")

@@ -277,12 +277,17 @@ def load_model(
 
     Example:
         >>> model = load_model("runs/finetune/model", device="cuda", dtype="bf16")
+        >>> model.ask("photo.jpg", "What was paid?")
+        '12.50'
 
     Args:
         name: a folder that a run wrote, a published size such as `vicuna-7b`, or a name on the Hugging Face hub.
         device: `cuda`, `cuda:1`, `cpu`; None for the GPU where there is one.
         dtype: `float32`, `bfloat16`, `float16` (or `fp32`, `bf16`, `fp16`) that the weights have.
         allow_packages: let the folder name a Python package for its LLM, which is imported and so runs code.
+
+    Returns:
+        A model with `ask`, `rank` and `attention`.
 
     Raises:
         UserError: there is no such model, device or dtype.

@@ -1,8 +1,7 @@
 """A run: its settings, its folder, its processes and its log, and how it ends.
 
 A recipe is a function of a `Run`. `main` runs it as a program, with lines for people and exit codes; `open_run` gives a
-`Run` to a program that has its own. The recipe calls `Run.begin` once when it knows what becomes of an earlier run that
-lies in the folder.
+`Run` to a program that has its own. The recipe calls `Run.begin` once, before it writes anything else to the folder.
 """
 
 from __future__ import annotations
@@ -56,25 +55,24 @@ class Run(Generic[C]):
         """A line for people, from the first rank alone."""
         self.log.say(line)
 
-    def begin(self, *, anew: bool) -> None:
-        """Take the folder: the log is written from here on; call on every rank.
-
-        Args:
-            anew: the run starts from nothing, so that what an earlier one left here moves aside.
-        """
+    def begin(self) -> None:
+        """Write the log from here on; call on every rank."""
         self.log.open()
 
     def stop_asked(self) -> bool:
-        """Whether a signal asked the run to end, as all ranks agree; call on every rank, between two steps."""
+        """Whether the run is asked to end, as all ranks agree; call on every rank, between two steps.
+
+        Nothing asks so far: a signal ends the process at once.
+        """
         return False
 
     @contextmanager
     def finishing_steps(self) -> Iterator[None]:
-        """Keep signals back until the recipe looks at `stop_asked`, between two steps."""
+        """Around steps of which none may be left half done; the recipe looks at `stop_asked` between two of them."""
         yield
 
     def stop(self, line: str) -> NoReturn:
-        """End the run, as a signal has asked; the line says what is saved and how to go on."""
+        """End the run as asked; the line says what is saved and how to go on."""
         self.say(line)
         raise SystemExit(1)
 

@@ -48,7 +48,8 @@ class Loop:
 
     With `resume=true` it goes on from the last checkpoint. A step is timed and counted, and every `log_every` steps the
     log gets a line. When the body of the `for` is done with a step, a checkpoint is written if one is due, if the step
-    is the best so far, or if it is the last: by number, without a gain for too long, or because a signal asks for it.
+    is the best so far, or if it is the last: by number, without a gain for too long, or because the run is asked to
+    end.
 
     Args:
         run: settings, folder, log.

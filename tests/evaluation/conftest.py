@@ -8,6 +8,7 @@ from tests.evaluation.world import World
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
+    """Threads that wait for each other on a busy machine cost tiny models more than they bring."""
     torch.set_num_threads(1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -57,15 +56,6 @@ DECODINGS = {
     "differs": Decoding(num_beams=3, max_new_tokens=9, decoder_only_max_new_tokens=4),
 }
 _built: dict[str, PreTrainedModel] = {}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other on a busy machine cost these tiny models more than they bring."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def model_of(name: str) -> PreTrainedModel:

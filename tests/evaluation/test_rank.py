@@ -1,7 +1,7 @@
 """Ranking equals one full forward a candidate, and LAVIS's recorded numbers."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Any
@@ -78,15 +78,6 @@ ROW_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "bart": ("bart", BART | {"max_position_embeddings": 64}),
 }
 _built: dict[str, PreTrainedModel] = {}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other on a busy machine cost these tiny models more than they bring."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def tiny(name: str) -> PreTrainedModel:

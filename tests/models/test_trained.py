@@ -150,14 +150,19 @@ def narrow(weights):
     weights[min(weights)] = weights[min(weights)][:-1].contiguous()
 
 
+def saved_adapter(place):
+    """Save a model of which LoRA alone was trained to `place/run`; the folder of its LLM's adapter."""
+    base, texts = tiny_model()
+    save_model(base, texts, place / "base")
+    settings = TowersConfig(llm="lora", lora_rank=3)
+    model, _ = trained_model(place / "base", settings)
+    save_trained(place / "run", model, trained_state(model), ModelConfig(str(place / "base")), settings)
+    return place / "run" / "adapters" / "language_model"
+
+
 @pytest.mark.parametrize("wrong", [less, more, narrow])
 def test_an_adapter_that_does_not_fit_is_one_line(wrong, tmp_path):
-    base, texts = tiny_model()
-    save_model(base, texts, tmp_path / "base")
-    settings = TowersConfig(llm="lora", lora_rank=3)
-    model, _ = trained_model(tmp_path / "base", settings)
-    save_trained(tmp_path / "run", model, trained_state(model), ModelConfig(str(tmp_path / "base")), settings)
-    file = tmp_path / "run" / "adapters" / "language_model" / "adapter_model.safetensors"
+    file = saved_adapter(tmp_path) / "adapter_model.safetensors"
     weights = load_file(file)
     wrong(weights)
     save_file(weights, file)
@@ -169,12 +174,7 @@ def test_an_adapter_that_does_not_fit_is_one_line(wrong, tmp_path):
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"peft_type": "LORA", "r": "x"}'])
 def test_a_damaged_configuration_of_an_adapter_is_one_line(content, tmp_path):
-    base, texts = tiny_model()
-    save_model(base, texts, tmp_path / "base")
-    settings = TowersConfig(llm="lora", lora_rank=3)
-    model, _ = trained_model(tmp_path / "base", settings)
-    save_trained(tmp_path / "run", model, trained_state(model), ModelConfig(str(tmp_path / "base")), settings)
-    file = tmp_path / "run" / "adapters" / "language_model" / "adapter_config.json"
+    file = saved_adapter(tmp_path) / "adapter_config.json"
     file.unlink() if content is None else file.write_text(content)
     with pytest.raises(UserError, match="adapters/language_model"):
         load_model(str(tmp_path / "run"))
