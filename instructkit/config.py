@@ -40,7 +40,7 @@ class WholeModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         name: a preset that starts from random weights (`nano`), the name of a published size (`vicuna-7b`), a folder
             that `save_pretrained` wrote, a name on the Hugging Face hub, or a `.pth` file of LAVIS, whose image encoder
-            and LLM are those of the published model of its size.
+            and LLM are those of the published model of its size. It is an InstructBLIP, or a BLIP-2 with an LLM.
         allow_packages: whether the folder that `name` names may itself name a Python package for its LLM, whose code
             then runs; what `llm` names here needs no leave.
     """

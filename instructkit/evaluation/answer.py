@@ -210,7 +210,7 @@ class Evaluator:
     def trie(self, candidates: Sequence[Candidate], protocol: Protocol) -> CandidateTrie:
         """The candidates of a question or a benchmark, tokenised, with an end token where the protocol scores one."""
         scored = protocol.end_token if protocol.end_token is not None else not self.texts.decoder_only
-        end = self.texts.llm.eos_token_id if scored else None
+        end = self.texts.end if scored else None
         return CandidateTrie.build(self._candidate_ids(tuple(candidates)), end_token=end)
 
     def shared_trie(self, protocol: Protocol, vocabulary: Sequence[str] | None) -> CandidateTrie | None:
@@ -227,7 +227,7 @@ class Evaluator:
         mask: Tensor,
         stream: Callable[[str], object] | None,
     ) -> list[Response]:
-        texts = generate_texts(self.model, self.texts.llm, embeds, mask, protocol.decoding, stream)
+        texts = generate_texts(self.model, self.texts.llm, embeds, mask, protocol.decoding, stream, self.texts.end)
         return [_response(protocol, row, text, text) for row, text in zip(rows, texts, strict=True)]
 
     def _rank(

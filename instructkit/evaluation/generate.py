@@ -28,6 +28,7 @@ def generate_texts(
     prefix_mask: Tensor,
     decoding: Decoding,
     stream: Callable[[str], object] | None = None,
+    end: int | None = None,
 ) -> list[str]:
     """Generate one text a row.
 
@@ -38,9 +39,10 @@ def generate_texts(
         prefix_mask: 1 for tokens, 0 for padding, `[rows, length]`.
         decoding: beams, penalties and limits in new tokens.
         stream: takes the text of a single row piece by piece as it is generated; for one beam.
+        end: token that ends an answer; None for the tokeniser's.
     """
-    end = tokenizer.eos_token_id
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    end = tokenizer.eos_token_id if end is None else end
     streamer = None if stream is None else _Pieces(tokenizer, stream)
     ids = generate_ids(model.language_model, prefix_embeds, prefix_mask, decoding, end=end, pad=pad, streamer=streamer)
     return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]

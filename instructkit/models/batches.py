@@ -69,23 +69,30 @@ class Texts:
 
     Args:
         llm: tokeniser of the LLM.
-        qformer: tokeniser of the Q-Former.
+        qformer: tokeniser of the Q-Former; None for one that reads no text, whose rows of text then are empty.
         config: the model's configuration.
         limits: lengths that texts are cut to; the Q-Former's own length is never exceeded.
+
+    Attributes:
+        end: token that ends an answer.
     """
 
     def __init__(
         self,
         llm: PreTrainedTokenizerBase,
-        qformer: PreTrainedTokenizerBase,
+        qformer: PreTrainedTokenizerBase | None,
         config: InstructBlipConfig,
         limits: Limits | None = None,
     ) -> None:
         limits = limits or Limits()
         longest = min(limits.qformer, config.qformer_config.max_position_embeddings)
         self.llm, self.qformer, self.limits = llm, qformer, replace(limits, qformer=longest)
-        self.qformer.truncation_side = "left"  # for those who read the saved tokeniser with plain transformers
-        self._llm, self._qformer = PlainText(llm), PlainText(qformer)
+        self._llm, self._qformer = PlainText(llm), None
+        if qformer is not None:
+            qformer.truncation_side = "left"  # for those who read the saved tokeniser with plain transformers
+            self._qformer = PlainText(qformer)
+        own_end = getattr(config, "answer_end", None)
+        self.end: int = llm.eos_token_id if own_end is None else own_end
         self.decoder_only: bool = config.use_decoder_only_language_model
         # The answer of a decoder-only LLM goes on where the instruction ends, so no token closes that.
         self.before, self.behind = self._llm.before, [] if self.decoder_only else self._llm.behind
@@ -104,20 +111,22 @@ class Texts:
             rooms: tokens that the LLM has left for each instruction, below the limit of all; None: no bound.
         """
         instructions = [prompt.instruction for prompt in prompts]
-        read = self._qformer.ids(instructions)
+        qformer = self._qformer
+        read = [[] for _ in prompts] if qformer is None else qformer.ids(instructions)
+        around = ([], []) if qformer is None else (qformer.before, qformer.behind)
         llm = self._llm.ids(instructions)
         targets = iter(self.encode_answers([prompt.target for prompt in prompts if prompt.target is not None]))
         encoded = []
         for prompt, short, long, room in zip(prompts, read, llm, rooms or [None] * len(llm), strict=True):
-            answer = [*next(targets), self.llm.eos_token_id] if prompt.target is not None else []
+            answer = [*next(targets), self.end] if prompt.target is not None else []
             limits = [limit for limit in (self.limits.instruction, room) if limit is not None]
             kept = Encoded(
-                _framed(self._qformer.before, short, self._qformer.behind, self.limits.qformer),
+                _framed(around[0], short, around[1], self.limits.qformer),
                 _framed(self.before, long, self.behind, min(limits, default=None)),
                 answer[: self.limits.answer],
             )
             whole = (
-                len(self._qformer.before + short + self._qformer.behind),
+                len(around[0] + short + around[1]),
                 len(self.before + long + self.behind),
                 len(answer),
             )
@@ -172,7 +181,7 @@ class Texts:
         """The Q-Former's text: instructions, never a target."""
         ids = [row.qformer for row in encoded]
         return {
-            "qformer_input_ids": padded(ids, self.qformer.pad_token_id),
+            "qformer_input_ids": padded(ids, 0 if self.qformer is None else self.qformer.pad_token_id),
             "qformer_attention_mask": padded([[1] * len(row) for row in ids], 0),
         }
 

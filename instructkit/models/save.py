@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, BlipImageProcessorPil, InstructBlipProcessor
+from transformers import AutoTokenizer, Blip2Config, BlipImageProcessorPil, InstructBlipProcessor
 
 from instructkit.data.media import CLIP_MEAN, CLIP_STD
 from instructkit.errors import UserError
@@ -16,10 +16,12 @@ from instructkit.files import writing
 from instructkit.models.batches import Limits, Texts
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.load.bases import check_package
+from instructkit.models.load.blip2 import load_blip2
 from instructkit.models.load.join import join
 from instructkit.models.load.lavis import base_of, is_lavis, load_lavis_state, read_lavis
-from instructkit.models.load.llm import OWN_ROWS, drop_added_rows, image_token
+from instructkit.models.load.llm import OWN_ROWS, answer_end, drop_added_rows, image_token
 from instructkit.models.load.parts import JOINED, failing, place_of, read_config
+from instructkit.models.load.qformer_text import qformer_tokenizer, text_of
 from instructkit.models.load.trained import TOKENIZERS, apply_trained, facts_of, load_tokenizers
 from instructkit.models.plain_text import unclosed
 from instructkit.models.vision import VisionEncoder
@@ -125,7 +127,7 @@ def load_model(
         **options: for `from_pretrained`, such as dtype.
 
     Raises:
-        UserError: there is no such model, it is no InstructBLIP, or a folder names a package without leave.
+        UserError: there is no such model, it is no InstructBLIP or BLIP-2, or a folder names a package without leave.
     """
     return _load(name, limits, allow_packages, base_places(name) if places is None else places, (), options)
 
@@ -178,8 +180,8 @@ def _load(
             )
         settings = facts.found(places[name])
         if settings.joined:
-            tokenizers = load_tokenizers(Path(name) / TOKENIZERS)
-            model, texts = join(settings, options.get("dtype", torch.float32), lambda: tokenizers, limits)
+            kept = Path(name) / TOKENIZERS
+            model, texts = join(settings, options.get("dtype", torch.float32), lambda: load_tokenizers(kept), limits)
             if (base := facts.bases.get("llm")) is not None:
                 check_package(base, Path(name))
         else:
@@ -192,10 +194,12 @@ def _load(
         load_lavis_state(model, state, name)
         return model, texts
     config = read_config(name, "name")
+    if config.model_type == "blip-2":
+        return _load_blip2(name, config, limits, options)
     if config.model_type != "instructblip":
         raise UserError(
-            f"model.name={name}: a {config.model_type}, no InstructBLIP; its parts are taken by model.vision, "
-            "model.qformer and model.llm, such as model.name=nano model.qformer=..."
+            f"model.name={name}: a {config.model_type}, no InstructBLIP or BLIP-2; its parts are taken by "
+            "model.vision, model.qformer and model.llm, such as model.name=nano model.qformer=..."
         )
     place = place_of(name)
     with failing(name, "no InstructBLIP model can be loaded from there"):
@@ -205,6 +209,20 @@ def _load(
     drop_added_rows(model.language_model, config)
     if model.config.image_token_index is None:  # saved before transformers 4.46
         model.config.image_token_index = image_token(llm)
+    return model, Texts(llm, qformer, model.config, limits)
+
+
+def _load_blip2(
+    name: str, config: Blip2Config, limits: Limits | None, options: dict[str, Any]
+) -> tuple[InstructBlip, Texts]:
+    model = load_blip2(name, config, **options)
+    with failing(name, "its tokenizer cannot be loaded"):
+        llm = AutoTokenizer.from_pretrained(place_of(name))
+    drop_added_rows(model.language_model, config)
+    if model.config.image_token_index is None:  # saved before transformers 4.46
+        model.config.image_token_index = image_token(llm)
+    model.config.answer_end = answer_end(config, llm)
+    qformer = None if text_of(name) is None else qformer_tokenizer(name)
     return model, Texts(llm, qformer, model.config, limits)
 
 

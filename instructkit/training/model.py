@@ -18,6 +18,7 @@ from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.load.join import join
 from instructkit.models.load.new_tokenizers import train_llm_tokenizer, train_qformer_tokenizer
 from instructkit.models.load.presets import build, preset
+from instructkit.models.load.qformer_text import is_text
 from instructkit.models.load.trained import save_trained
 from instructkit.models.packing import packing_note
 from instructkit.models.save import base_places, load_model, save_model
@@ -66,6 +67,12 @@ def prepare_model(config: RunConfig, parts: list[Part], folder: Path, say: Say) 
         model = build(preset("nano", len(llm), len(qformer)), config.seed)
         texts = Texts(llm, qformer, model.config, limits)
     model.config.instruction_aware = config.model.instruction_aware
+    if texts.qformer is None and model.instruction_aware:
+        raise UserError(
+            f"model.name={config.model.name}: a BLIP-2 whose Q-Former reads no text; set "
+            "model.instruction_aware=false, or name it as model.qformer beside a model.name that has a "
+            "tokenizer for a Q-Former, such as nano"
+        )
     model.throughput = config.throughput
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.throughput.packing and (note := packing_note(model.language_model, device)) is not None:
@@ -87,7 +94,9 @@ def frozen_warnings(config: RunConfig, model: InstructBlip) -> list[str]:
         random = sum(
             weight.numel()
             for name, weight in whole.items()
-            if not weight.requires_grad and (drawn or name.replace(".base_layer.", ".") in model.fresh)
+            if not weight.requires_grad
+            and (drawn or name.replace(".base_layer.", ".") in model.fresh)
+            and (model.instruction_aware or not is_text(name))
         )
         if random:
             lines.append(

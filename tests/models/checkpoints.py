@@ -205,8 +205,19 @@ def write_bert(folder: Path, prefixed: bool = True) -> Path:
     return folder
 
 
-def write_blip2(folder: Path, retrieval: bool = False) -> Path:
-    """A BLIP-2: the generator, whose Q-Former reads no text, or the retrieval model, whose Q-Former does."""
+_SPREAD: dict[str, dict[str, float]] = {"opt": {"init_std": 0.2}, "t5": {"initializer_factor": 5.0}}
+"""Weights of tiny LLMs wide enough for answers that differ from picture to picture."""
+
+
+def write_blip2(folder: Path, retrieval: bool = False, llm: str = "opt", end: int = 2) -> Path:
+    """A BLIP-2: the generator, whose Q-Former reads no text, or the retrieval model, whose Q-Former does.
+
+    Args:
+        folder: new.
+        retrieval: which of the two.
+        llm: family of the generator's LLM.
+        end: token that its answers end with.
+    """
     tokenizer = train_qformer_tokenizer(SENTENCES, 120) if retrieval else train_llm_tokenizer(SENTENCES, 400)
     qformer = Blip2QFormerConfig(
         vocab_size=len(tokenizer),
@@ -224,7 +235,9 @@ def write_blip2(folder: Path, retrieval: bool = False) -> Path:
     config = Blip2Config(
         vision_config=Blip2VisionConfig(**{**SIZES, "image_size": 16, "patch_size": 8, "initializer_range": 0.2}),
         qformer_config=qformer,
-        text_config=AutoConfig.for_model("opt", vocab_size=400, **LLMS["opt"], **IDS),
+        text_config=AutoConfig.for_model(
+            llm, vocab_size=400, **LLMS[llm], **{**IDS, "eos_token_id": end}, **_SPREAD.get(llm, {})
+        ),
         num_query_tokens=4,
         image_token_index=3,
         image_text_hidden_size=8,

@@ -359,5 +359,7 @@ def test_what_cannot_be_joined_is_said_in_one_line(tmp_path):
     (vision / "preprocessor_config.json").unlink()
     with pytest.raises(UserError, match=r"preprocessor_config\.json"):
         joined(vision=vision)
-    with pytest.raises(UserError, match=r"a blip-2, no InstructBLIP"):
-        load_model(str(write_blip2(tmp_path / "blip2")))
+    with pytest.raises(UserError, match=r"a llama, no InstructBLIP or BLIP-2"):
+        load_model(str(llm))
+    with pytest.raises(UserError, match=r"lacks \d+ tensors, .* first stage has no LLM and is taken as model\.qformer"):
+        load_model(str(write_blip2(tmp_path / "blip2", retrieval=True)))

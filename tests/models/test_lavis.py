@@ -434,7 +434,7 @@ def test_a_file_goes_with_parts_of_its_own(published):
 def test_a_file_of_no_published_size_is_refused(published, monkeypatch):
     _, _, folder = published
     monkeypatch.setattr(checkpoints, "BASES", {("llm_proj", 4096): "vicuna-7b"})
-    with pytest.raises(UserError, match=r"trimmed\.pth: no InstructBLIP checkpoint of LAVIS"):
+    with pytest.raises(UserError, match=r"trimmed\.pth: no checkpoint of LAVIS's InstructBLIP or BLIP-2"):
         load_model(str(folder / "trimmed.pth"))
     with pytest.raises(UserError, match=r"none\.pth: no such checkpoint"):
         load_model("none.pth")

@@ -59,18 +59,18 @@ def join(
     """
     trained = read_lavis(Path(settings.name)) if is_lavis(settings.name) else None
     name = settings.name if trained is None else base_of(trained, settings.name)
-    base = _Nano(tokenizers(), dtype) if name == "nano" else _Checkpoint(name, dtype)
+    base = _Nano(tokenizers(), dtype) if name == "nano" else _Checkpoint(name, dtype, settings.instruction_aware)
     layer = settings.vision_layer
     with seeded(seed):
         vision = load_vision(settings.vision, dtype, layer) if settings.vision else base.vision(layer)
         llm = load_llm(settings.llm, dtype, settings.llm_bits) if settings.llm else base.llm(settings.llm_bits)
         width = vision.config.hidden_size
         if settings.qformer:
-            words = len(base.qformer_tokenizer())
+            words = base.words()
             queries = load_qformer(settings.qformer, width, llm.loaded.module.config, base.queries, words, dtype)
         else:
             queries = base.qformer(width, llm.loaded.module.config)
-    model = _assemble(vision, queries, llm)
+    model = _assemble(vision, queries, llm, settings.instruction_aware)
     if trained is not None:
         model.fresh -= set(load_lavis_state(model, trained, settings.name))
     places = {"vision_model": settings.vision, "qformer": settings.qformer, "language_model": settings.llm}
@@ -119,6 +119,9 @@ class _Nano:
     def qformer_tokenizer(self) -> PreTrainedTokenizerBase:
         return self.tokenizers[1]
 
+    def words(self) -> int:
+        return len(self.tokenizers[1])
+
     def _new(self, module: nn.Module) -> Loaded:
         return Loaded(module.to(self.dtype), frozenset(name for name, _ in module.named_parameters()))
 
@@ -126,15 +129,15 @@ class _Nano:
 class _Checkpoint:
     """The towers of a whole model on disk or on the hub, each read alone."""
 
-    def __init__(self, name: str, dtype: torch.dtype) -> None:
-        self.name, self.dtype = name, dtype
+    def __init__(self, name: str, dtype: torch.dtype, reads_text: bool) -> None:
+        self.name, self.dtype, self.reads_text = name, dtype, reads_text
         config = read_config(name, "name")
         if not is_blip(config):
             raise UserError(
                 f"model.name={name}: a {config.model_type}; parts are put in place of an InstructBLIP's, a BLIP-2's or "
                 "nano's: name one of these, or nothing"
             )
-        self.queries: int = config.num_query_tokens
+        self.config, self.queries = config, int(config.num_query_tokens)
 
     def vision(self, layer: int | None) -> Vision:
         return load_vision(self.name, self.dtype, layer)
@@ -143,15 +146,20 @@ class _Checkpoint:
         return load_llm(self.name, self.dtype, bits)
 
     def qformer(self, encoder_width: int, llm: Any) -> Queries:
-        words = len(self.qformer_tokenizer())
-        return load_qformer(self.name, encoder_width, llm, self.queries, words, self.dtype)
+        return load_qformer(self.name, encoder_width, llm, self.queries, self.words(), self.dtype)
 
-    def qformer_tokenizer(self) -> PreTrainedTokenizerBase:
+    def words(self) -> int:
+        tokenizer = self.qformer_tokenizer()
+        return int(self.config.qformer_config.vocab_size) if tokenizer is None else len(tokenizer)
+
+    def qformer_tokenizer(self) -> PreTrainedTokenizerBase | None:
+        if self.config.model_type == "blip-2" and not self.reads_text:
+            return None
         with failing(f"model.name={self.name}", "has no tokenizer for a Q-Former; nano trains one on the run's text"):
             return AutoTokenizer.from_pretrained(place_of(self.name), subfolder="qformer_tokenizer")
 
 
-def _assemble(vision: Vision, queries: Queries, llm: Llm) -> InstructBlip:
+def _assemble(vision: Vision, queries: Queries, llm: Llm, instruction_aware: bool) -> InstructBlip:
     text = llm.loaded.module.config
     config = InstructBlipConfig(
         vision_config=vision.config,
@@ -160,7 +168,7 @@ def _assemble(vision: Vision, queries: Queries, llm: Llm) -> InstructBlip:
         num_query_tokens=queries.joints.module.query_tokens.shape[1],
         image_token_index=image_token(llm.tokenizer),
     )
-    config.instruction_aware = True
+    config.instruction_aware, config.answer_end = instruction_aware, llm.end
     config.vision_encoder = vision.foreign
     if vision.epsilon is not None:
         config.post_layernorm_eps = vision.epsilon

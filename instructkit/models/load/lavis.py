@@ -1,4 +1,5 @@
-"""Checkpoints of LAVIS, the predecessor's code (`instruct_blip_*_trimmed.pth`), read into an `InstructBlip`.
+"""Checkpoints of LAVIS, the predecessor's code (`instruct_blip_*_trimmed.pth`, `blip2_pretrained_*.pth`), read into an
+`InstructBlip`.
 
 Such a file holds what was trained: query tokens, Q-Former, projection and `ln_vision`; image encoder and LLM are those
 of the published model of its size, or what `model.vision` and `model.llm` name. LAVIS's `ln_vision` computes with an
@@ -31,6 +32,13 @@ BASES = {
     ("t5_proj", 4096): "flan-t5-xxl",
 }
 """The published size that has the same projection to the LLM, by the projection's name and width."""
+BLIP2_BASES = {
+    ("opt_proj", 2560): "Salesforce/blip2-opt-2.7b",
+    ("opt_proj", 4096): "Salesforce/blip2-opt-6.7b",
+    ("t5_proj", 2048): "Salesforce/blip2-flan-t5-xl",
+    ("t5_proj", 4096): "Salesforce/blip2-flan-t5-xxl",
+}
+"""The published BLIP-2 of the same projection, for a Q-Former that reads no text."""
 
 _UNUSED = ("Qformer.cls.*", "*.position_ids", "*.rotary_emb.inv_freq")
 _PREFIXES = {
@@ -39,7 +47,9 @@ _PREFIXES = {
     "query_tokens": "query_tokens",
     "llm_proj.": "language_projection.",
     "t5_proj.": "language_projection.",
+    "opt_proj.": "language_projection.",
     "llm_model.": "language_model.",
+    "opt_model.": "language_model.",
     "t5_model.": "language_model.",
 }
 _QFORMER = {
@@ -64,7 +74,7 @@ def parameter_name(lavis: str) -> str | None:
                 for part, other in _QFORMER.items():
                     name = name.replace(part, other)
             return name
-    raise UserError(f"parameter {lavis}: not one of an InstructBLIP checkpoint of LAVIS")
+    raise UserError(f"parameter {lavis}: not one of a checkpoint of LAVIS's InstructBLIP or BLIP-2")
 
 
 def load_lavis(model: InstructBlip, path: Path) -> list[str]:
@@ -107,17 +117,18 @@ def read_lavis(path: Path) -> Mapping[str, Tensor]:
 
 
 def base_of(state: Mapping[str, Tensor], where: str) -> str:
-    """The published size whose image encoder and LLM a checkpoint was trained with.
+    """The published model whose image encoder and LLM a checkpoint was trained with.
 
     Raises:
         UserError: its projection is none of theirs.
     """
-    for (projection, width), base in BASES.items():
+    reads_text = "Qformer.bert.embeddings.word_embeddings.weight" in state
+    for (projection, width), base in (BASES if reads_text else BASES | BLIP2_BASES).items():
         weight = state.get(f"{projection}.weight")
         if weight is not None and len(weight) == width:
             return base
     raise UserError(
-        f"{where}: no InstructBLIP checkpoint of LAVIS: it has no projection to the LLM of a published size"
+        f"{where}: no checkpoint of LAVIS's InstructBLIP or BLIP-2: it has no projection to the LLM of a published one"
     )
 
 

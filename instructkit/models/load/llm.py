@@ -36,11 +36,13 @@ class Llm(NamedTuple):
         loaded: the model.
         tokenizer: of its text.
         note: what it is, in a few words.
+        end: token that ends its answers where it is not the tokeniser's own (`answer_end`).
     """
 
     loaded: Loaded
     tokenizer: PreTrainedTokenizerBase
     note: str
+    end: int | None = None
 
 
 def load_llm(name: str, dtype: torch.dtype, bits: int | None = None) -> Llm:
@@ -75,7 +77,23 @@ def load_llm(name: str, dtype: torch.dtype, bits: int | None = None) -> Llm:
     drop_added_rows(loaded.module, whole)
     _check(name, loaded.module)
     note = f"{type(loaded.module).__name__}, {loaded.module.num_parameters():,} parameters"
-    return Llm(loaded, _tokenizer(name, place, options), note if bits is None else f"{note} in {bits} bits")
+    tokenizer = _tokenizer(name, place, options)
+    end = answer_end(whole, tokenizer) if whole.model_type == "blip-2" else None
+    return Llm(loaded, tokenizer, note if bits is None else f"{note} in {bits} bits", end)
+
+
+def answer_end(blip2: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that ends a BLIP-2's answers where it is not the tokeniser's own end token, else None.
+
+    An OPT of a BLIP-2 ends them with a line break (LAVIS: `Blip2OPT`), and its configuration says so.
+
+    Args:
+        blip2: configuration of the BLIP-2.
+        tokenizer: of its LLM.
+    """
+    ends = blip2.text_config.eos_token_id
+    ends = [ends] if isinstance(ends, int) else list(ends or [])
+    return None if not ends or tokenizer.eos_token_id in ends else int(ends[0])
 
 
 def llm_config(name: str) -> PreTrainedConfig:

@@ -93,7 +93,7 @@ def load_qformer(
     if not words:
         shape.vocab_size = vocabulary
     read = read_part(InstructBlipQFormerModel, name, "qformer", config=shape, dtype=dtype, key_mapping=mapping)
-    loaded = Loaded(read.module, _copy_feed_forwards(read.module, read.fresh))
+    loaded = Loaded(read.module, copy_feed_forwards(read.module, read.fresh))
     if lost := [key for key in loaded.fresh if not _may_be_missing(key, words, config.model_type)]:
         raise UserError(f"model.qformer={name}: the checkpoint lacks {len(lost)} tensors, among them {min(lost)}")
     note = f"{config.model_type}, {shape.num_hidden_layers} layers, width {shape.hidden_size}, {queries} queries"
@@ -143,7 +143,7 @@ def _load_joints(
     return joints
 
 
-def _copy_feed_forwards(qformer: nn.Module, fresh: Iterable[str]) -> frozenset[str]:
+def copy_feed_forwards(qformer: nn.Module, fresh: Iterable[str]) -> frozenset[str]:
     """Let feed-forwards that the checkpoint lacks start as copies of their siblings; the names of what is left."""
     own, fresh = dict(qformer.named_parameters()), set(fresh)
     left = set()

@@ -104,7 +104,8 @@ def save_trained(
             _save_adapter(folder / "adapters" / name, getattr(model, name), own, base)
     if settings.joined and texts is not None:
         texts.llm.save_pretrained(folder / TOKENIZERS / "llm")
-        texts.qformer.save_pretrained(folder / TOKENIZERS / "qformer")
+        if texts.qformer is not None:
+            texts.qformer.save_pretrained(folder / TOKENIZERS / "qformer")
     facts = Facts(settings.base, settings, towers, bases)
     write_atomically(folder / FACTS, msgspec.json.format(msgspec.json.encode(facts)) + b"\n")
 

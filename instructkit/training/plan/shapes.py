@@ -109,8 +109,8 @@ def _whole(settings: ModelConfig) -> InstructBlipConfig:
     if (facts := facts_of(Path(name))) is not None:
         return shape_of(facts.model)
     config = _read(name, "name")
-    if not is_blip(config) or (config.model_type != "instructblip" and not settings.joined):
-        raise UserError(f"model.name={name}: a {config.model_type}, no InstructBLIP")
+    if not is_blip(config):
+        raise UserError(f"model.name={name}: a {config.model_type}, no InstructBLIP or BLIP-2")
     if isinstance(config, InstructBlipConfig):
         if config.image_token_index is None:
             config.image_token_index = config.text_config.vocab_size
