@@ -27,6 +27,10 @@ from instructkit.prompts.templates import Prompt
 T = TypeVar("T")
 FRAMES = 4
 """Frames taken of a video (paper, section 3.4: 4, uniformly)."""
+CAPTION_TOKENS = 32
+"""Tokens of a caption in BLIP-2's first stage (paper, section 4.1; LAVIS: `max_txt_len`)."""
+DEC = "[DEC]"
+"""What a caption begins with as the Q-Former writes it, in the place of `[CLS]` (BLIP-2, section 3.1)."""
 TEXTS = ("qformer", "instruction", "answer")
 """The texts of a row that a limit can cut, as `Encoded` names them."""
 
@@ -184,6 +188,35 @@ class Texts:
             "qformer_input_ids": padded(ids, 0 if self.qformer is None else self.qformer.pad_token_id),
             "qformer_attention_mask": padded([[1] * len(row) for row in ids], 0),
         }
+
+
+class Captions:
+    """The Q-Former's tokeniser for texts that `Blip2Pretraining` compares with images or writes.
+
+    Args:
+        tokenizer: BERT's or one like it, with `[DEC]` among its special tokens.
+        limit: at most so many tokens, `[CLS]` and `[SEP]` among them; the beginning is kept.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, limit: int = CAPTION_TOKENS) -> None:
+        self.tokenizer, self.limit = tokenizer, limit
+        self._plain = PlainText(tokenizer)
+
+    def encode(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
+        """Tokens of each text with `[CLS]` and `[SEP]`, and whether it was cut. Every character of a text is text."""
+        before, behind = self._plain.before, self._plain.behind
+        room = self.limit - len(before) - len(behind)
+        rows = self._plain.ids(texts)
+        return [before + row[:room] + behind for row in rows], [len(row) > room for row in rows]
+
+    def rows(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask` of texts, `[texts, longest]`."""
+        return self.padded(self.encode(texts)[0])
+
+    def padded(self, ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask` of encoded texts, `[texts, longest]`."""
+        mask = padded([[1] * len(row) for row in ids], 0)
+        return {"input_ids": padded(ids, self.tokenizer.pad_token_id), "attention_mask": mask}
 
 
 def _framed(before: list[int], ids: list[int], behind: list[int], limit: int | None) -> list[int]:

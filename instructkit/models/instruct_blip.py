@@ -19,7 +19,7 @@ from transformers.models.instructblip.modeling_instructblip import BaseModelOutp
 from instructkit.config import ThroughputConfig
 from instructkit.models.packing import Rows, can_pack, packed_rows, similar_rows
 from instructkit.models.qformer import read_images, read_layer
-from instructkit.models.vision import VisionEncoder
+from instructkit.models.vision import ImageTower
 
 IGNORED = -100
 
@@ -55,7 +55,7 @@ class Answers(NamedTuple):
     rows: Tensor
 
 
-class InstructBlip(InstructBlipForConditionalGeneration):
+class InstructBlip(ImageTower, InstructBlipForConditionalGeneration):
     """InstructBLIP (arXiv 2305.06500): frozen image encoder, instruction-aware Q-Former, LLM.
 
     `config.instruction_aware = False` keeps the instruction from the Q-Former but not from the LLM, the ablation of
@@ -67,21 +67,15 @@ class InstructBlip(InstructBlipForConditionalGeneration):
         throughput: what a training step leaves out; the loss is the same with every setting.
         fresh: names of the parameters that no checkpoint gave, in a model that was joined from parts.
         read_layer: how a layer of the Q-Former is run over shared images.
-        most_calls: gets how often this rank has to call a module and gives how often it must. ZeRO 3 fetches weights
-            at every call with all ranks together, so there it gives the largest number of any rank.
     """
 
     throughput = ThroughputConfig()
     fresh: frozenset[str] = frozenset()
     read_layer: Callable[..., Tensor] = staticmethod(read_layer)
-    most_calls: Callable[[int], int] = staticmethod(int)
 
     def __init__(self, config: InstructBlipConfig) -> None:
         super().__init__(config)
-        if (facts := getattr(config, "vision_encoder", None)) is not None:
-            self.vision_model = VisionEncoder.from_config(facts, config.vision_config.hidden_size)
-        if (epsilon := getattr(config, "post_layernorm_eps", None)) is not None:
-            self.vision_model.post_layernorm.eps = epsilon
+        self.take_encoder()
 
     @property
     def instruction_aware(self) -> bool:
@@ -92,20 +86,6 @@ class InstructBlip(InstructBlipForConditionalGeneration):
     def hidden_size(self) -> int:
         """Width of the LLM's hidden states."""
         return int(self.language_model.config.hidden_size)
-
-    def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """Features of distinct images: `[images, 3, height, width]` to `[images, patches + 1, vision width]`."""
-        features: Tensor = self.vision_model(pixel_values=pixel_values).last_hidden_state
-        return features
-
-    @torch.no_grad()
-    def encode_patches(self, pixel_values: Tensor) -> Tensor:
-        """What `encode_images` gives before the last layer norm, which is trained though the encoder is frozen."""
-        if isinstance(self.vision_model, VisionEncoder):
-            return self.vision_model.patches(pixel_values)
-        hidden = self.vision_model.embeddings(pixel_values)
-        patches: Tensor = self.vision_model.encoder(inputs_embeds=hidden).last_hidden_state
-        return patches
 
     def query_images(
         self,
@@ -203,9 +183,8 @@ class InstructBlip(InstructBlipForConditionalGeneration):
         """
         patches = None
         if image_patches is not None:
-            patches = self._encode_missing(pixel_values, image_patches)
-            together = torch.cat([patches, image_patches.to(patches.dtype)])[image_order]
-            features = self.vision_model.post_layernorm(together.to(self.vision_model.post_layernorm.weight.dtype))
+            assert image_order is not None, "a cache says where each image stands"
+            features, patches = self.with_kept(pixel_values, image_patches, image_order)
         elif self.throughput.share_images:
             features = self.encode_images(pixel_values)
         else:
@@ -224,21 +203,6 @@ class InstructBlip(InstructBlipForConditionalGeneration):
             rows = rows.index_add(0, answers.rows, nll.detach())
             tokens += len(answers.targets)
         return AnswerLoss(total, tokens, rows, patches)
-
-    def _encode_missing(self, pixel_values: Tensor, kept: Tensor) -> Tensor:
-        """Features of the pictures that a cache lacks; on a rank that lacks none, one is encoded for the others' sake.
-
-        Args:
-            pixel_values: pictures that the cache lacks, `[images, 3, height, width]`.
-            kept: features of the others, `[images, patches + 1, vision width]`.
-        """
-        if len(pixel_values):
-            self.most_calls(1)
-            return self.encode_patches(pixel_values)
-        if self.most_calls(0):
-            size = self.config.vision_config.image_size
-            self.encode_patches(pixel_values.new_zeros(1, 3, size, size))
-        return kept[:0]
 
     def predict(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, soft: Tensor) -> Iterator[Answers]:
         """The LLM's predictions of all target tokens, in one forward pass or several.

@@ -172,7 +172,12 @@ class Rows:
         lengths: tokens of each row, at least one.
         device: where the tensors live.
         order: tokens of the packed tensor in the order of the rows, where they do not follow each other, `[tokens]`.
+
+    Attributes:
+        masked: whether tokens see less of their row than all of it, or all before them; no kernel then takes them.
     """
+
+    masked = False
 
     def __init__(self, lengths: Sequence[int], device: torch.device, order: Tensor | None = None) -> None:
         self.lengths = list(lengths)
@@ -216,6 +221,15 @@ class Rows:
             places = order[places]
         return Padded(places.to(self.device), padding.to(self.device), back.to(self.device), shapes)
 
+    @cached_property
+    def masks(self) -> list[Tensor | None]:
+        """Which places a group's rows see, `[rows, 1, 1 or places, places]`; None where every place sees all."""
+        paddings = self.spread.padding.split([rows * longest for rows, longest, _ in self.spread.shapes])
+        return [
+            None if even else ~padding.view(rows, 1, 1, longest)
+            for (rows, longest, even), padding in zip(self.spread.shapes, paddings, strict=True)
+        ]
+
     def attention(
         self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float | None, dropout: float = 0.0
     ) -> Tensor:
@@ -232,19 +246,20 @@ class Rows:
         Returns:
             `[tokens, heads, head width]`.
         """
-        kernel = _variable_length() if query.is_cuda and query.dtype != torch.float32 and not dropout else None
+        kernel = None
+        if query.is_cuda and query.dtype != torch.float32 and not dropout and not self.masked:
+            kernel = _variable_length()
         if kernel is not None:
             return self._by_kernel(kernel, query, key, value, causal, scale)
         layout = self.spread
         spread = [_Spread.apply(part, layout.source, layout.back) for part in (query, key, value)]
         sizes = [rows * longest for rows, longest, _ in layout.shapes]
         outputs = []
-        for (rows, longest, even), padding, *parts in zip(
-            layout.shapes, layout.padding.split(sizes), *(part.split(sizes) for part in spread), strict=True
+        masks = [None] * len(sizes) if causal else self.masks  # causal attention does not look behind a row's tokens
+        for (rows, longest, _), mask, *parts in zip(
+            layout.shapes, masks, *(part.split(sizes) for part in spread), strict=True
         ):
             q, k, v = (part.unflatten(0, (rows, longest)).transpose(1, 2) for part in parts)
-            # Padding stands behind a row's tokens, where causal attention does not look.
-            mask = None if causal or even else ~padding.view(rows, 1, 1, longest)
             out = nn.functional.scaled_dot_product_attention(
                 q, k, v, mask, dropout, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
             )

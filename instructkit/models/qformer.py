@@ -7,13 +7,25 @@ so with the same parameter names; what dropout draws is distributed alike but no
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from instructkit.models.packing import Rows
+
+
+class Keys(NamedTuple):
+    """What a layer's cross-attention looks images up by, and what it finds there.
+
+    Attributes:
+        key: `[images, patches, heads, head width]`.
+        value: likewise.
+    """
+
+    key: Tensor
+    value: Tensor
 
 
 class Sharing:
@@ -86,7 +98,7 @@ def read_images(
         places = embeddings.position_ids[:, : text.shape[1]].expand_as(input_ids)
         words = embeddings.word_embeddings(input_ids[text]) + embeddings.position_embeddings(places[text])
         hidden = torch.cat([hidden.to(words.dtype), words])
-    rows = Rows((lengths + count).tolist(), device, _queries_then_text(lengths, count).to(device))
+    rows = Rows((lengths + count).tolist(), device, by_row([torch.full_like(lengths, count), lengths]).to(device))
     sharing = Sharing(image_index)
     hidden = modules.embeddings.layernorm(hidden.to(modules.embeddings.layernorm.weight.dtype))
     hidden = modules.embeddings.dropout(hidden)
@@ -95,24 +107,46 @@ def read_images(
     return hidden[:tokens].unflatten(0, (-1, count))
 
 
-def read_layer(layer: Any, hidden: Tensor, rows: Rows, image_features: Tensor, sharing: Sharing, count: int) -> Tensor:
-    """One layer of `read_images`: `hidden` holds the queries of all rows, `count` of each, and then their texts."""
+def read_layer(
+    layer: Any, hidden: Tensor, rows: Rows, images: Tensor | Keys | None, sharing: Sharing | None, count: int
+) -> Tensor:
+    """One layer over packed rows.
+
+    Args:
+        layer: of transformers' InstructBLIP or BLIP-2.
+        hidden: the queries of all rows, `count` of each, and then their texts, `[tokens, width]`.
+        rows: how `hidden` falls into rows.
+        images: features of the images, `[images, patches, vision width]`, or the keys that `image_keys` made of them.
+        sharing: which row reads which image; None for rows without queries.
+        count: number of queries.
+    """
     hidden = layer.attention.output(_self_attention(layer.attention.attention, hidden, rows), hidden)
-    queries = len(sharing.back) * count
+    queries = 0 if sharing is None else len(sharing.back) * count
     seen, words = hidden[:queries], hidden[queries:]
-    if layer.has_cross_attention:
-        cross = layer.crossattention
-        seen = cross.output(_cross_attention(cross.attention, seen, image_features, sharing, count), seen)
-    seen = layer.feed_forward_chunk_query(seen)
+    if sharing is not None:
+        if layer.has_cross_attention:
+            cross = layer.crossattention
+            keys = image_keys(layer, images) if isinstance(images, Tensor) else images
+            seen = cross.output(_cross_attention(cross.attention, seen, keys, sharing, count), seen)
+        seen = layer.feed_forward_chunk_query(seen)
     return torch.cat([seen, layer.feed_forward_chunk(words)]) if len(words) else seen
 
 
-def _queries_then_text(lengths: Tensor, count: int) -> Tensor:
-    """Tokens row by row, in a tensor that holds the queries of all rows and then their texts."""
-    rows = len(lengths)
-    queries = torch.arange(rows * count).split(count)
-    texts = (rows * count + torch.arange(int(lengths.sum()))).split(lengths.tolist())
-    return torch.cat([part for pair in zip(queries, texts, strict=True) for part in pair])
+def image_keys(layer: Any, image_features: Tensor) -> Keys:
+    """What a layer with cross-attention makes of images: `[images, patches, vision width]`."""
+    module = layer.crossattention.attention
+    return Keys(*(_heads(module, project(image_features)) for project in (module.key, module.value)))
+
+
+def by_row(parts: Sequence[Tensor]) -> Tensor:
+    """Tokens row by row, in a tensor that holds a first part of all rows, then a second part of all rows, and so on.
+
+    Args:
+        parts: tokens of each row in each part, `[rows]`.
+    """
+    pieces = torch.arange(int(sum(part.sum() for part in parts))).split(torch.cat(list(parts)).tolist())
+    rows = len(parts[0])
+    return torch.cat([pieces[number * rows + row] for row in range(rows) for number in range(len(parts))])
 
 
 def _heads(module: Any, states: Tensor) -> Tensor:
@@ -125,8 +159,7 @@ def _self_attention(module: Any, hidden: Tensor, rows: Rows) -> Tensor:
     return rows.attention(*parts, causal=False, scale=module.scaling, dropout=dropout).flatten(1)
 
 
-def _cross_attention(module: Any, seen: Tensor, features: Tensor, sharing: Sharing, count: int) -> Tensor:
+def _cross_attention(module: Any, seen: Tensor, keys: Any, sharing: Sharing, count: int) -> Tensor:
     query = _heads(module, module.query(seen)).unflatten(0, (-1, count))
-    key, value = (_heads(module, project(features)) for project in (module.key, module.value))
     dropout = module.attention_dropout if module.training else 0.0
-    return sharing.attention(query, key, value, module.scaling, dropout).flatten(0, 1).flatten(1)
+    return sharing.attention(query, keys.key, keys.value, module.scaling, dropout).flatten(0, 1).flatten(1)

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 from transformers import AutoTokenizer, Blip2Config, BlipImageProcessorPil, InstructBlipProcessor
 
 from instructkit.data.media import CLIP_MEAN, CLIP_STD
 from instructkit.errors import UserError
 from instructkit.files import writing
-from instructkit.models.batches import Limits, Texts
+from instructkit.models.batches import Captions, Limits, Texts
+from instructkit.models.blip2 import Blip2Pretraining
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.load.bases import check_package
 from instructkit.models.load.blip2 import load_blip2
@@ -21,6 +24,7 @@ from instructkit.models.load.join import join
 from instructkit.models.load.lavis import base_of, is_lavis, load_lavis_state, read_lavis
 from instructkit.models.load.llm import OWN_ROWS, answer_end, drop_added_rows, image_token
 from instructkit.models.load.parts import JOINED, failing, place_of, read_config
+from instructkit.models.load.pretraining import STAGE1, added
 from instructkit.models.load.qformer_text import qformer_tokenizer, text_of
 from instructkit.models.load.trained import TOKENIZERS, apply_trained, facts_of, load_tokenizers
 from instructkit.models.plain_text import unclosed
@@ -49,10 +53,7 @@ def save_model(model: InstructBlip, texts: Texts, folder: Path, state: dict[str,
         raise UserError(
             f"{folder}: a model with a quantised LLM is not written whole; its trained part is (save_trained)"
         )
-    size = model.config.vision_config.image_size
-    images = BlipImageProcessorPil(
-        size={"height": size, "width": size}, image_mean=list(CLIP_MEAN), image_std=list(CLIP_STD)
-    )
+    images = _image_processor(model)
     llm = unclosed(texts.llm) if texts.decoder_only else deepcopy(texts.llm)
     processor = InstructBlipProcessor(images, llm, texts.qformer, num_query_tokens=texts.queries)
     processor.save_pretrained(folder)
@@ -61,6 +62,43 @@ def save_model(model: InstructBlip, texts: Texts, folder: Path, state: dict[str,
     rows = _add_rows(model, state, image + 1)
     model.save_pretrained(folder, state_dict=state)
     _amend(folder / "config.json", model, image, rows)
+
+
+def save_pretraining(
+    model: Blip2Pretraining, captions: Captions, folder: Path, state: dict[str, Tensor] | None = None
+) -> None:
+    """Write the model of BLIP-2's first stage; `load_pretraining` reads it.
+
+    `Blip2ForImageTextRetrieval.from_pretrained(folder)`, `AutoTokenizer` and `AutoImageProcessor` of transformers read
+    it, too; of a model with another family's image encoder `load_pretraining` alone reads the weights.
+
+    Args:
+        model: the model.
+        captions: its tokeniser.
+        folder: made if missing.
+        state: weights to write in place of the model's own.
+    """
+    state = dict(model.state_dict()) if state is None else state
+    own = added(state)
+    _image_processor(model).save_pretrained(folder)
+    captions.tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict={name: state[name] for name in state if name not in own})
+    save_file({name: tensor.contiguous() for name, tensor in own.items()}, folder / STAGE1)
+    foreign = isinstance(model.vision_model, VisionEncoder)
+    content = json.loads((folder / "config.json").read_text())
+    content["image_token_index"] = None  # with one transformers would cut the beginning of every text
+    content["architectures"] = ["Blip2Pretraining" if foreign else "Blip2ForImageTextRetrieval"]
+    if foreign:
+        content["model_type"] = JOINED
+    (folder / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def _image_processor(model: InstructBlip | Blip2Pretraining) -> BlipImageProcessorPil:
+    """How transformers is to prepare pictures: the whole of each as a square, in CLIP's normalisation."""
+    size = model.config.vision_config.image_size
+    return BlipImageProcessorPil(
+        size={"height": size, "width": size}, image_mean=list(CLIP_MEAN), image_std=list(CLIP_STD)
+    )
 
 
 def _add_rows(model: InstructBlip, state: dict[str, Any], rows: int) -> int:

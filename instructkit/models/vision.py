@@ -8,6 +8,7 @@ the encoder's own mean and standard deviation are applied inside. A new layer no
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,77 @@ from transformers import AutoConfig, AutoModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from instructkit.data.media import CLIP_MEAN, CLIP_STD
+
+
+class ImageTower:
+    """How models read pictures through `vision_model`: InstructBLIP's encoder, or another family's `VisionEncoder`.
+
+    A layer norm (`post_layernorm`) stands behind either. It is trained though the encoder is frozen, so what a cache
+    keeps are the features before it.
+
+    Attributes:
+        most_calls: gets how often this rank has to call a module and gives how often it must. ZeRO 3 fetches weights
+            at every call with all ranks together, so there it gives the largest number of any rank.
+    """
+
+    config: Any
+    vision_model: Any
+    most_calls: Callable[[int], int] = staticmethod(int)
+
+    def take_encoder(self) -> None:
+        """Put the encoder that the configuration describes in the place of InstructBLIP's.
+
+        `config.vision_encoder`, where it is there, is of another family, without weights yet; `post_layernorm_eps` is
+        that of the layer norm behind the encoder.
+        """
+        if (facts := getattr(self.config, "vision_encoder", None)) is not None:
+            self.vision_model = VisionEncoder.from_config(facts, self.config.vision_config.hidden_size)
+        if (epsilon := getattr(self.config, "post_layernorm_eps", None)) is not None:
+            self.vision_model.post_layernorm.eps = epsilon
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """Features of distinct images: `[images, 3, height, width]` to `[images, patches + 1, vision width]`."""
+        features: Tensor = self.vision_model(pixel_values=pixel_values).last_hidden_state
+        return features
+
+    @torch.no_grad()
+    def encode_patches(self, pixel_values: Tensor) -> Tensor:
+        """What `encode_images` gives before the last layer norm, which is trained though the encoder is frozen."""
+        if isinstance(self.vision_model, VisionEncoder):
+            return self.vision_model.patches(pixel_values)
+        hidden = self.vision_model.embeddings(pixel_values)
+        patches: Tensor = self.vision_model.encoder(inputs_embeds=hidden).last_hidden_state
+        return patches
+
+    def with_kept(self, pixel_values: Tensor, kept: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of images of which a cache has some.
+
+        Args:
+            pixel_values: those that it lacks, `[images, 3, height, width]`.
+            kept: features of the others (`encode_patches`), `[images, patches + 1, vision width]`.
+            order: where each image stands in (`pixel_values`, `kept`), `[images]`.
+
+        Returns:
+            Features as `encode_images` gives them, and those of `pixel_values` as `encode_patches` does.
+        """
+        patches = self._encode_missing(pixel_values, kept)
+        together = torch.cat([patches, kept.to(patches.dtype)])[order]
+        return self.vision_model.post_layernorm(together.to(self.vision_model.post_layernorm.weight.dtype)), patches
+
+    def _encode_missing(self, pixel_values: Tensor, kept: Tensor) -> Tensor:
+        """Features of the pictures that a cache lacks; on a rank that lacks none, one is encoded for the others' sake.
+
+        Args:
+            pixel_values: pictures that the cache lacks, `[images, 3, height, width]`.
+            kept: features of the others, `[images, patches + 1, vision width]`.
+        """
+        if len(pixel_values):
+            self.most_calls(1)
+            return self.encode_patches(pixel_values)
+        if self.most_calls(0):
+            size = self.config.vision_config.image_size
+            self.encode_patches(pixel_values.new_zeros(1, 3, size, size))
+        return kept[:0]
 
 
 class VisionEncoder(nn.Module):

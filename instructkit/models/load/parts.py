@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from transformers import AutoConfig, InstructBlipConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, Blip2Config, InstructBlipConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from instructkit.errors import UserError
@@ -74,9 +74,10 @@ def read_config(name: str, part: str) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(place)
 
 
-def joined_config(content: dict[str, Any]) -> InstructBlipConfig:
+def joined_config(content: dict[str, Any]) -> PreTrainedConfig:
     """The configuration of a saved model whose image encoder is not InstructBLIP's."""
-    config: InstructBlipConfig = InstructBlipConfig.from_dict({**content, "model_type": InstructBlipConfig.model_type})
+    kind = Blip2Config if content.get("architectures") == ["Blip2Pretraining"] else InstructBlipConfig
+    config: PreTrainedConfig = kind.from_dict({**content, "model_type": kind.model_type})
     return config
 
 

@@ -35,7 +35,7 @@ _FROM_BERT = {
     r"\.gamma$": ".weight",
     r"\.beta$": ".bias",
 }
-_SHAPE = (  # what the three kinds of configuration call alike
+SHAPE = (  # what the three kinds of configuration call alike
     "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act hidden_dropout_prob "
     "attention_probs_dropout_prob max_position_embeddings initializer_range layer_norm_eps pad_token_id"
 )
@@ -70,14 +70,15 @@ class Joints(InstructBlipPreTrainedModel):
 
 
 def load_qformer(
-    name: str, encoder_width: int, llm: PreTrainedConfig, queries: int, vocabulary: int, dtype: torch.dtype
+    name: str, encoder_width: int, llm: PreTrainedConfig | None, queries: int, vocabulary: int, dtype: torch.dtype
 ) -> Queries:
     """The Q-Former of a checkpoint.
 
     Args:
         name: of a BLIP-2, an InstructBLIP or a BERT.
         encoder_width: of the image encoder; keys and values made for another width start from random weights.
-        llm: configuration of the LLM; a projection to another width starts from random weights.
+        llm: configuration of the LLM; a projection to another width starts from random weights. None where none
+            follows, and the projection is not used.
         queries: number of query tokens where the checkpoint has none.
         vocabulary: number of words where the checkpoint has no embeddings of them.
         dtype: of its weights.
@@ -118,7 +119,7 @@ def qformer_config(name: str, config: Any, encoder_width: int) -> InstructBlipQF
         )
     source = config.qformer_config if is_blip(config) else config
     return InstructBlipQFormerConfig(
-        **{key: getattr(source, key) for key in _SHAPE.split()},
+        **{key: getattr(source, key) for key in SHAPE.split()},
         cross_attention_frequency=getattr(source, "cross_attention_frequency", 2),
         encoder_hidden_size=encoder_width,
     )
@@ -132,7 +133,12 @@ def fresh_joints(config: InstructBlipConfig, dtype: torch.dtype) -> Loaded:
 
 
 def _load_joints(
-    name: str, config: Any, shape: InstructBlipQFormerConfig, llm: PreTrainedConfig, queries: int, dtype: torch.dtype
+    name: str,
+    config: Any,
+    shape: InstructBlipQFormerConfig,
+    llm: PreTrainedConfig | None,
+    queries: int,
+    dtype: torch.dtype,
 ) -> Loaded:
     whole = InstructBlipConfig(qformer_config=shape, text_config=llm, num_query_tokens=queries)
     if not is_blip(config):
