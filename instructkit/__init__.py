@@ -10,7 +10,7 @@
     ik.evaluate(model, ["okvqa"], data="data").report("out")
     ik.train("easy_vqa", max_steps=20)                               # the recipe, in this process
 
-What a person can put right is raised as `ik.UserError`, in one line. torch is loaded with the first model.
+Errors that you can fix are raised as `ik.UserError`, in one line. torch is loaded with the first model.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def convert(
         out: folder of converted datasets.
         split: None for the one that the paper uses.
         images: folder that media paths start from, if not the release's.
-        limit: stop after so many raw records.
+        limit: stop after this many raw records.
         jobs: processes; the result does not depend on their number.
         check_images: decode every picture and video.
         force: convert again, though nothing has changed.

@@ -80,7 +80,7 @@ def convert(
     split: Annotated[
         str | None, typer.Option(help="Default: the paper's, with 'all' also the benchmarks'; 'all' takes every one.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many raw records.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many raw records.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one a core.")] = None,
     check_images: Annotated[bool, typer.Option("--check-images", help="Decode every picture and video.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Convert again, though nothing has changed.")] = False,
@@ -102,7 +102,7 @@ def convert(
     }
     if name == "all":
         if ocr is not None:
-            raise UserError("--ocr reads words for one source: name it in place of 'all'")
+            raise UserError("--ocr reads words for one source: name it instead of 'all'")
         _convert_all(raw, out, split, options)
         return
     folder = raw or sources.default_raw(name)
@@ -189,7 +189,7 @@ def world(
         print(f"wrote {sheet}")
         return
     pictures = films = 0
-    with _bar("world", " releases", len(WRITERS), "draws all anew") as progress:
+    with _bar("world", " releases", len(WRITERS), "draws everything again") as progress:
         for release in build(out, seed, size):
             pictures, films = pictures + len(release.pictures), films + len(release.films)
             progress(1)
@@ -206,7 +206,7 @@ def evaluate(
         str,
         typer.Option("--output", "--out", help="Folder of the run; killed and started again, it goes on where it was."),
     ],
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many examples of each benchmark.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Number of examples of each benchmark.")] = None,
     eval_batch_size: Annotated[
         int, typer.Option("--eval-batch-size", "--batch-size", min=1, help="Questions a forward pass.")
     ] = 64,
@@ -463,7 +463,7 @@ def training_sizes(folders: list[Path]) -> tuple[dict[str, int], list[str]]:
     for manifest in manifests:
         source = known.get(manifest.source)
         name = f"{manifest.source}/{manifest.split}"
-        if source is not None and manifest.split not in source.splits:  # data of one's own
+        if source is not None and manifest.split not in source.splits:  # your own data
             sizes[name] = manifest.examples
         elif manifest.role == "held-out" or (source is not None and manifest.split != source.split):
             left_out.append(name)

@@ -38,11 +38,11 @@ class WholeModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which model is evaluated.
 
     Attributes:
-        name: a preset that starts from random weights (`nano`), the name of a published size (`vicuna-7b`), a folder
-            that `save_pretrained` wrote, a name on the Hugging Face hub, or a `.pth` file of LAVIS, whose image encoder
-            and LLM are those of the published model of its size. It is an InstructBLIP, or a BLIP-2 with an LLM.
-        allow_packages: whether the folder that `name` names may itself name a Python package for its LLM, whose code
-            then runs; what `llm` names here needs no leave.
+        name: an InstructBLIP, or a BLIP-2 with an LLM: `nano` (starts from random weights), a published size such as
+            `vicuna-7b`, a model folder, a name on the Hugging Face hub, or a `.pth` file of LAVIS. A LAVIS file gets
+            image encoder and LLM from the published model of its size.
+        allow_packages: allow a model folder to name a Python package for its LLM. Code of that package runs. A package
+            that you name yourself in `llm` needs no permission.
     """
 
     name: Text = "nano"
@@ -53,19 +53,17 @@ class ModelConfig(WholeModelConfig, frozen=True, forbid_unknown_fields=True):
     """Which model is trained.
 
     Attributes:
-        vision: image encoder in place of `name`'s: a BLIP-2 or InstructBLIP, a CLIP, SigLIP or DINO, or another that
-            gives features of patches or a map of them, such as an EfficientNet; by folder or hub name, like qformer
-            and llm.
-        vision_layer: layer of the image encoder that is read: n for what leaves the n-th, negative numbers from the
-            end (-1 the last); stages count as layers where transformers' hidden_states has one of each. null for its
-            final features, of CLIP those one layer before.
-        qformer: Q-Former and query tokens in place of `name`'s: a BLIP-2, an InstructBLIP or a BERT.
-        llm: LLM in place of `name`'s: a causal or T5-like one, a GGUF file, or `package:MODULE` for a Python package
-            that assembles or holds one.
-        llm_bits: 4 or 8 keeps the LLM's linear layers in so many bits (bitsandbytes), for an LLM that is frozen or
-            trained by LoRA; null in the run's precision.
+        vision: image encoder that replaces `name`'s, by folder or hub name: BLIP-2, InstructBLIP, CLIP, SigLIP, DINO,
+            or another encoder whose features are patches or a feature map, such as EfficientNet.
+        vision_layer: layer of the image encoder whose output is read: 1 is the first, -1 the last. In encoders with
+            stages a stage counts as a layer. null reads the final features (of CLIP, those one layer earlier).
+        qformer: Q-Former and query tokens that replace `name`'s, by folder or hub name: BLIP-2, InstructBLIP or BERT.
+        llm: LLM that replaces `name`'s: a causal or T5-like one by folder or hub name, a GGUF file, or
+            `package:MODULE` for a Python package that assembles or contains one.
+        llm_bits: store the LLM's linear layers in 4 or 8 bits (bitsandbytes); the LLM must be frozen or trained by
+            LoRA. null uses the run's precision.
         instruction_aware: whether the Q-Former reads the instruction; false is the paper's ablation.
-        vocabulary: at most so many tokens in each tokenizer that a preset trains on its own text.
+        vocabulary: vocabulary size of the tokenizers that are trained for `nano`.
     """
 
     vision: Text | None = None
@@ -83,7 +81,7 @@ class ModelConfig(WholeModelConfig, frozen=True, forbid_unknown_fields=True):
 
     @property
     def base(self) -> str:
-        """The model in words: `name` and the parts in place of its own."""
+        """The model in words: `name` and the parts instead of its own."""
         parts = {"vision": self.vision, "qformer": self.qformer, "llm": self.llm}
         return " ".join([self.name, *(f"{part}={name}" for part, name in parts.items() if name)])
 
@@ -95,10 +93,10 @@ class TowersConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         vision: image encoder.
         qformer: Q-Former; the query tokens and the projection to the LLM are trained unless it is frozen.
         llm: language model.
-        lora_rank: rank of LoRA towers.
-        lora_alpha: scale of LoRA towers, times 1/rank.
-        lora_targets: shell patterns over full paths of linear layers, such as `language_model.*.q_proj`, that LoRA
-            stands beside; none for every linear layer of the LoRA towers. The output head never has LoRA.
+        lora_rank: rank of the LoRA adapters.
+        lora_alpha: LoRA's alpha; adapters are scaled by lora_alpha / lora_rank.
+        lora_targets: linear layers that get adapters, as shell patterns over their full names, such as
+            `language_model.*.q_proj`. Empty: all linear layers of the LoRA towers. The output head never gets one.
     """
 
     vision: Setting = "frozen"
@@ -123,16 +121,16 @@ class DataConfig(ConvertedConfig, frozen=True, forbid_unknown_fields=True):
     """What is trained on.
 
     Attributes:
-        train: sources, or source/split where it is not the source's default.
-        raw: release folder by source, for sources to be converted by the run; those that come as a Python package
-            need none. For `jsonl`, data of one's own, a folder or a file.
-        weights: factors on a dataset's square-root weight (paper, section 3.3), by its name in `train`.
-        group_size: at most so many questions of one image stand together in a batch.
-        augment: random crops and flips of pictures.
+        train: datasets to train on: a source, or source/split for another split than the source's default.
+        raw: release folder of each source that the run should convert. Sources that come as a Python package need
+            none. For `jsonl` (your own data) a folder or a file.
+        weights: factors that multiply a dataset's square-root weight (paper, section 3.3), by its name in `train`.
+        group_size: maximum number of questions about one image in a group.
+        augment: crop and flip pictures at random.
         workers: processes that prepare batches; 0 prepares them in the training process. A conversion inside the run
-            has as many, or one a core where this is 0.
-        instruction_tokens: instructions are cut to so many LLM tokens, from the left.
-        answer_tokens: targets are cut to so many LLM tokens.
+            uses as many processes, or one per core if this is 0.
+        instruction_tokens: maximum length of an instruction in LLM tokens; longer ones lose their beginning.
+        answer_tokens: maximum length of a target in LLM tokens; longer ones lose their end.
     """
 
     train: Annotated[list[Text], Meta(min_length=1)] = msgspec.field(default_factory=lambda: ["easy_vqa"])
@@ -149,35 +147,35 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How it is trained.
 
     Attributes:
-        max_steps: optimizer steps.
-        epochs: the length of the run in place of max_steps. An epoch is as many samples as the datasets of the mixture
-            hold examples. Each is drawn by its probability, so of a mixture of several a small one is passed more than
-            once in an epoch and a large one not wholly; the log says how often. Broken numbers are fine; the last step
-            is a whole one.
-        batch_size: image groups a step over all ranks; with group_size 1, examples.
-        accumulation: micro-batches that a rank's share of a step is cut into.
-        optimizer: adamw, or muon for models that start from random weights, which needs zero_stage=0 and
+        max_steps: number of optimizer steps.
+        epochs: length of the run in epochs, instead of max_steps; fractions are allowed. An epoch is as many samples as
+            the mixture has examples. In a mixture, small datasets are passed more than once per epoch and large ones
+            less than once; the log says how often.
+        batch_size: image groups per step over all ranks; with group_size 1, examples.
+        accumulation: micro-batches per rank and step.
+        optimizer: adamw, or muon for models that start from random weights. muon needs zero_stage=0 and
             precision=fp32.
-        learning_rate: peak.
+        learning_rate: peak learning rate.
         warmup_steps: steps of linear warm-up.
         warmup_from: learning rate of the first step.
-        min_learning_rate: where the cosine ends.
-        weight_decay: of matrices; biases, norms and embeddings have none.
-        betas: of AdamW.
-        gradient_clipping: largest norm of the gradient; 0 does not clip.
+        min_learning_rate: learning rate at the end of the cosine schedule.
+        weight_decay: weight decay of matrices; biases, norms and embeddings have none.
+        betas: betas of AdamW.
+        gradient_clipping: maximum norm of the gradient; 0 turns clipping off.
         precision: fp32 or bf16.
-        zero_stage: what DeepSpeed shards over the ranks: 0 nothing, 1 optimizer state, 2 and gradients, 3 and weights.
-        offload: what lies in the CPU's memory in place of the GPU's: the optimizer's state and step (ZeRO 1 to 3), or
-            these and the parameters (ZeRO 3).
-        deepspeed: a DeepSpeed configuration file (JSON) of the user's own; its keys go over those that these settings
-            come to, which it may not contradict, and "auto" in it takes them over.
-        activation_checkpointing: layers keep only their inputs for the backward pass and are computed again in it: less
-            memory for a third more time; loss and gradients stay the same.
-        compile: layers are compiled by torch.compile in the first steps, for ZeRO 0 to 2; needs a C++ compiler on the
-            CPU. Losses move by rounding.
+        zero_stage: what DeepSpeed shards over the ranks: 0 nothing, 1 the optimizer state, 2 also gradients, 3 also
+            weights.
+        offload: what is kept in CPU memory: none, optimizer (its state and its step; ZeRO 1 to 3), or parameters (both;
+            ZeRO 3).
+        deepspeed: your own DeepSpeed configuration file (JSON). Its keys override those that these settings produce;
+            "auto" takes their value. A contradiction is an error.
+        activation_checkpointing: recompute each layer in the backward pass instead of storing its activations. It saves
+            memory, takes about a third longer, and changes neither loss nor gradients.
+        compile: compile the layers with torch.compile (ZeRO 0 to 2). On the CPU this needs a C++ compiler. Losses
+            change by rounding only.
         log_every: steps between log lines.
-        checkpoint_every: steps between checkpoints; 0 writes only the last.
-        keep_checkpoints: older ones are removed.
+        checkpoint_every: steps between checkpoints; 0 writes only the last one.
+        keep_checkpoints: number of checkpoints to keep.
     """
 
     max_steps: Positive = 1000
@@ -204,17 +202,17 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ThroughputConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a training step leaves out without changing its loss; each costs speed or memory when it is off.
+    """Work that a training step can skip without changing its loss.
 
     Attributes:
-        share_images: the vision encoder sees an image once a micro-batch, not once a row.
-        share_keys: the Q-Former's cross-attention makes keys and values once an image, and its instructions are not
-            padded.
-        packing: no padding in the LLM: rows of a decoder-only LLM are laid end to end with attention that keeps them
-            apart, those of an encoder-decoder grouped by length.
-        answers_only: only answer positions are projected onto the vocabulary.
-        feature_cache: folder that keeps the frozen vision encoder's features of every image that was seen; for runs
-            without augmentation; null keeps none.
+        share_images: encode each image once per micro-batch instead of once per row.
+        share_keys: compute the keys and values of the Q-Former's cross-attention once per image, and do not pad its
+            instructions.
+        packing: do not pad the LLM's rows. A decoder-only LLM reads them end to end, with attention that separates
+            them; an encoder-decoder LLM reads rows of similar length together.
+        answers_only: project only answer positions onto the vocabulary.
+        feature_cache: folder that stores the frozen image encoder's features of every image seen. It needs a run
+            without augmentation; null stores nothing.
     """
 
     share_images: bool = True
@@ -230,10 +228,10 @@ class BenchmarksConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         benchmarks: `held-out`, `held-in`, names of protocols (`templates/eval`), or NAME/SPLIT for another split than
             the protocol's.
-        limit: at most so many examples of each, the first of the split; null for all.
-        eval_batch_size: questions a forward pass.
-        spread: so many training wordings are evaluated beside each protocol's prompt.
-        dtype: that the model computes in; null for float32, behind a training run for that one's precision.
+        limit: number of examples of each benchmark, from the start of its split; null evaluates all.
+        eval_batch_size: questions per forward pass.
+        spread: number of training wordings that are evaluated in addition to each protocol's prompt.
+        dtype: precision of the model. null: float32, or the run's precision if the evaluation ends a training run.
     """
 
     benchmarks: list[Text] = []
@@ -244,17 +242,17 @@ class BenchmarksConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EvaluationConfig(BenchmarksConfig, frozen=True, forbid_unknown_fields=True):
-    """What is evaluated when training has ended, and while it goes on.
+    """What is evaluated during training and at its end.
 
     Attributes:
-        every: steps between evaluations during training, which the last step ends with too; 0 has none. The best
+        every: steps between evaluations during training; the last step is evaluated too. 0 turns them off. The best
             checkpoint is kept and becomes the model.
-        watch: names of protocols that they evaluate.
-        validation: sources, or source/split, that they compute the loss on.
-        watch_limit: so many examples of each, drawn by the seed, the same every time.
-        best: value of the log that says which checkpoint is best (`watch/<protocol>`, `validation_loss`); null for the
-            mean of the protocols, or the loss where there are none.
-        patience: training stops after so many of these evaluations without a gain; null never stops it.
+        watch: protocols to evaluate during training.
+        validation: datasets (source or source/split) to compute the loss on during training.
+        watch_limit: number of examples of each, drawn by the seed; every evaluation uses the same ones.
+        best: logged value that decides which checkpoint is best: `watch/<protocol>` or `validation_loss`. null: the
+            mean over the protocols, or the loss if there are none.
+        patience: stop training after this many evaluations without improvement; null never stops early.
     """
 
     every: Count = 0
@@ -266,7 +264,7 @@ class EvaluationConfig(BenchmarksConfig, frozen=True, forbid_unknown_fields=True
 
 
 class EvaluationRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All settings of an evaluation: those of a training run that it needs, under the same names.
+    """All settings of an evaluation. They have the same names as in a training run.
 
     Attributes:
         output: folder of the run: responses in `evaluation/`, report in `report/`.
@@ -283,9 +281,9 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         output: folder of the run: config, log, checkpoints, model, report.
-        seed: order, wordings, augmentation, weights and dropout follow from it.
-        resume: go on from the last checkpoint of `output`.
-        project: project on Weights & Biases; used where a key or WANDB_MODE=offline is set.
+        seed: determines order, wordings, augmentation, initial weights and dropout.
+        resume: continue from the last checkpoint in `output`.
+        project: project on Weights & Biases, if a key or WANDB_MODE=offline is set.
     """
 
     output: Text = "runs/easy_vqa"
@@ -541,7 +539,7 @@ def _override(tree: dict[str, Any], word: str) -> set[str]:
 
 
 def _train_on_own(data: dict[str, Any], place: str) -> None:
-    """Put the settings that convert a file or folder of one's own, and train on it, into the group `data`."""
+    """Put the settings that convert your own file or folder, and train on it, into the group `data`."""
     data["raw"] = {**data.get("raw", {}), "jsonl": place}
     data["train"] = [f"jsonl/{Path(place).stem if place.endswith('.jsonl') else 'train'}"]
 

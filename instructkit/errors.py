@@ -6,11 +6,11 @@ import difflib
 from collections.abc import Iterable
 
 QUOTED = 200
-"""At most so many characters of a value stand in a message."""
+"""Maximum number of characters of a value in a message."""
 
 
 class UserError(Exception):
-    """Something the user can put right: its message is one line that says what, where and what to do.
+    """An error that the user can fix. Its message is one line: what is wrong, where, and what to do.
 
     Commands print the message without a traceback and end with exit code 2.
     """

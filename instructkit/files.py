@@ -217,7 +217,7 @@ def _impossible(value: Any, key: str = "") -> Iterator[str]:
 
 
 def _misfit(message: str, value: Any, kind: Any) -> str:
-    """What does not fit, in place of msgspec's words: key, value, and what is expected there."""
+    """What does not fit, instead of msgspec's words: key, value, and what is expected there."""
     problem, _, place = message.rpartition(" - at ") if " - at `" in message else (message, "", "")
     steps = re.findall(r"\[\d+\]|\[\.\.\.\]|[^.\[\]]+", place.strip("`").removeprefix("$"))
     for step in steps:

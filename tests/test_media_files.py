@@ -154,11 +154,11 @@ def test_a_replaced_picture_is_noticed_by_an_evaluation(tmp_path: Path) -> None:
 
     before = answered()
     assert answered() == before
-    assert not any("were replaced; these are given anew" in line for line in said)
+    assert not any("were replaced; they are asked again" in line for line in said)
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     Image.fromarray(noise).save(next((tmp_path / "raw").rglob("*val*.jpg")))
     assert answered() != before
-    assert any("were replaced; these are given anew" in line for line in said)
+    assert any("were replaced; they are asked again" in line for line in said)
     anew = world.evaluate("vqav2", tmp_path / "anew")
     assert responses.read_bytes() == (tmp_path / "anew" / "evaluation" / "vqav2" / "responses.jsonl").read_bytes()
     assert anew.results[0].errors == {}

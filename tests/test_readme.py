@@ -112,6 +112,11 @@ BLOCKS = {
         instead={"finetune.yaml ": f"finetune.yaml model.name=models/t5 {SMALL} "},
         then=there("data/jsonl/receipts", "runs/menus/report/report.html"),
     ),
+    'instructkit ask photo.jpg "is there a circle?"': Block(
+        needs=("photos", "mine", "data", "models", "runs"),
+        instead={"finetune.yaml ": f"finetune.yaml model.name=models/t5 {SMALL} ", "vicuna-7b": "models/llama"},
+        then=there("runs/finetune/model", "runs/held_out/report/report.json"),
+    ),
     "instructkit ask": Block(
         needs=("photos", "models", "runs"),
         instead={"vicuna-7b": "models/llama"},

@@ -1,6 +1,6 @@
 """Raw release to examples: sharded, in several processes, safe to stop anywhere, with every misfit on record.
 
-What a shard holds depends on the release alone: so many raw records, or so many bytes of them. A shard that has the
+What a shard holds depends on the release alone: a fixed number of raw records, or of bytes. A shard that has the
 SHA-256 of its report is whole; a conversion that was stopped, by kill -9 or a power cut of the shell, goes on with the
 shards that are missing or damaged and ends in the same bytes as one that never stopped, whatever the number of
 processes. Which records are kept does not depend on where one shard ends and the next begins.
@@ -168,15 +168,15 @@ def convert(
 
     Args:
         name: a source (`instructkit sources`).
-        raw: the folder with the release's files; for data of one's own a file, too.
+        raw: the folder with the release's files; for your own data a file, too.
         out: where converted datasets are kept.
-        split: the split; by default the one that the paper uses, or the one that a file of one's own is.
+        split: the split; by default the one that the paper uses, or the one that your own file is.
         images: folder that media paths start from, if not below `raw` as the source expects.
-        limit: stop after so many raw records.
+        limit: stop after this many raw records.
         jobs: number of processes; 1 converts in this one. The result does not depend on it.
         check_images: decode every picture and a frame of every video; records whose media are missing, broken or tiny
-            are rejected. Always done for data of one's own. Found again with nothing amiss, the result is kept;
-            otherwise the check is made anew.
+            are rejected. Always done for your own data. A clean earlier check is reused;
+            otherwise all media are checked again.
         force: convert again, though nothing has changed, and use nothing of a conversion that was stopped.
         ocr: `package:function` that reads the words on pictures of which the release has none.
         progress: called with the number of raw records done since the last call.

@@ -60,7 +60,7 @@ def convert_all(
     Args:
         root: the folder.
         out: where converted datasets are kept.
-        every_split: all splits that are found, in place of those that `needed_splits` names.
+        every_split: all splits that are found, instead of those that `needed_splits` names.
         images: as in `convert`, likewise the others.
 
     Raises:

@@ -210,7 +210,7 @@ def make_shard(folder: Path, reading: Reading, new_guard: Callable[[], Guard], t
 
 
 def forget_media() -> None:
-    """Look at every picture and video anew: what an earlier conversion of this process saw may have been mended."""
+    """Look at every picture and video again: what an earlier conversion of this process saw may have been mended."""
     _look_at.cache_clear()
 
 

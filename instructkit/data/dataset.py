@@ -267,7 +267,7 @@ def _check_shards(folder: Path, manifest: Manifest) -> None:
     ]
     if wrong:
         others = f" ({len(wrong) - 1} more shards, too)" if len(wrong) > 1 else ""
-        raise UserError(f"{wrong[0]}{others}; convert the dataset again: instructkit convert makes it anew")
+        raise UserError(f"{wrong[0]}{others}; convert the dataset again: instructkit convert makes it again")
 
 
 def _open_rows(folder: Path, manifest: Manifest) -> Any:

@@ -40,7 +40,7 @@ class Example(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_f
     Attributes:
         id: `source/split/key`, unique and stable over conversions.
         images: paths below the manifest's `media_root`; several for multi-image questions.
-        video: path of the video below `media_root`, in place of images.
+        video: path of the video below `media_root`, instead of images.
         start: first second of the clip inside the video.
         end: last second of the clip inside the video.
         question: the question, without any prompt around it.

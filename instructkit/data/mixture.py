@@ -70,7 +70,7 @@ class ImageGroups:
 
     Args:
         images: a number an example, equal where examples show the same image.
-        size: at most so many examples a group.
+        size: maximum number of examples in a group.
         seed: an integer of the run and the dataset.
     """
 
@@ -109,7 +109,7 @@ class Mixture:
     Args:
         images: by dataset, a number an example, equal where examples show the same image.
         overrides: factors on the datasets' weights.
-        group_size: at most so many questions of one image a group.
+        group_size: maximum number of questions about one image in a group.
         seed: of the run.
     """
 

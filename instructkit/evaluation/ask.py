@@ -44,10 +44,10 @@ def ask(
         load: gives the model, once the words are found to be right.
         protocol: name of a benchmark whose prompt, and decoding or candidates, are used.
         candidates: to be ranked.
-        decoding: settings of `Decoding` in place of the protocol's.
+        decoding: settings of `Decoding` instead of the protocol's.
         data: folder of converted datasets, for a protocol whose candidates are their answers.
-        as_json: JSON lines in place of text and CSV.
-        out: file in place of the console.
+        as_json: JSON lines instead of text and CSV.
+        out: file instead of the console.
         batch_size: questions a forward pass.
 
     Returns:

@@ -55,10 +55,10 @@ def make_task(
         question: how it asks.
         root: folder of converted datasets.
         folder: where its responses are kept.
-        limit: at most so many examples, the first of the split.
+        limit: number of examples, from the start of the split.
         batch_size: questions a forward pass.
         hidden: the authors keep the split's answers to themselves.
-        seed: draws the examples of a limit, in place of the first.
+        seed: draws the examples of a limit, instead of the first.
 
     Raises:
         UserError: a split is not converted, or none of its examples belongs to the benchmark.
@@ -94,7 +94,7 @@ def answer_benchmark(
         task: the benchmark.
         identity: what the responses depend on.
         ranks: the processes that share the batches out.
-        replace: throw away responses that depend on something else, in place of an error.
+        replace: discard responses that depend on something else, instead of an error.
         leave: whether the progress bar stays when it has ended.
         media: the stamps of the split's media files, by which replaced ones are noticed.
 

@@ -5,7 +5,7 @@ picture comes with all that was asked about it: the rounds of a dialog or the qu
 and drawn one by one they would make the interval too narrow (cluster bootstrap; Cameron, Gelbach and Miller 2008).
 Where the score is a mean over examples the examples' scores are drawn. CIDEr too: the document frequencies stay those
 of the full set, as drawing an image twice tells nothing new about how rare a word is. The area under the ROC curve is
-no mean, and is computed anew from every draw.
+no mean, and is computed again from every draw.
 """
 
 from __future__ import annotations

@@ -48,10 +48,10 @@ def responses_identity(
     """All that the responses to a benchmark depend on.
 
     Args:
-        question: protocol and, in place of its prompt, a wording.
+        question: protocol and, instead of its prompt, a wording.
         root: folder of converted datasets.
         model: from `model_identity`.
-        limit: at most so many examples.
+        limit: number of examples.
         batch_size: rounding errors differ with it, so bytes could.
         dtype: that the model computes in.
         limits: what prompts are cut to.

@@ -37,7 +37,7 @@ class Question(NamedTuple):
 
     Attributes:
         protocol: the benchmark.
-        wording: in place of the protocol's instruction; None for that itself.
+        wording: instead of the protocol's instruction; None for that itself.
     """
 
     protocol: Protocol
@@ -96,7 +96,7 @@ def make_plan(
     Args:
         question: how the benchmark asks.
         examples: the split.
-        limit: at most so many examples, the first of the split.
+        limit: number of examples, from the start of the split.
         batch_size: questions a batch.
         rows: positions of the examples that there are; None for the whole split.
     """

@@ -106,7 +106,7 @@ class ResponseLog:
         Args:
             identity: what responses depend on.
             batches: example ids of each batch.
-            replace: throw away responses that depend on something else, in place of an error.
+            replace: discard responses that depend on something else, instead of an error.
             media: the stamps of the split's media files; None where none are compared.
 
         Returns:

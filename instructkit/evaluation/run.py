@@ -68,7 +68,7 @@ def evaluate(
         settings: model, data, benchmarks.
         ranks: the processes that share the batches out.
         say: takes lines for people.
-        replace: throw away responses of another model or other settings, in place of an error.
+        replace: discard responses of another model or of other settings, instead of an error.
         loaded: the model that the settings name, where it is in memory already, and its tokenisers.
 
     Returns:
@@ -255,7 +255,7 @@ class _Runner:
         log = answer_benchmark(self.evaluator, task, identity, ranks=self.ranks, replace=self.replace, media=media)
         if log.replaced:
             name = task.question.protocol.benchmark
-            self.say(f"media     {name}: pictures of {log.replaced:,} answers were replaced; these are given anew")
+            self.say(f"media     {name}: pictures of {log.replaced:,} answers were replaced; they are asked again")
         return log.answers() if self.ranks.first else []
 
     def _stamps(self, task: Task) -> media_files.Stamps:

@@ -18,14 +18,14 @@ READERS = {"qformer": "the Q-Former", "instruction": "the LLM"}
 
 
 class Spread(msgspec.Struct, kw_only=True):
-    """The score under a training wording in place of the protocol's prompt.
+    """The score under a training wording instead of the protocol's prompt.
 
     Attributes:
         wording: its name in `templates/train`.
         instruction: its Jinja.
         value: as the benchmark's.
         n: examples that were scored.
-        errors: examples that have an error in place of an answer.
+        errors: examples that have an error instead of an answer.
         cut: as the benchmark's.
     """
 
@@ -53,7 +53,7 @@ class Result(msgspec.Struct, kw_only=True):
         details: all that the metric gives.
         groups: value and number of examples by group, where the protocol names one; no value where the metric is not
             defined on the group, such as CIDEr on one image.
-        errors: examples that have an error in place of an answer, and the error; they are not scored.
+        errors: examples that have an error instead of an answer, and the error; they are not scored.
         prompt: the first example's prompt, byte for byte.
         cut: prompts of which a limit left the end alone, by who reads it: `qformer`, `instruction` (LLM).
         spread: scores under training wordings.
@@ -85,7 +85,7 @@ class NotEvaluated(msgspec.Struct, kw_only=True):
         role: `held-in`, `held-out` or `extra`.
         reason: why.
         hidden: it was answered, but the split's answers are not public.
-        errors: examples that have an error in place of an answer, and the error.
+        errors: examples that have an error instead of an answer, and the error.
         cut: prompts of which a limit left the end alone, by who reads it: `qformer`, `instruction` (LLM).
     """
 
@@ -155,7 +155,7 @@ def _value(protocol: Protocol, answers: Sequence[Answer]) -> float | None:
 
 
 def errors_of(answers: Sequence[Answer]) -> dict[str, str]:
-    """Examples that have an error in place of an answer, and the error."""
+    """Examples that have an error instead of an answer, and the error."""
     return {answer.example: answer.error for answer in answers if answer.error is not None}
 
 

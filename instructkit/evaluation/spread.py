@@ -1,4 +1,4 @@
-"""How much a score depends on the wording: training wordings in place of a protocol's prompt.
+"""How much a score depends on the wording: training wordings instead of a protocol's prompt.
 
 On Flickr30K one phrase at the end of the prompt moves CIDEr by 22 points (salesforce/LAVIS#719).
 """
@@ -23,7 +23,7 @@ def wordings(protocol: Protocol, examples: Examples, limit: int | None, count: i
     Args:
         protocol: the benchmark.
         examples: its split.
-        limit: at most so many examples count, as in the benchmark itself.
+        limit: number of examples that count, as in the benchmark itself.
         count: how many wordings; there may be fewer that suit.
     """
     templates = train_templates(protocol.task)

@@ -55,7 +55,7 @@ def aokvqa(direct: Sequence[Answer], choices: Sequence[Answer]) -> Any:
 def write_submissions(folder: Path, hidden: Mapping[str, Sequence[Answer]]) -> list[str]:
     """Write `submissions/<benchmark>_<split>.json` for what a server takes.
 
-    An example that failed is left out of its file, so that the server tells what is missing in place of scoring an
+    An example that failed is left out of its file, so that the server tells what is missing instead of scoring an
     answer that nobody gave.
 
     Args:

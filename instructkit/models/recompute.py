@@ -1,4 +1,4 @@
-"""How the towers' layers are run: computed a second time in place of keeping what they made, or compiled."""
+"""How the towers' layers are run: computed a second time instead of keeping what they made, or compiled."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def recompute_layers(model: Any) -> None:
 def compile_layers(model: Any, backend: str = "inductor") -> None:
     """Compile the layers of all towers, in place; layers that are alike share what was compiled.
 
-    Lengths are symbols in it, so that batches of other lengths compile nothing anew. Attention over packed rows, whose
+    Lengths are symbols in it, so that batches of other lengths compile nothing again. Attention over packed rows, whose
     lengths decide what is computed, stays outside.
 
     Args:
@@ -50,7 +50,7 @@ def compile_layers(model: Any, backend: str = "inductor") -> None:
     """
     if backend == "inductor":
         _check_compiler(next(model.parameters()).device.type)
-    # What these compute depends on the lengths of a batch's rows: each batch would be compiled anew.
+    # What these compute depends on the lengths of a batch's rows: each batch would be compiled again.
     AttentionInterface.register(ATTENTION, torch.compiler.disable(attend))
     for kind in (Rows, Sharing):
         kind.attention = torch.compiler.disable(kind.attention)  # type: ignore[method-assign]

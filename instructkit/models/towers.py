@@ -83,7 +83,7 @@ def set_modes(model: nn.Module, training: bool) -> None:
 
 
 def lora_targets(model: InstructBlip, config: TowersConfig) -> dict[str, set[str]]:
-    """Linear layers that LoRA stands beside, by tower, with their names inside it; GPT-2's Conv1D is one, too.
+    """Linear layers that get LoRA adapters, by tower, with their names inside it; GPT-2's Conv1D counts as one.
 
     Raises:
         UserError: a pattern of `lora_targets` matches no layer of a LoRA tower, or a LoRA tower is left without.
@@ -137,7 +137,7 @@ def _add_lora(tower: nn.Module, config: TowersConfig, targets: set[str]) -> None
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Add LoRA to the weights that it stands beside, in place; call on every rank, since ZeRO 3 shards them.
+    """Merge LoRA into the weights, in place; call on every rank, since ZeRO 3 shards them.
 
     The model computes what it computed before; LoRA stays beside the weights, without effect.
     """

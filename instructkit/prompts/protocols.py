@@ -34,8 +34,8 @@ class Decoding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         num_beams: width of the beam search.
         length_penalty: exponent of the length that a beam's log-likelihood is divided by; -1 favours short answers.
-        min_new_tokens: the end token is forbidden before so many tokens; 0 allows an empty answer.
-        max_new_tokens: generation stops after so many tokens.
+        min_new_tokens: minimum number of new tokens; 0 allows an empty answer.
+        max_new_tokens: maximum number of new tokens.
         decoder_only_max_new_tokens: the same of a decoder-only LLM, where it differs; None where it does not.
         repetition_penalty: the score of a token that was generated already is multiplied by it where it is negative and
             divided where it is positive (arXiv 1909.05858). Tokens of the prompt have none. 1 changes nothing.
@@ -77,7 +77,7 @@ class Vocabulary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         splits: whose answers.
-        top: only so many of the most frequent; None for all.
+        top: number of candidates to keep, the most frequent first; None keeps all.
     """
 
     splits: list[str]

@@ -74,7 +74,7 @@ class Prompt(msgspec.Struct, frozen=True):
         instruction: text for the Q-Former and the LLM.
         target: text that the LLM learns to write; None in evaluation.
         images: paths of the pictures, relative to the media root.
-        video: path of the video in place of images.
+        video: path of the video instead of images.
         clip: first and last second inside the video, None for its beginning and end.
     """
 
@@ -163,7 +163,7 @@ class Templates:
             example: must have the fields that the wording uses.
             seed: of the run.
             epoch: each epoch draws another wording and another of several answers.
-            wording: index of the wording, in place of a drawn one.
+            wording: index of the wording, instead of a drawn one.
 
         Raises:
             UserError: there is no such wording, the instruction or the target comes out blank, or uses a field that

@@ -12,7 +12,7 @@ from instructkit.evaluation.responses import Answer, Response
 from instructkit.reports.calibration import is_right
 
 EACH = 4
-"""So many right and so many wrong ones of each benchmark."""
+"""Number of right and of wrong ones of each benchmark."""
 _CANDIDATES = 5
 
 

@@ -139,7 +139,7 @@ def _figures(entry: dict[str, Any]) -> list[Figure]:
             for index, row in enumerate(found["bins"])
             if row["n"]
         ]
-        caption = f"Calibration: ECE {found['ece']:.1f}. Darker bars hold more answers. {words.ECE}"
+        caption = f"Calibration: ECE {found['ece']:.1f}. {words.ECE}"
         bins = Table(["bin, %", "confidence", "accuracy", "answers"], rows, (1, 2, 3))
         figures.append(Figure(caption, plots.reliability(found), bins))
     if entry["spread"]:

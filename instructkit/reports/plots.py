@@ -84,7 +84,7 @@ def reliability(calibration: dict[str, Any]) -> str:
     for share in (0, 50, 100):
         parts.append(_text(left - 6, top + side - share / 100 * side + 4, str(share), "end"))
         parts.append(_text(left + share / 100 * side, top + side + 15, str(share), "middle"))
-    parts.append(_text(left + side / 2, top + side + 32, "confidence, %", "middle"))
+    parts.append(_text(left + side / 2, top + side + 32, "confidence, %; darker: more answers", "middle"))
     turned = f'transform="rotate(-90 11 {top + side / 2:.0f})"'
     parts.append(f'<text x="11" y="{top + side / 2:.0f}" text-anchor="middle" {turned}>accuracy, %</text>')
     return _svg(left + side + 16, top + side + 38, parts, "reliability diagram")

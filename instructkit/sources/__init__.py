@@ -104,7 +104,7 @@ class Source:
         raise UserError(f"{self.name} has no split {name!r}; it has {', '.join(self.splits)}")
 
     def default_split(self, raw: Path) -> str:
-        """The split that is meant where none is named: the paper's, or that of a file of one's own."""
+        """The split that is meant where none is named: the paper's, or that of your own file."""
         return raw.stem if self.own and raw.is_file() else self.split
 
 

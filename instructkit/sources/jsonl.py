@@ -1,4 +1,4 @@
-"""Data of one's own: JSON lines of picture, instruction and answer; a file is a split, named as it is."""
+"""Your own data: JSON lines of picture, instruction and answer; a file is a split, named as it is."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def read(raw: Path, split: str) -> Reading:
         raise UserError(f"{raw}: no such file or folder")
     path = raw if raw.is_file() else require(raw, f"{split}.jsonl")
     if path.suffix != ".jsonl":
-        raise UserError(f"{path}: data of one's own are JSON lines, in a file that ends in .jsonl")
+        raise UserError(f"{path}: your own data are JSON lines, in a file that ends in .jsonl")
     if path.stem != split:
         raise UserError(f"{path}: is the split {path.stem!r} by its name, not {split!r}; ask for that or rename it")
 

@@ -74,7 +74,7 @@ class TrainingData(Dataset[Batch]):
         image_size: pixels of a side.
         overrides: factors on the datasets' weights.
         groups: groups a micro-batch and rank.
-        group_size: at most so many questions of one image a group.
+        group_size: maximum number of questions about one image in a group.
         seed: of the run.
         augment: random crops and flips.
         rank: of this process.

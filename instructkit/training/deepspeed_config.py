@@ -37,7 +37,7 @@ def deepspeed_settings(config: TrainingConfig, width: int | None) -> Tree:
 
 
 def merged_settings(config: TrainingConfig, width: int | None) -> Tree:
-    """As `deepspeed_settings`, for so many ranks as WORLD_SIZE says, without asking DeepSpeed; no rank need run."""
+    """As `deepspeed_settings`, for as many ranks as WORLD_SIZE says, without asking DeepSpeed; no rank need run."""
     offload = {"device": "cpu"}
     zero: Tree = {"stage": config.zero_stage}
     if config.offload != "none":

@@ -90,7 +90,7 @@ class FeatureCache:
         try:
             patches = load_file(file)["patches"]
         except (SafetensorError, KeyError, OSError) as error:
-            raise UserError(f"{file}: damaged ({error}); remove it and its features are made anew") from error
+            raise UserError(f"{file}: damaged ({error}); remove it and its features are made again") from error
         if tuple(patches.shape) != self.shape:
             raise UserError(f"{file}: features of shape {tuple(patches.shape)}, not {self.shape}; remove it")
         return patches

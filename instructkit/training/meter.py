@@ -119,7 +119,7 @@ class Meter:
         self._settled = list(state)
 
     def read(self) -> dict[str, float]:
-        """The values for a line of the log, and start anew; call on every rank."""
+        """The values for a line of the log, and start again from zero; call on every rank."""
         state = self.state()
         size = self._counts.numel()
         totals, counts = torch.tensor(state[: 2 * size], dtype=torch.float64).view(2, *self._counts.shape)

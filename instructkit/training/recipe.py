@@ -97,7 +97,7 @@ def _one_rank() -> Iterator[None]:
     try:
         yield
     finally:
-        # The process group stays for the next run: DeepSpeed holds on to its groups and cannot start anew.
+        # The process group stays for the next run: DeepSpeed holds on to its groups and cannot start again.
         if dist.is_initialized() and not began:
             atexit.register(dist.destroy_process_group)
         for name in os.environ.keys() - before.keys():

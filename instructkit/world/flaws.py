@@ -12,7 +12,7 @@ class Flaw(NamedTuple):
     """What is wrong with a record.
 
     Attributes:
-        change: what stands under some of its keys in place of what is right.
+        change: what stands under some of its keys instead of what is right.
         reason: part of the reason for which it must be rejected.
         picture: None, or what is wrong with its picture, which only `convert --check-images` sees: `missing` or
             `broken`.

@@ -27,7 +27,7 @@ def in_precisions(model, vision, qformer, llm):
 
 
 @pytest.mark.parametrize("llm", ["llama", "t5", "opt"])
-@pytest.mark.parametrize("precisions", itertools.product(TYPES, repeat=3), ids=str)
+@pytest.mark.parametrize("precisions", list(itertools.product(TYPES, repeat=3)), ids=str)
 def test_towers_of_any_precisions_learn_and_answer_alike(llm, precisions):
     model, texts = tiny_model(llm)
     inputs = batch(texts)

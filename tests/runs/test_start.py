@@ -28,9 +28,9 @@ def test_every_setting_is_listed_once_with_its_default_and_what_it_is() -> None:
     groups = [f"{group}.{name}" for group, kind in GROUPS.items() for name in kind.__struct_fields__]
     assert sorted(names) == sorted([*(set(RunConfig.__struct_fields__) - set(GROUPS)), *groups])
     assert all(line.split(": ", 1)[1] for line in lines)
-    assert "  training.learning_rate=0.00001: peak" in lines
-    assert "  training.betas=[0.9,0.999]: of AdamW" in lines
-    assert '  data.train=["easy_vqa"]: sources, or source/split where it is not the source\'s default' in lines
+    assert "  training.learning_rate=0.00001: peak learning rate" in lines
+    assert "  training.betas=[0.9,0.999]: betas of AdamW" in lines
+    assert "  data.augment=false: crop and flip pictures at random" in lines
 
 
 def test_a_setting_that_must_be_given_has_no_default() -> None:

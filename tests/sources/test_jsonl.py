@@ -178,7 +178,7 @@ def test_it_is_shown_as_the_model_will_read_it(raw: Path, tmp_path: Path) -> Non
     [
         ("gone.jsonl", None, "gone.jsonl: no such file or folder"),
         ("receipts.jsonl", "train", "is the split 'receipts' by its name, not 'train'"),
-        ("receipts.csv", None, "data of one's own are JSON lines"),
+        ("receipts.csv", None, "your own data are JSON lines"),
         (".", "menus", "none of menus.jsonl is here"),
         (".", "../val", "jsonl has no split '../val'; it has train, val"),
         (".", "a/b", "jsonl has no split 'a/b'; it has train, val"),

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from instructkit import sources
-from instructkit.config import RunConfig, load_config
+from instructkit.config import RunConfig, load_config, to_dict
 from instructkit.conversion.convert import convert
 from instructkit.evaluation.select import GROUPS
 from instructkit.models.load.trained import load_tokenizers
@@ -91,6 +91,14 @@ def test_the_papers_configs_train_on_what_is_held_in_and_report_on_what_is_held_
     tested = {load_protocol(benchmark).source for benchmark in config.evaluation.benchmarks}
     assert tested == {source for source, role in roles.items() if role == "held-out"}
     assert (config.towers.vision, config.towers.qformer, config.towers.llm) == ("frozen", "full", "frozen")
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_lora_form_differs_from_its_config_in_the_llm_alone(name):
+    plain, lora = (to_dict(load_config(ROOT / "recipes" / "configs" / f"{name}{form}.yaml")) for form in ("", "_lora"))
+    assert lora.pop("towers")["llm"] == "lora"
+    assert lora.pop("output") == f"runs/{name}_lora"
+    assert lora == {key: value for key, value in plain.items() if key not in ("towers", "output")}
 
 
 @pytest.mark.parametrize("name", [path.stem for path in CONFIGS])

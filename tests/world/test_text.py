@@ -95,7 +95,7 @@ def things(description: str) -> dict[str, Thing]:
     }
 
 
-@pytest.mark.parametrize("protocol", held_out(), ids=lambda protocol: protocol.benchmark)
+@pytest.mark.parametrize("protocol", list(held_out()), ids=lambda protocol: protocol.benchmark)
 def test_every_form_of_a_held_out_benchmark_is_in_the_text_in_its_own_words(
     protocol: Protocol, written: list[Document]
 ) -> None:

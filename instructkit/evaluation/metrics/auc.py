@@ -18,7 +18,7 @@ def scores(predictions: Sequence[float], references: Sequence[int]) -> list[floa
     """Share, 0..1, of the other class that an example stands on the right side of; a tie counts one half.
 
     The mean over all examples is the AUC, as are the means over either class. Each score depends on the other
-    examples, though: a bootstrap must draw examples and compute the AUC anew, not draw these scores.
+    examples, though: a bootstrap must draw examples and compute the AUC again, not draw these scores.
 
     Args:
         predictions: One number per example, larger for class 1.

@@ -137,5 +137,5 @@ def _check_commit(base: Base, folder: Path) -> None:
     if now != base.commit:
         raise UserError(
             f"{folder}: the base {base.place} is at commit {now} now, this was trained on {base.commit}; fetch that "
-            f"one (hf download {place_of(base.place)} --revision {base.commit}) or train anew"
+            f"one (hf download {place_of(base.place)} --revision {base.commit}) or train again"
         )

@@ -134,7 +134,7 @@ class _Checkpoint:
         config = read_config(name, "name")
         if not is_blip(config):
             raise UserError(
-                f"model.name={name}: a {config.model_type}; parts are put in place of an InstructBLIP's, a BLIP-2's or "
+                f"model.name={name}: a {config.model_type}; parts are put instead of an InstructBLIP's, a BLIP-2's or "
                 "nano's: name one of these, or nothing"
             )
         self.config, self.queries = config, int(config.num_query_tokens)

@@ -103,7 +103,7 @@ def read_part(kind: type[M], name: str, part: str, **options: Any) -> Loaded:
 
 @contextmanager
 def failing(where: str, what: str) -> Iterator[None]:
-    """One line for people in place of what transformers raises on a model that it cannot load."""
+    """One line for people instead of what transformers raises on a model that it cannot load."""
     try:
         yield
     except _FAILURES as error:

@@ -1,4 +1,4 @@
-"""What a run trained, on disk: the trained weights and the base model's name, in place of a copy of what stayed frozen.
+"""What a run trained, on disk: the trained weights and the base model's name, instead of a copy of what stayed frozen.
 
 model/instructkit.json            the base by place and digest, and what of it was trained
 model/trained.safetensors         weights trained in full, under the model's own names

@@ -411,7 +411,7 @@ def _benchmarks(config: RunConfig, model: InstructBlip, ranks: int, assumed: Ass
 
 
 def _answering(protocol: Protocol, assumed: Assumed) -> tuple[str, int, int]:
-    """What an answer takes, in words; tokens that the LLM computes for it; passes that read its weights anew."""
+    """What an answer takes, in words; tokens that the LLM computes for it; passes that read its weights again."""
     if protocol.mode == "generate":
         beams, new = protocol.decoding.num_beams, protocol.decoding.max_new_tokens
         return f"at most {new} tokens, {beams} beams", beams * new, new
