@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoTokenizer, Blip2Config, BlipImageProcessorPil, InstructBlipProcessor
+from transformers import AutoTokenizer, Blip2Config, Blip2Processor, BlipImageProcessorPil, InstructBlipProcessor
 
 from instructkit.data.media import CLIP_MEAN, CLIP_STD
 from instructkit.errors import UserError
@@ -19,13 +19,13 @@ from instructkit.models.batches import Captions, Limits, Texts
 from instructkit.models.blip2 import Blip2Pretraining
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.load.bases import check_package
-from instructkit.models.load.blip2 import load_blip2
+from instructkit.models.load.blip2 import blip2_config, load_blip2, save_weights
 from instructkit.models.load.join import join
 from instructkit.models.load.lavis import base_of, is_lavis, load_lavis_state, read_lavis
 from instructkit.models.load.llm import OWN_ROWS, answer_end, drop_added_rows, image_token
 from instructkit.models.load.parts import JOINED, failing, place_of, read_config
 from instructkit.models.load.pretraining import STAGE1, added
-from instructkit.models.load.qformer_text import qformer_tokenizer, text_of
+from instructkit.models.load.qformer_text import QFORMER_TOKENIZER, qformer_tokenizer, text_of
 from instructkit.models.load.trained import TOKENIZERS, apply_trained, facts_of, load_tokenizers
 from instructkit.models.plain_text import unclosed
 from instructkit.models.vision import VisionEncoder
@@ -38,7 +38,8 @@ def save_model(model: InstructBlip, texts: Texts, folder: Path, state: dict[str,
     """Write weights, configuration and processor.
 
     `InstructBlipForConditionalGeneration.from_pretrained(folder)` and `InstructBlipProcessor.from_pretrained(folder)`
-    read them; of a model with another family's image encoder `load_model` alone reads the weights.
+    read them, where the Q-Former reads no instruction `Blip2ForConditionalGeneration` and `Blip2Processor`; of a model
+    with another family's image encoder `load_model` alone reads the weights.
 
     Args:
         model: the model.
@@ -55,13 +56,29 @@ def save_model(model: InstructBlip, texts: Texts, folder: Path, state: dict[str,
         )
     images = _image_processor(model)
     llm = unclosed(texts.llm) if texts.decoder_only else deepcopy(texts.llm)
-    processor = InstructBlipProcessor(images, llm, texts.qformer, num_query_tokens=texts.queries)
+    blip2 = _is_blip2(model)
+    if blip2:
+        processor = Blip2Processor(images, llm, num_query_tokens=texts.queries)
+        if texts.qformer is not None:
+            texts.qformer.save_pretrained(folder / QFORMER_TOKENIZER)
+    else:
+        processor = InstructBlipProcessor(images, llm, texts.qformer, num_query_tokens=texts.queries)
     processor.save_pretrained(folder)
     image = int(llm.convert_tokens_to_ids(str(processor.image_token)))
     state = dict(model.state_dict()) if state is None else state
     rows = _add_rows(model, state, image + 1)
-    model.save_pretrained(folder, state_dict=state)
+    if blip2:
+        config = blip2_config(model.config, texts.end)
+        config.text_config.vocab_size = rows
+        save_weights(config, state, folder, words=texts.qformer is not None)
+    else:
+        model.save_pretrained(folder, state_dict=state)
     _amend(folder / "config.json", model, image, rows)
+
+
+def _is_blip2(model: InstructBlip) -> bool:
+    """Whether a model is written as a BLIP-2: its Q-Former reads no text, and its image encoder is BLIP's."""
+    return not model.instruction_aware and not isinstance(model.vision_model, VisionEncoder)
 
 
 def save_pretraining(
@@ -195,7 +212,8 @@ def export(name: str, out: Path, dtype: str = "float32", allow_packages: bool = 
         save_model(model, texts, out)
     if isinstance(model.vision_model, VisionEncoder):
         return f"wrote {out}: its image encoder is not InstructBLIP's, so instructkit alone opens it (ik.load_model)"
-    return f"wrote {out}: InstructBlipForConditionalGeneration and InstructBlipProcessor of transformers open it"
+    kind = "Blip2" if _is_blip2(model) else "InstructBlip"
+    return f"wrote {out}: {kind}ForConditionalGeneration and {kind}Processor of transformers open it"
 
 
 def _load(
@@ -276,7 +294,8 @@ def _amend(config: Path, model: InstructBlip, image: int, rows: int) -> None:
     content.pop(OWN_ROWS, None)
     if rows > (own := model.config.text_config.vocab_size):
         content["text_config"]["vocab_size"], content[OWN_ROWS] = rows, own
-    content["architectures"] = [InstructBlip.__name__ if foreign else InstructBlip.__base__.__name__]
+    if not _is_blip2(model):
+        content["architectures"] = [InstructBlip.__name__ if foreign else InstructBlip.__base__.__name__]
     if foreign:
         content["model_type"] = JOINED
     config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from instructkit.config import TowersConfig
 from instructkit.errors import UserError
 from instructkit.models.instruct_blip import InstructBlip
+from instructkit.models.load.qformer_text import is_text
 
 LINEAR = (nn.Linear, Conv1D)
 """Layers that multiply by a matrix; GPT-2's kind keeps it transposed."""
@@ -30,9 +31,9 @@ TOWERS = ("vision_model", "qformer", "language_model")
 def prepare_towers(model: InstructBlip, config: TowersConfig, seed: int = 0) -> None:
     """Set what is trained, in place; the same seed gives the same LoRA weights.
 
-    A frozen tower needs no gradient and runs without dropout. The layer norm over the image features, the query tokens
-    and the projection into the LLM are trained with the Q-Former, as the paper does (section 3.4), whatever is trained
-    of the image encoder.
+    A frozen tower needs no gradient and runs without dropout. What a Q-Former needs to read text stays as it is where
+    it reads none. The layer norm over the image features, the query tokens and the projection into the LLM are trained
+    with the Q-Former, as the paper does (section 3.4), whatever is trained of the image encoder.
 
     Raises:
         UserError: `lora_targets` do not fit the model.
@@ -40,6 +41,10 @@ def prepare_towers(model: InstructBlip, config: TowersConfig, seed: int = 0) -> 
     settings = dict(zip(TOWERS, (config.vision, config.qformer, config.llm), strict=True))
     for name, setting in settings.items():
         getattr(model, name).requires_grad_(setting == "full")
+    if not model.instruction_aware:
+        for name, parameter in model.named_parameters():
+            if is_text(name):
+                parameter.requires_grad_(False)
     joints = config.qformer != "frozen"
     model.query_tokens.requires_grad_(joints)
     model.language_projection.requires_grad_(joints)
@@ -90,7 +95,11 @@ def lora_targets(model: InstructBlip, config: TowersConfig) -> dict[str, set[str
     """
     settings = dict(zip(TOWERS, (config.vision, config.qformer, config.llm), strict=True))
     head = model.language_model.get_output_embeddings()
-    linear = [name for name, module in model.named_modules() if isinstance(module, LINEAR) and module is not head]
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, LINEAR) and module is not head and (model.instruction_aware or not is_text(f"{name}."))
+    ]
     chosen = [name for name in linear if settings.get(name.partition(".")[0]) == "lora"]
     if config.lora_targets:
         for pattern in config.lora_targets:

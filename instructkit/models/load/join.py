@@ -11,15 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    InstructBlipConfig,
-    InstructBlipQFormerModel,
-    InstructBlipVisionModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, InstructBlipConfig, PreTrainedTokenizerBase
 
 from instructkit.config import ModelConfig
 from instructkit.errors import UserError
@@ -27,12 +19,12 @@ from instructkit.models.batches import Limits, Texts
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.load.lavis import base_of, is_lavis, load_lavis_state, read_lavis
 from instructkit.models.load.llm import Llm, image_token, load_llm
-from instructkit.models.load.parts import Loaded, failing, is_blip, place_of, read_config, seeded, summary
-from instructkit.models.load.presets import preset
-from instructkit.models.load.qformer import Queries, fresh_joints, load_qformer
+from instructkit.models.load.nano import Nano, Tokenizers
+from instructkit.models.load.of_runs import llm_of, qformer_of, vision_of
+from instructkit.models.load.parts import failing, is_blip, place_of, read_config, seeded, summary
+from instructkit.models.load.qformer import Queries, load_qformer
 from instructkit.models.load.vision import Vision, load_vision
 
-Tokenizers = tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]
 Say = Callable[[str], None]
 
 
@@ -59,15 +51,15 @@ def join(
     """
     trained = read_lavis(Path(settings.name)) if is_lavis(settings.name) else None
     name = settings.name if trained is None else base_of(trained, settings.name)
-    base = _Nano(tokenizers(), dtype) if name == "nano" else _Checkpoint(name, dtype, settings.instruction_aware)
+    base = Nano(tokenizers(), dtype) if name == "nano" else _Checkpoint(name, dtype, settings.instruction_aware)
     layer = settings.vision_layer
     with seeded(seed):
-        vision = load_vision(settings.vision, dtype, layer) if settings.vision else base.vision(layer)
-        llm = load_llm(settings.llm, dtype, settings.llm_bits) if settings.llm else base.llm(settings.llm_bits)
+        vision = vision_of(settings.vision, dtype, layer) if settings.vision else base.vision(layer)
+        llm = llm_of(settings.llm, dtype, settings.llm_bits) if settings.llm else base.llm(settings.llm_bits)
         width = vision.config.hidden_size
         if settings.qformer:
             words = base.words()
-            queries = load_qformer(settings.qformer, width, llm.loaded.module.config, base.queries, words, dtype)
+            queries = qformer_of(settings.qformer, width, llm.loaded.module.config, base.queries, words, dtype)
         else:
             queries = base.qformer(width, llm.loaded.module.config)
     model = _assemble(vision, queries, llm, settings.instruction_aware)
@@ -81,49 +73,6 @@ def join(
         say(line)
     tokenizer = queries.tokenizer or base.qformer_tokenizer()
     return model, Texts(llm.tokenizer, tokenizer, model.config, limits)
-
-
-class _Nano:
-    """The towers of `nano`, from random weights."""
-
-    def __init__(self, tokenizers: Tokenizers, dtype: torch.dtype) -> None:
-        self.tokenizers, self.dtype = tokenizers, dtype
-        self.config = preset("nano", *map(len, tokenizers))
-        self.queries: int = self.config.num_query_tokens
-
-    def vision(self, layer: int | None) -> Vision:
-        if layer is not None:
-            raise UserError(f"model.vision_layer={layer}: nano's own encoder is trained for its last layer")
-        config = self.config.vision_config
-        return Vision(self._new(InstructBlipVisionModel._from_config(config)), config, None, "from random weights")
-
-    def llm(self, bits: int | None) -> Llm:
-        if bits is not None:
-            raise UserError(f"model.llm_bits={bits}: nano's own LLM has no weights to quantise; name one as model.llm")
-        config = self.config.text_config
-        return Llm(self._new(AutoModelForCausalLM.from_config(config)), self.tokenizers[0], "from random weights")
-
-    def qformer(self, encoder_width: int, llm: Any) -> Queries:
-        shape = self.config.qformer_config
-        shape.encoder_hidden_size = encoder_width
-        whole = InstructBlipConfig(
-            qformer_config=shape,
-            text_config=llm,
-            num_query_tokens=self.queries,
-            initializer_range=self.config.initializer_range,
-        )
-        shape.encoder_hidden_size = encoder_width  # which the line above sets to the width of its own image encoder
-        loaded = self._new(InstructBlipQFormerModel._from_config(shape))
-        return Queries(loaded, fresh_joints(whole, self.dtype), self.tokenizers[1], "from random weights")
-
-    def qformer_tokenizer(self) -> PreTrainedTokenizerBase:
-        return self.tokenizers[1]
-
-    def words(self) -> int:
-        return len(self.tokenizers[1])
-
-    def _new(self, module: nn.Module) -> Loaded:
-        return Loaded(module.to(self.dtype), frozenset(name for name, _ in module.named_parameters()))
 
 
 class _Checkpoint:

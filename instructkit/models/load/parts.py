@@ -65,7 +65,8 @@ def read_config(name: str, part: str) -> PreTrainedConfig:
     place = place_of(name)
     if (Path(place) / "instructkit.json").is_file():
         raise UserError(
-            f"model.{part}={name}: that folder holds only what a run trained; name its base or a whole model"
+            f"model.{part}={name}: that folder holds only what a run trained; name its parts as model.vision, "
+            "model.qformer and model.llm, or write it whole first (instructkit export)"
         )
     with failing(f"model.{part}={name}", "no model can be read from there"), quiet():
         content, _ = PreTrainedConfig.get_config_dict(place)

@@ -2,8 +2,8 @@
 
 A layer has two feed-forwards, one for queries and one for text. A checkpoint with one of them gives both: from BERT the
 queries' starts as a copy of the text's, as in BLIP-2; BLIP-2's published generators lack the text's, which starts as a
-copy of the queries'. BERT has no cross-attention, which starts from random weights, and BERT's token types are left
-out, as BLIP-2 does.
+copy of the queries' unless it lies beside them (`qformer_text.safetensors`). BERT has no cross-attention, which starts
+from random weights, and BERT's token types are left out, as BLIP-2 does.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from transformers import (
 
 from instructkit.errors import UserError
 from instructkit.models.load.parts import Loaded, failing, is_blip, place_of, quiet, read_config, read_part
+from instructkit.models.load.qformer_text import QFORMER_TOKENIZER, is_text, put_text, text_of
 
 _FROM_BLIP = {r"^qformer\.layernorm\.": "embeddings.layernorm.", r"^qformer\.": ""}
 _FROM_BERT = {
@@ -90,16 +91,27 @@ def load_qformer(
     queries = config.num_query_tokens if is_blip(config) else queries
     mapping = _FROM_BLIP if is_blip(config) else _FROM_BERT
     shape = qformer_config(name, config, encoder_width)
-    words = config.model_type != "blip-2" or getattr(config.qformer_config, "use_qformer_text_input", False)
+    text = text_of(name) if config.model_type == "blip-2" else None
+    words = text is not None or reads_text(config)
     if not words:
         shape.vocab_size = vocabulary
     read = read_part(InstructBlipQFormerModel, name, "qformer", config=shape, dtype=dtype, key_mapping=mapping)
-    loaded = Loaded(read.module, copy_feed_forwards(read.module, read.fresh))
+    fresh = read.fresh
+    if text is not None:
+        put_text(read.module, text, f"model.qformer={name}")
+        fresh -= {key for key in fresh if is_text(f"qformer.{key}")}
+    loaded = Loaded(read.module, copy_feed_forwards(read.module, fresh))
     if lost := [key for key in loaded.fresh if not _may_be_missing(key, words, config.model_type)]:
         raise UserError(f"model.qformer={name}: the checkpoint lacks {len(lost)} tensors, among them {min(lost)}")
     note = f"{config.model_type}, {shape.num_hidden_layers} layers, width {shape.hidden_size}, {queries} queries"
     joints = _load_joints(name, config, shape, llm, queries, dtype)
-    return Queries(loaded, joints, _tokenizer(name, config) if words else None, note)
+    folder = QFORMER_TOKENIZER if config.model_type == "instructblip" or text is not None else ""
+    return Queries(loaded, joints, _tokenizer(name, folder) if words else None, note)
+
+
+def reads_text(config: Any) -> bool:
+    """Whether the checkpoint of a configuration has the text side of a Q-Former among its own weights."""
+    return config.model_type != "blip-2" or bool(getattr(config.qformer_config, "use_qformer_text_input", False))
 
 
 def qformer_config(name: str, config: Any, encoder_width: int) -> InstructBlipQFormerConfig:
@@ -165,14 +177,14 @@ def copy_feed_forwards(qformer: nn.Module, fresh: Iterable[str]) -> frozenset[st
 def _may_be_missing(name: str, words: bool, kind: str) -> bool:
     if kind == "bert":
         return ".crossattention." in name
-    return (
-        ".crossattention.attention.key." in name
-        or ".crossattention.attention.value." in name
-        or (not words and (name.startswith("embeddings.")))
-    )
+    return may_be_made_anew(name) or (not words and name.startswith("embeddings."))
 
 
-def _tokenizer(name: str, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
-    folder = {"subfolder": "qformer_tokenizer"} if config.model_type == "instructblip" else {}
+def may_be_made_anew(name: str) -> bool:
+    """Whether a parameter depends on the towers beside a Q-Former: one for other towers cannot be kept."""
+    return bool(re.search(r"\.crossattention\.attention\.(key|value)\.|^language_projection\.", name))
+
+
+def _tokenizer(name: str, folder: str) -> PreTrainedTokenizerBase:
     with failing(f"model.qformer={name}", "its tokenizer cannot be loaded"), quiet():
-        return AutoTokenizer.from_pretrained(place_of(name), **folder)
+        return AutoTokenizer.from_pretrained(place_of(name), subfolder=folder)

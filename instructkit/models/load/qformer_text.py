@@ -39,19 +39,23 @@ def text_of(name: str) -> dict[str, Tensor] | None:
     Raises:
         UserError: it cannot be read.
     """
-    place = place_of(name)
-    if Path(place).is_dir():
-        file = str(Path(place) / TEXT) if (Path(place) / TEXT).is_file() else None
-    else:
-        missing = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
-        with failing(name, f"{TEXT} cannot be looked for"), quiet():
-            file = cached_file(place, TEXT, **missing)
-    if file is None:
+    if (file := text_file(name)) is None:
         return None
     try:
         return load_file(file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file}: cannot be read ({error})") from error
+
+
+def text_file(name: str) -> str | None:
+    """Where the text side of a BLIP-2's Q-Former lies, None where it has none."""
+    place = place_of(name)
+    if Path(place).is_dir():
+        return str(Path(place) / TEXT) if (Path(place) / TEXT).is_file() else None
+    missing = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
+    with failing(name, f"{TEXT} cannot be looked for"), quiet():
+        found: str | None = cached_file(place, TEXT, **missing)
+    return found
 
 
 def put_text(qformer: nn.Module, text: Mapping[str, Tensor], name: str) -> None:

@@ -148,7 +148,7 @@ def apply_trained(model: InstructBlip, folder: Path, facts: Facts) -> None:
         UserError: a file is missing or torn, or does not fit the model.
     """
     model.config.instruction_aware = facts.model.instruction_aware
-    own, kept = dict(model.named_parameters()), _read(folder / TRAINED)
+    own, kept = dict(model.named_parameters()), weights_of(folder)
     if lost := model.fresh - kept.keys():
         raise UserError(
             f"{folder / TRAINED}: lacks {len(lost)} weights that no part of {facts.base} has, among them {min(lost)}"
@@ -158,11 +158,35 @@ def apply_trained(model: InstructBlip, folder: Path, facts: Facts) -> None:
             if name not in own or own[name].shape != tensor.shape:
                 raise UserError(f"{folder / TRAINED}: {name} does not fit the base {facts.base}")
             own[name].copy_(tensor)
+    merge_adapters(model, folder, facts)
+
+
+def weights_of(folder: Path) -> dict[str, Tensor]:
+    """What a run trained in full, and what of its model no checkpoint has, by name.
+
+    Raises:
+        UserError: the file is missing or torn.
+    """
+    return _read(folder / TRAINED)
+
+
+def merge_adapters(parts: Any, folder: Path, facts: Facts) -> None:
+    """Merge LoRA into its towers, in place.
+
+    Args:
+        parts: what has towers under their names in a whole model; others are left out.
+        folder: that `save_trained` wrote.
+        facts: of the folder.
+
+    Raises:
+        UserError: a file is missing or torn, or does not fit.
+    """
     for adapter in sorted(folder.glob("adapters/*")):
-        _load_adapter(model, adapter, facts)
+        if hasattr(parts, adapter.name):
+            _load_adapter(parts, adapter, facts)
 
 
-def _load_adapter(model: InstructBlip, adapter: Path, facts: Facts) -> None:
+def _load_adapter(model: Any, adapter: Path, facts: Facts) -> None:
     tower, weights = getattr(model, adapter.name), _read(adapter / ADAPTER)
     try:
         lora = LoraConfig.from_pretrained(str(adapter))

@@ -17,7 +17,8 @@ from instructkit.models.load.lavis import base_of, is_lavis, read_lavis
 from instructkit.models.load.llm import llm_config
 from instructkit.models.load.parts import is_blip, read_config
 from instructkit.models.load.presets import PUBLISHED, preset
-from instructkit.models.load.qformer import qformer_config
+from instructkit.models.load.qformer import qformer_config, reads_text
+from instructkit.models.load.qformer_text import text_file
 from instructkit.models.load.trained import facts_of
 from instructkit.models.load.vision import vision_shape
 from instructkit.models.recompute import recompute_layers
@@ -51,12 +52,12 @@ def model_on_shapes(config: RunConfig) -> InstructBlip:
         shape = shape_of(config.model)
         with torch.device("meta"):
             model = InstructBlip(shape)
+        model.config.instruction_aware = config.model.instruction_aware
         prepare_towers(model, config.towers, config.seed)
     finally:
         torch.set_default_dtype(before)
     model.to(dtype)  # adapters, which come in fp32
     model.throughput = config.throughput
-    model.config.instruction_aware = config.model.instruction_aware
     if config.training.activation_checkpointing:
         recompute_layers(model)
     set_modes(model, training=True)
@@ -86,7 +87,7 @@ def shape_of(settings: ModelConfig) -> InstructBlipConfig:
         found = _read(settings.qformer, "qformer")
         words = qformer.vocab_size
         qformer = qformer_config(settings.qformer, found, vision.hidden_size)
-        if found.model_type == "blip-2" and not getattr(found.qformer_config, "use_qformer_text_input", False):
+        if not reads_text(found) and text_file(settings.qformer) is None:
             qformer.vocab_size = words  # such a checkpoint has no embeddings of words
         queries = found.num_query_tokens if is_blip(found) else queries
     qformer = InstructBlipQFormerConfig.from_dict({**qformer.to_dict(), "encoder_hidden_size": vision.hidden_size})
