@@ -28,11 +28,14 @@ app = typer.Typer(
 )
 
 
-ModelName = Annotated[str, typer.Option("--model", help="Folder of a model, a published size's name or a hub name.")]
+ModelName = Annotated[str, typer.Option("--model", help="Model folder, published size or hub name.")]
 Device = Annotated[str | None, typer.Option(help="cuda, cuda:N or cpu. Default: the GPU, where there is one.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 AllowPackages = Annotated[
-    bool, typer.Option("--allow-packages", help="Let the model's folder name a Python package for its LLM.")
+    bool,
+    typer.Option(
+        "--allow-packages", help="Allow a model folder to name a Python package for its LLM, whose code runs."
+    ),
 ]
 
 
@@ -56,7 +59,10 @@ def list_sources(
     name: Annotated[str | None, typer.Argument(help="Show this one in detail.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
 ) -> None:
-    """List the source datasets, or show the folder and the record's keys of one."""
+    """List the source datasets, or describe one.
+
+    A source's page shows the folder that it expects and the keys of its records.
+    """
     import msgspec
 
     from instructkit import sources
@@ -81,14 +87,17 @@ def convert(
         str | None, typer.Option(help="Default: the paper's, with 'all' also the benchmarks'; 'all' takes every one.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many raw records.")] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one a core.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one per core.")] = None,
     check_images: Annotated[bool, typer.Option("--check-images", help="Decode every picture and video.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Convert again, though nothing has changed.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Convert again even if nothing has changed.")] = False,
     ocr: Annotated[
-        str | None, typer.Option(help="package:function that reads the words on a picture, where the release has none.")
+        str | None, typer.Option(help="package:function that reads the words in a picture if the release has none.")
     ] = None,
 ) -> None:
-    """Convert raw releases into instruction examples: Parquet shards, a manifest and the list of rejects."""
+    """Convert raw releases into instruction examples.
+
+    Writes Parquet shards, a manifest and the list of rejects.
+    """
     from instructkit import sources
     from instructkit.conversion import convert as conversion
     from instructkit.conversion.processes import cores
@@ -132,7 +141,7 @@ def render(
     task: Annotated[str | None, typer.Option(help="Use another task's templates, say question_generation.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
 ) -> None:
-    """Show examples as the model will read them, or export them for other tools."""
+    """Show examples as the model reads them, or export them."""
     from instructkit.data.dataset import find_datasets
     from instructkit.files import write_stream
     from instructkit.prompts import export
@@ -154,7 +163,7 @@ def mixture(
     folders: Annotated[list[Path], typer.Argument(help="Folders with converted datasets.")],
     weights: Annotated[list[str] | None, typer.Option("--set", help="NAME=FACTOR on a dataset's weight.")] = None,
 ) -> None:
-    """Print the sizes and the training probabilities of converted datasets."""
+    """Print sizes and training probabilities of datasets."""
     from instructkit.conversion import catalogue
     from instructkit.data.mixture import probabilities
 
@@ -176,7 +185,7 @@ def world(
     size: Annotated[str, typer.Option(help="tiny, small or full.")] = "tiny",
     sheet: Annotated[Path | None, typer.Option(help="Only draw twelve examples into this PNG.")] = None,
 ) -> None:
-    """Make the mini-world: the raw releases of the 26 datasets in miniature, all pictures and films drawn.
+    """Draw the mini-world: 26 small releases to try things on.
 
     tiny is 1,124 pictures and 84 films, 7 MB on disk, 3 s of one core; small 6,405 and 360, 36 MB, 8 s; full 38,562 and
     1,596, 204 MB, 39 s.
@@ -204,17 +213,22 @@ def evaluate(
     benchmarks: Annotated[str, typer.Option(help="held-out, held-in, NAME or NAME/SPLIT; several with commas.")],
     output: Annotated[
         str,
-        typer.Option("--output", "--out", help="Folder of the run; killed and started again, it goes on where it was."),
+        typer.Option("--output", "--out", help="Folder of the run; started again, it continues where it was."),
     ],
     limit: Annotated[int | None, typer.Option(min=1, help="Number of examples of each benchmark.")] = None,
     eval_batch_size: Annotated[
-        int, typer.Option("--eval-batch-size", "--batch-size", min=1, help="Questions a forward pass.")
+        int, typer.Option("--eval-batch-size", "--batch-size", min=1, help="Questions per forward pass.")
     ] = 64,
-    spread: Annotated[int, typer.Option(min=0, help="Training wordings to evaluate beside each prompt.")] = 0,
+    spread: Annotated[
+        int, typer.Option(min=0, help="Number of training wordings to evaluate in addition to each prompt.")
+    ] = 0,
     dtype: Dtype = "float32",
     allow_packages: AllowPackages = False,
 ) -> None:
-    """Evaluate a model on benchmarks and write a report. Over several ranks: deepspeed recipes/evaluate.py."""
+    """Evaluate a model on benchmarks and write a report.
+
+    Over several ranks: deepspeed recipes/evaluate.py.
+    """
     from instructkit.runs.cores import share_cores
 
     share_cores()  # before torch is loaded
@@ -271,12 +285,14 @@ def ask(
     data: Annotated[Path | None, typer.Option(help="Converted datasets, if the protocol ranks their answers.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write to this file: .csv or .jsonl.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions a forward pass.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions per forward pass.")] = 32,
     device: Device = None,
     dtype: Dtype = "float32",
     allow_packages: AllowPackages = False,
 ) -> None:
-    """Ask a model about photos or a video; a folder or a .jsonl file gives CSV, a line an answer.
+    """Ask a model about photos, videos or a .jsonl file.
+
+    A folder or a .jsonl file gives CSV, one line per answer.
 
     Without --protocol the model reads the question as it stands, and its answer is printed as it is made.
     """
@@ -307,7 +323,10 @@ def chat(
     dtype: Dtype = "float32",
     allow_packages: AllowPackages = False,
 ) -> None:
-    """Talk with a model about a photo: a question a line, Ctrl-D ends. Earlier rounds stand in front of a question."""
+    """Talk with a model about a photo.
+
+    Type one question per line; Ctrl-D ends. Earlier rounds are put in front of each question.
+    """
     load = _loader(model, device, dtype, allow_packages)
     from instructkit.evaluation.ask import chat as talk
 
@@ -321,7 +340,9 @@ def train(
         typer.Argument(metavar="CONFIG [KEY=VALUE ...]", autocompletion=_configs, help="A name or a YAML file."),
     ],
 ) -> None:
-    """Run the shipped recipe on all GPUs: data, training, evaluation, report. Other options are DeepSpeed's launcher's.
+    """Train, evaluate and report on all GPUs, by the shipped recipe.
+
+    Options that are not listed go to DeepSpeed's launcher.
 
     instructkit train easy_vqa max_steps=20 --num_accelerators 2
     """
@@ -334,12 +355,15 @@ def train(
 
 @app.command("export")
 def export_model(
-    model: Annotated[str, typer.Argument(help="Folder of a model, a published size's name or a hub name.")],
+    model: Annotated[str, typer.Argument(help="Model folder, published size or hub name.")],
     out: Annotated[Path, typer.Argument(help="Folder to write; must be new or empty.")],
     dtype: Dtype = "float32",
     allow_packages: AllowPackages = False,
 ) -> None:
-    """Write a model whole, its LoRA merged, as one folder that plain transformers opens, with its processor."""
+    """Write a model as one folder for plain transformers.
+
+    LoRA is merged, and the processor is written too.
+    """
     from instructkit.models.save import export
 
     print(export(model, out, dtype=dtype, allow_packages=allow_packages))
@@ -347,7 +371,7 @@ def export_model(
 
 @app.command("configs")
 def list_configs() -> None:
-    """List the configs that `train`, `plan` and the recipes find by name."""
+    """List the configs that can be named."""
     from instructkit.config import config_names, described
     from instructkit.conversion.catalogue import table
 
@@ -359,7 +383,10 @@ def list_configs() -> None:
 
 @app.command("benchmarks")
 def list_benchmarks() -> None:
-    """List the benchmarks: for `evaluate --benchmarks` and `ask --protocol`."""
+    """List the benchmarks and protocols.
+
+    Their names are for `evaluate --benchmarks` and `ask --protocol`.
+    """
     from instructkit.conversion.catalogue import table
     from instructkit.prompts.protocols import load_protocol
 
@@ -380,7 +407,10 @@ def list_benchmarks() -> None:
 
 @app.command()
 def completion(shell: Annotated[str, typer.Argument(help="bash, zsh or fish.")]) -> None:
-    """Print what completes this command in a shell: instructkit completion bash >> ~/.bashrc."""
+    """Print the completion script of a shell.
+
+    For example: instructkit completion bash >> ~/.bashrc
+    """
     from typer.completion import get_completion_script
 
     if shell not in ("bash", "zsh", "fish"):
@@ -407,7 +437,10 @@ def plan_run(
     device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cuda",
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
 ) -> None:
-    """Say what a training run will take: memory, time, disk, evaluation. No GPU and no weights are needed."""
+    """Estimate memory, time and disk of a training run.
+
+    No GPU and no weights are needed.
+    """
     import msgspec
 
     from instructkit.config import find_config, load_config
@@ -440,7 +473,7 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of evaluated runs.")],
     out: Annotated[Path, typer.Option(help="Folder for comparison.md and comparison.html.")] = Path("."),
 ) -> None:
-    """Put the reports of several runs side by side."""
+    """Compare the reports of several runs."""
     from instructkit.reports.compare import write_comparison
 
     for path in write_comparison(runs, out):
