@@ -129,6 +129,11 @@ class DataConfig(ConvertedConfig, frozen=True, forbid_unknown_fields=True):
         augment: crop and flip pictures at random.
         workers: processes that prepare batches; 0 prepares them in the training process. A conversion inside the run
             uses as many processes, or one per core if this is 0.
+        prompt: what the model reads beside the picture, in place of the training templates: Jinja over an example's
+            fields, such as "Question: {{ question }} Answer:"; "" for nothing, as in BLIP-2's second stage; null for
+            the templates.
+        prefix: cut each target between two words, at a place that follows from the seed; the model reads what stands
+            before it behind the prompt (BLIP-2's prefix LM, for encoder-decoder LLMs). Needs a prompt.
         instruction_tokens: maximum length of an instruction in LLM tokens; longer ones lose their beginning.
         answer_tokens: maximum length of a target in LLM tokens; longer ones lose their end.
     """
@@ -139,6 +144,8 @@ class DataConfig(ConvertedConfig, frozen=True, forbid_unknown_fields=True):
     group_size: Positive = 1
     augment: bool = False
     workers: Annotated[int, Meta(ge=0, le=1024)] = 0
+    prompt: Annotated[str, Meta(max_length=10_000)] | None = None
+    prefix: bool = False
     instruction_tokens: Positive = 128
     answer_tokens: Positive = 256
 
@@ -466,6 +473,8 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
         yield "towers.vision, towers.qformer and towers.llm are frozen, so there is nothing to train; set one to full"
     if towers.lora_targets and "lora" not in trained:
         yield "towers.lora_targets picks layers for LoRA, but no tower is set to lora"
+    if config.data.prefix and config.data.prompt is None:
+        yield "data.prefix cuts targets behind a prompt of the run's own; set data.prompt, such as data.prompt=''"
     for name in ("warmup_from", "min_learning_rate"):
         if (value := getattr(training, name)) > training.learning_rate:
             yield f"training.{name} = {value:g} is above training.learning_rate = {training.learning_rate:g}"

@@ -19,7 +19,8 @@ from instructkit.errors import UserError
 from instructkit.models.batches import FRAMES, Encoded, Picture, Texts, decode, pictures, share_images
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.positions import Positions, positions_of
-from instructkit.prompts.templates import Prompt, train_templates
+from instructkit.prompts.own_prompt import wordings_of
+from instructkit.prompts.templates import Prompt
 from instructkit.runs.run import Run
 from instructkit.training.features import FeatureCache, open_cache
 
@@ -79,6 +80,8 @@ class TrainingData(Dataset[Batch]):
         augment: random crops and flips.
         rank: of this process.
         world: number of processes.
+        prompt: as `data.prompt`.
+        prefix: as `data.prefix`.
         cache: kept features of images.
         llm_positions: a row beyond the end of their table is refused.
     """
@@ -94,6 +97,8 @@ class TrainingData(Dataset[Batch]):
         group_size: int = 1,
         seed: int = 0,
         augment: bool = False,
+        prompt: str | None = None,
+        prefix: bool = False,
         rank: int = 0,
         world: int = 1,
         cache: FeatureCache | None = None,
@@ -108,7 +113,7 @@ class TrainingData(Dataset[Batch]):
         self.llm_positions = llm_positions or Positions()
         images = {part.name: image_numbers(part.examples.rows) for part in parts}
         self.mixture = Mixture(images, overrides, group_size, seed)
-        self._templates = [train_templates(part.task) for part in parts]
+        self._wordings = [wordings_of(part.task, prompt, prefix) for part in parts]
 
     @classmethod
     def for_run(cls, run: Run[RunConfig], parts: Sequence[Part], model: InstructBlip, texts: Texts) -> TrainingData:
@@ -127,6 +132,8 @@ class TrainingData(Dataset[Batch]):
             group_size=config.data.group_size,
             seed=config.seed,
             augment=config.data.augment,
+            prompt=config.data.prompt,
+            prefix=config.data.prefix,
             rank=run.rank,
             world=run.world,
             cache=open_cache(config, model),
@@ -170,7 +177,7 @@ class TrainingData(Dataset[Batch]):
             draw = self.mixture[position]
             part = self.parts[draw.dataset]
             for example in part.examples.take(draw.rows.tolist()):
-                prompt = self._templates[draw.dataset].render(example, self.seed, draw.epoch)
+                prompt = self._wordings[draw.dataset].render(example, self.seed, draw.epoch)
                 prompts.append(prompt)
                 # A picture that comes twice is one picture only where it is cropped alike, as it is within an epoch.
                 looks.append(

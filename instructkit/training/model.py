@@ -23,7 +23,7 @@ from instructkit.models.load.trained import save_trained
 from instructkit.models.packing import packing_note
 from instructkit.models.save import base_places, load_model, save_model
 from instructkit.models.towers import merge_lora, without_lora
-from instructkit.prompts.templates import train_templates
+from instructkit.prompts.own_prompt import wordings_of
 from instructkit.runs.run import Run
 from instructkit.runs.waiting import first_on_machine, on_first_rank
 from instructkit.training.data import Part
@@ -119,8 +119,8 @@ def _tokenizers(
     def train() -> None:
         if config.resume and folder.is_dir():
             return
-        pairs = list(_sample_texts(parts, config.seed))
-        instructions = [instruction for instruction, _ in pairs]
+        pairs = list(_sample_texts(parts, config))
+        instructions = [instruction for instruction, _ in pairs if instruction] or [target for _, target in pairs]
         texts = [text for pair in pairs for text in pair]
         aside = folder.with_name(f".{folder.name}.partial")
         train_llm_tokenizer(texts, config.model.vocabulary).save_pretrained(aside / "llm")
@@ -132,12 +132,12 @@ def _tokenizers(
     return AutoTokenizer.from_pretrained(folder / "llm"), AutoTokenizer.from_pretrained(folder / "qformer")
 
 
-def _sample_texts(parts: Iterable[Part], seed: int) -> Iterator[tuple[str, str]]:
+def _sample_texts(parts: Iterable[Part], config: RunConfig) -> Iterator[tuple[str, str]]:
     """Instruction and target of the first examples of each dataset, in the wordings that training draws."""
     for part in parts:
-        templates = train_templates(part.task)
+        wordings = wordings_of(part.task, config.data.prompt, config.data.prefix)
         for example in islice(part.examples, TOKENIZER_EXAMPLES):
-            prompt = templates.render(example, seed)
+            prompt = wordings.render(example, config.seed)
             yield prompt.instruction, prompt.target or ""
 
 

@@ -177,7 +177,15 @@ class HeldIn:
             raise UserError(f"evaluation.validation: {part.name} has no examples")
         self.name, self._objective = part.name, objective
         size = config.evaluation.eval_batch_size
-        self._data = TrainingData([part], texts, image_size, groups=size, seed=config.seed)
+        self._data = TrainingData(
+            [part],
+            texts,
+            image_size,
+            groups=size,
+            seed=config.seed,
+            prompt=config.data.prompt,
+            prefix=config.data.prefix,
+        )
         mine = range(ranks.rank, min(config.evaluation.watch_limit, len(part.examples)), ranks.world)
         self._batches = [mine[start : start + size] for start in range(0, len(mine), size)]
 

@@ -23,7 +23,7 @@ from instructkit.models.load.trained import load_tokenizers
 from instructkit.models.save import load_model
 from instructkit.prompts.protocols import load_protocol
 from instructkit.training.datasets import splits_of
-from tests.models.checkpoints import write_llm
+from tests.models.checkpoints import write_blip2, write_llm
 from tests.training.mini import ROOT, log, losses, run_all, write_model, write_releases
 
 CONFIGS = sorted((ROOT / "recipes" / "configs").glob("*.yaml"))
@@ -31,6 +31,9 @@ PAPER = ("flan_t5_xl", "flan_t5_xxl", "vicuna_7b", "vicuna_13b")
 RECORDED = Path(__file__).with_name("golden_losses.json")
 GOLDEN = json.loads(RECORDED.read_text())
 """Losses of ten steps by config, seed 0, recorded on x86-64."""
+
+
+LLMS = {"gemma3": "gemma3_text", "opt": "opt", "t5": "t5", "vicuna": "llama"}
 
 
 def family(config: RunConfig) -> str:
@@ -47,8 +50,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config = load_config(path)
         shrunk = ["max_steps=10", "warmup_steps=5", "log_every=1", "data.workers=0", "benchmarks=[]", "batch_size=8"]
         if config.model.name == "nano":
-            parts = [f"model.llm={write_llm(folder / 'gemma3', 'gemma3_text')}"] if config.model.llm else []
-            runs[path.stem] = [str(path), *shrunk, *easy, "group_size=1", *parts]
+            runs[path.stem] = [str(path), *shrunk, *easy, "group_size=1", *tiny_parts(config, folder)]
             continue
         for split in splits_of(config)[: len(config.data.train)]:
             convert_mini(split, folder)
@@ -61,6 +63,20 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
         GOLDEN.update({name: [round(loss, 4) for loss in losses(folder / "runs" / name)] for name in runs})
         RECORDED.write_text("".join(["{\n", ",\n".join(f' "{k}": {v}' for k, v in sorted(GOLDEN.items())), "\n}\n"]))
     return folder / "runs"
+
+
+def tiny_parts(config: RunConfig, folder: Path) -> list[str]:
+    """Small parts in the places of those that a config names: a first-stage BLIP-2, an LLM of the same family."""
+    words = []
+    if config.model.qformer:
+        stage1 = folder / "stage1"
+        if not stage1.is_dir():
+            write_blip2(stage1, retrieval=True)
+        words = [f"model.vision={stage1}", f"model.qformer={stage1}"]
+    if config.model.llm:
+        kind = next(kind for kind in LLMS if kind in config.model.llm)
+        words.append(f"model.llm={write_llm(folder / f'llm_{kind}', LLMS[kind])}")
+    return words
 
 
 def convert_mini(split: str, folder: Path) -> None:

@@ -1,0 +1,52 @@
+"""A run's own prompt in place of a task group's wordings, as BLIP-2 trains (arXiv 2301.12597, sections 3.2 and 4).
+
+Its second stage reads nothing beside the picture. An encoder-decoder LLM is a prefix LM there: the caption is cut in
+two, and its first part goes to the encoder. Its finetuned models read "a photo of" or "Question: ... Answer:".
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from instructkit.data.examples import Example
+from instructkit.prompts.jinja import Draws, Text
+from instructkit.prompts.templates import Prompt, Templates, train_templates
+
+
+class OwnPrompt:
+    """A prompt for all examples of a task group; the targets are those of its wordings.
+
+    Args:
+        prompt: Jinja over the fields of the task; blank for nothing.
+        task: the task group.
+        prefix: cut each target between two words; what stands before the cut is read behind the prompt.
+
+    Raises:
+        UserError: the prompt is no Jinja, or names something that the task does not have.
+    """
+
+    def __init__(self, prompt: str, task: str, prefix: bool = False) -> None:
+        self._templates, self._prefix = train_templates(task), prefix
+        self._text = Text(prompt, task, "data.prompt") if prompt.strip() else None
+
+    def render(self, example: Example, seed: int = 0, epoch: int = 0) -> Prompt:
+        """Put an example into words; where a target is cut follows from (seed, epoch, example id) alone.
+
+        Raises:
+            UserError: the prompt uses a field that is empty in this example.
+        """
+        prompt = self._templates.render(example, seed, epoch)
+        read = "" if self._text is None else self._text.render(example)
+        words = (prompt.target or "").split()
+        cut = 0
+        if self._prefix and words:
+            cut = Draws(f"{seed}/{epoch}/prefix/{example.id}").below(len(words))
+        if cut:
+            read, target = " ".join([*read.split(), *words[:cut]]), " ".join(words[cut:])
+            return msgspec.structs.replace(prompt, template="prompt", instruction=read, target=target)
+        return msgspec.structs.replace(prompt, template="prompt", instruction=read)
+
+
+def wordings_of(task: str, prompt: str | None, prefix: bool = False) -> Templates | OwnPrompt:
+    """What puts the examples of a task group into words: a run's own prompt, without one the templates."""
+    return train_templates(task) if prompt is None else OwnPrompt(prompt, task, prefix)

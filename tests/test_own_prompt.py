@@ -1,0 +1,68 @@
+"""A run's own prompt in place of the templates, and captions that are cut in two."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from instructkit.config import load_config
+from instructkit.data.examples import Example
+from instructkit.errors import UserError
+from instructkit.prompts.own_prompt import OwnPrompt, wordings_of
+from instructkit.prompts.templates import train_templates
+from tests.tiny import tiny_model
+
+CAPTION = "a red  circle lies on a light background"
+EXAMPLE = Example(id="coco_caption/train/1", images=["1.jpg"], references=[CAPTION])
+QUESTION = Example(id="vqav2/train/1", images=["1.jpg"], question="How many?", answers=["two", "two", "three"])
+
+
+def test_captions_without_an_instruction() -> None:
+    prompt = OwnPrompt("", "captioning").render(EXAMPLE)
+    assert (prompt.instruction, prompt.target, prompt.images) == ("", CAPTION, ["1.jpg"])
+    assert OwnPrompt("a photo of", "captioning").render(EXAMPLE).instruction == "a photo of"
+    asked = OwnPrompt("Question: {{ question }} Answer:", "vqa")
+    assert asked.render(QUESTION).instruction == "Question: How many? Answer:"
+    # Targets are drawn as the templates draw them.
+    for epoch in range(8):
+        assert asked.render(QUESTION, 3, epoch).target == train_templates("vqa").render(QUESTION, 3, epoch).target
+
+
+def test_a_caption_is_cut_once_anywhere_and_the_same_way_again() -> None:
+    cut, words = OwnPrompt("", "captioning", prefix=True), CAPTION.split()
+    found = set()
+    for epoch in range(200):
+        prompt = cut.render(EXAMPLE, 5, epoch)
+        assert prompt == cut.render(EXAMPLE, 5, epoch)
+        before = prompt.instruction.split()
+        assert [*before, *(prompt.target or "").split()] == words
+        assert prompt.target
+        found.add(len(before))
+    assert found == set(range(len(words)))
+    assert {cut.render(EXAMPLE, seed).instruction for seed in range(20)} > {cut.render(EXAMPLE, 0).instruction}
+    one = Example(id="x/y/2", images=["1.jpg"], references=["dog"])
+    assert (cut.render(one).instruction, cut.render(one).target) == ("", "dog")
+    behind = OwnPrompt("a photo of", "captioning", prefix=True)
+    assert {behind.render(EXAMPLE, 0, epoch).instruction[:10] for epoch in range(9)} == {"a photo of"}
+
+
+@pytest.mark.parametrize("llm", ["opt", "t5"])
+def test_a_model_reads_rows_without_an_instruction(llm: str) -> None:
+    _, texts = tiny_model(llm)
+    (row,) = texts.encode([OwnPrompt("", "captioning").render(EXAMPLE)])
+    assert row.instruction == texts.before + texts.behind
+    assert texts.llm.decode(row.answer[:-1]).split() == CAPTION.split()
+    rows = texts.rows([row], [1])
+    queries = rows["input_ids"][0, : texts.queries].tolist()
+    assert queries == [texts.image_token] * texts.queries
+
+
+def test_a_prompt_that_cannot_be_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.prompt: choices is no field of the task captioning"):
+        wordings_of("captioning", "{{ choices }}")
+    assert wordings_of("captioning", None) is train_templates("captioning")
+    (tmp_path / "run.yaml").write_text("{}")
+    with pytest.raises(UserError, match=r"data\.prefix cuts targets behind a prompt"):
+        load_config(tmp_path / "run.yaml", ["data.prefix=true"])
+    assert load_config(tmp_path / "run.yaml", ["data.prefix=true", "data.prompt=''"]).data.prompt == ""
