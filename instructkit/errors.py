@@ -13,7 +13,12 @@ class UserError(Exception):
     """An error that the user can fix. Its message is one line: what is wrong, where, and what to do.
 
     Commands print the message without a traceback and end with exit code 2.
+
+    Attributes:
+        shared: whether it is what the first rank met for all of them, so that no rank's number belongs to it.
     """
+
+    shared = False
 
 
 def quote(value: object) -> str:

@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import time
 import types
 import typing
@@ -133,8 +134,29 @@ def writing(place: Path) -> Iterator[None]:
     """Turn what the disk refuses into a `UserError` that names what was to be written."""
     try:
         yield
-    except OSError as error:
-        raise UserError(f"{place}: cannot be written ({error.strerror or error})") from error
+    except Exception as error:
+        reason = refusal(error, place)
+        if reason is None:
+            raise
+        raise UserError(f"{place}: cannot be written ({reason})") from error
+
+
+def refusal(error: BaseException, place: Path) -> str | None:
+    """Why the disk took or gave no file, if that is what an error says: of Python, of torch or of safetensors.
+
+    Args:
+        error: what was raised.
+        place: what was written; where the library does not pass the reason on, how full its disk is.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.strerror or str(error)
+    text = " ".join(str(error).split())
+    if (found := re.search(r'IoError\(Os \{.*message: "([^"]*)"', text)) is not None:  # safetensors
+        return found[1]
+    if "inline_container" in text or "PytorchStreamWriter" in text:  # torch's own files
+        there = next((folder for folder in (place, *place.parents) if folder.exists()), Path("/"))
+        return f"perhaps the disk is full: {shutil.disk_usage(there).free / 1e6:,.1f} MB are free"
+    return None
 
 
 def read_yaml(path: Path, kind: Any = Any) -> Any:

@@ -5,8 +5,6 @@ Of what was measured they hold the speed of training alone, as the log has it: t
 
 from __future__ import annotations
 
-import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +22,8 @@ from instructkit.reports.entries import benchmark_entries, manifests
 from instructkit.reports.html import html
 from instructkit.reports.markdown import markdown
 from instructkit.runs.log import MEASURED, WARNING
+from instructkit.runs.provenance import command_line, commit, versions
 from instructkit.training.datasets import splits_of
-
-PACKAGES = ("instructkit", "torch", "transformers", "deepspeed", "peft", "datasets", "evaluate", "pyarrow", "pillow")
 
 
 def write_report(config: RunConfig, folder: Path, identity: dict[str, Any]) -> Path:
@@ -49,6 +46,7 @@ def write_report(config: RunConfig, folder: Path, identity: dict[str, Any]) -> P
         "warnings": _warnings(folder),
         "curve": training_curve(lines),
         "config": to_dict(config),
+        "run": _run(config.seed),
         "versions": versions(),
         "data": data,
         "identity": identity,
@@ -72,6 +70,7 @@ def write_evaluation_report(settings: EvaluationRun) -> Path:
         "training": {},
         # Where the report lies is no part of it.
         "config": {key: value for key, value in msgspec.to_builtins(settings).items() if key != "output"},
+        "run": _run(None),
         "versions": versions(),
         "data": manifests(evaluation),
     }
@@ -130,15 +129,9 @@ def failed(evaluation: Evaluation) -> bool:
     return missing or not answered or any(errors)
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python, this toolkit and the libraries that results depend on."""
-    found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+def _run(seed: int | None) -> dict[str, Any]:
+    """What made the report: the command, without where it wrote, and the toolkit's commit."""
+    return {"command": command_line(), "commit": commit(), "seed": seed}
 
 
 def _results(evaluation: Evaluation | None, folder: Path) -> dict[str, Any]:

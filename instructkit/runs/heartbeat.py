@@ -24,6 +24,7 @@ LOST = 40.0
 """Seconds of silence after which a rank counts as lost."""
 
 _lock = threading.Lock()
+_leaving = threading.Event()
 _peers: dict[socket.socket, tuple[str, TextIO]] = {}
 
 
@@ -64,19 +65,20 @@ def watch_ranks(rank: int, world: int, local: int) -> None:
         ) from error
     for name, lines in _peers.values():
         threading.Thread(target=_listen, args=(name, lines), daemon=True).start()
-    leaving = threading.Event()
-    threading.Thread(target=_beat, args=(leaving,), daemon=True).start()
-    atexit.register(_leave, leaving)
+    threading.Thread(target=_beat, daemon=True).start()
+    atexit.register(leave)
 
 
-def _beat(leaving: threading.Event) -> None:
-    while not leaving.wait(BEAT):
+def leave() -> None:
+    """Say goodbye to the others, which then do not take this rank for lost."""
+    if not _leaving.is_set():
+        _leaving.set()
+        _tell("bye")
+
+
+def _beat() -> None:
+    while not _leaving.wait(BEAT):
         _tell("beat")
-
-
-def _leave(leaving: threading.Event) -> None:
-    leaving.set()
-    _tell("bye")
 
 
 def _tell(line: str) -> None:

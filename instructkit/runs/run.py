@@ -1,23 +1,29 @@
 """A run: its settings, its folder, its processes and its log, and how it ends.
 
 A recipe is a function of a `Run`. `main` runs it as a program, with lines for people and exit codes; `open_run` gives a
-`Run` to a program that has its own. The recipe calls `Run.begin` once, before it writes anything else to the folder.
+`Run` to a program that has its own. The recipe calls `Run.begin` once when it knows what becomes of an earlier run that
+lies in the folder, and keeps signals back with `Run.finishing_steps` where it looks at `Run.stop_asked` itself.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
 import msgspec
 
-from instructkit.errors import UserError
+from instructkit.errors import UserError, quote
+from instructkit.files import refusal
+from instructkit.runs import provenance
+from instructkit.runs.ending import ENDING, Stopped
+from instructkit.runs.lock import locked, move_aside
 from instructkit.runs.log import RunLog
 
 C = TypeVar("C")
@@ -55,26 +61,58 @@ class Run(Generic[C]):
         """A line for people, from the first rank alone."""
         self.log.say(line)
 
-    def begin(self) -> None:
-        """Write the log from here on; call on every rank."""
-        self.log.open()
+    def begin(self, *, anew: bool) -> None:
+        """Take the folder: the log is written from here on; call on every rank.
 
-    def stop_asked(self) -> bool:
-        """Whether the run is asked to end, as all ranks agree; call on every rank, between two steps.
+        Args:
+            anew: the run starts from nothing, so that the whole of an earlier one that lies here moves aside.
 
-        Nothing asks so far: a signal ends the process at once.
+        Raises:
+            UserError: the folder cannot be written.
         """
-        return False
+        from instructkit.runs.waiting import on_first_rank
+
+        aside = on_first_rank(self._move_aside) if anew else None
+        on_first_rank(self.log.open)
+        if aside is not None:
+            self.say(f"output    an earlier run lay in {self.folder}; the whole of it lies in {aside} now")
+        ENDING.hint = "the same command goes on from here" if not anew else "no step is done yet"
+
+    def _move_aside(self) -> Path | None:
+        model = getattr(self.config, "model", None)
+        for part in ("name", "vision", "qformer", "llm"):
+            name = getattr(model, part, None)
+            if name is not None and self.folder.resolve() in Path(name).resolve().parents and Path(name).exists():
+                raise UserError(
+                    f"model.{part}={name} lies in the run's own folder, whose earlier run would move aside; "
+                    "choose another folder (output=...)"
+                )
+        return move_aside(self.folder)
 
     @contextmanager
     def finishing_steps(self) -> Iterator[None]:
-        """Around steps of which none may be left half done; the recipe looks at `stop_asked` between two of them."""
-        yield
+        """Keep SIGTERM and Ctrl-C back until the recipe looks at `stop_asked`, between two steps."""
+        ENDING.waits = True
+        try:
+            yield
+        finally:
+            ENDING.waits = False
+
+    def stop_asked(self) -> bool:
+        """Whether a signal asked any rank to end; call on every rank, between two steps. All get the same answer."""
+        if self.world > 1:
+            import torch
+            import torch.distributed as dist
+            from deepspeed.accelerator import get_accelerator
+
+            asked = torch.tensor([ENDING.asked], device=get_accelerator().current_device_name())
+            dist.all_reduce(asked, op=dist.ReduceOp.MAX)
+            ENDING.asked = int(asked)
+        return ENDING.asked != 0
 
     def stop(self, line: str) -> NoReturn:
-        """End the run as asked; the line says what is saved and how to go on."""
-        self.say(line)
-        raise SystemExit(1)
+        """End the run, as a signal has asked; the line says what is saved and how to go on."""
+        raise Stopped(line)
 
 
 @contextmanager
@@ -87,21 +125,26 @@ def open_run(config: C, folder: Path, project: str | None = None) -> Iterator[Ru
         project: on Weights & Biases, for a run that trains.
 
     Raises:
-        UserError: the ranks cannot start.
+        UserError: the ranks cannot start, another run writes to the folder, or nobody can.
     """
     from instructkit.runs.ranks import start_ranks
+    from instructkit.runs.waiting import on_first_rank
 
     rank, world = start_ranks()
-    plain: dict[str, Any] = msgspec.to_builtins(config)
-    with closing(RunLog(folder, plain, project, active=rank == 0)) as log:
-        yield Run(config, folder, rank, world, log)
+    with ExitStack() as stack:
+        on_first_rank(lambda: stack.enter_context(locked(folder)) and None)
+        log = stack.enter_context(closing(RunLog(folder, msgspec.to_builtins(config), project, active=rank == 0)))
+        run = Run(config, folder, rank, world, log)
+        for line in provenance.lines(getattr(config, "seed", None)) if rank == 0 else []:
+            run.say(line)
+        yield run
 
 
 def main(recipe: Callable[[Run[C]], None], config: C | None, folder: str, project: str | None = None) -> None:
     """Run a recipe as a program: errors become one line, and the process ends with an exit code.
 
     Exit codes: 0 done; 1 something failed on the way, as the recipe says by SystemExit, or an error that is no user's;
-    2 a mistake in what was asked for.
+    2 a mistake in what was asked for, or a disk that is full; 130 and 143 stopped by Ctrl-C or SIGTERM.
 
     Args:
         recipe: what to do.
@@ -112,29 +155,61 @@ def main(recipe: Callable[[Run[C]], None], config: C | None, folder: str, projec
     assert config is not None, "start reads the settings when the recipe is the program"
     import torch.distributed as dist
 
+    from instructkit.runs.ranks import current_ranks, start_ranks
+    from instructkit.runs.waiting import meet
+
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    place = Path(folder)
+    code: Any = 0
     try:
-        with open_run(config, Path(folder), project) as run:
-            recipe(run)
-    except UserError as error:
-        if not dist.is_initialized() or dist.get_rank() == 0:
-            print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        start_ranks()
+        ENDING.join(*current_ranks())
+        with open_run(config, place, project) as run:
+            ENDING.log = place / "run.log"
+            try:
+                recipe(run)
+            except SystemExit as ended:
+                code = ended.code
+        ENDING.leave()
+        meet()
+    except Stopped as stopped:
+        ENDING.end(128 + ENDING.asked, str(stopped))
     except Exception as error:
-        print(f"error: {unexpected(error, Path(folder))}", file=sys.stderr)
-        raise SystemExit(1) from None
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        lost = None if isinstance(error, UserError) else ENDING.lost()
+        if lost is not None:
+            ENDING.end(1, lost or None)
+        ranks = current_ranks()
+        number = f"rank {ranks.rank}: " if ranks.world > 1 and not getattr(error, "shared", False) else ""
+        code, line = told(error, place)
+        ENDING.end(code, f"error: {number}{line}")
+    dist.destroy_process_group()
+    raise SystemExit(code)
 
 
-def unexpected(error: Exception, folder: Path) -> str:
-    """A line about an error that no user can be blamed for; its traceback goes to the run's log, or to the console."""
+def told(error: Exception, folder: Path) -> tuple[int, str]:
+    """The exit code of an error and its line for people; a traceback that may be wanted goes to the run's log."""
+    if isinstance(error, UserError):
+        return 2, str(error)
+    place = str(getattr(error, "filename", None) or folder)
+    text = " ".join(str(error).split())
+    kind = type(error).__name__
+    known = None
+    if (reason := refusal(error, folder)) is not None:
+        known = f"{place}: cannot be read or written ({reason})"
+    elif re.match(r"DataLoader worker \(pid", text):
+        known = (
+            f"{text[:200]}; a process that prepares batches was killed, often for want of memory: lower data.workers"
+        )
+    elif kind == "OutOfMemoryError" or isinstance(error, MemoryError):
+        known = "out of memory; a smaller batch_size or a larger accumulation needs less (instructkit plan counts it)"
+    log = folder / "run.log"
     whole = "".join(traceback.format_exception(error))
-    line = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    with suppress(OSError):
-        with (folder / "run.log").open("a", encoding="utf-8") as file:
+    try:
+        with log.open("a", encoding="utf-8") as file:
             file.write(whole)
-        return f"{line}; the traceback is in {folder / 'run.log'}"
-    sys.stderr.write(whole)
-    return line
+        where = f"; the traceback is in {log}"
+    except OSError:
+        where = ""
+        if known is None:
+            sys.stderr.write(whole)
+    return (1, f"{kind}: {quote(text)[1:-1]}{where}") if known is None else (2, known)

@@ -15,6 +15,7 @@ import msgspec
 from instructkit.config import find_config
 from instructkit.errors import UserError
 from instructkit.runs.cores import share_cores
+from instructkit.runs.ending import ENDING
 
 C = TypeVar("C")
 
@@ -43,6 +44,7 @@ def start(
     share_cores()
     if module != "__main__":
         return None
+    ENDING.begin()
     # A script's own folder comes first on the path, where evaluate.py would hide the package of that name.
     sys.path.append(sys.path.pop(0))
     parser = argparse.ArgumentParser(

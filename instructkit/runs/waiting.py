@@ -46,7 +46,9 @@ def on_first_rank(action: Callable[[], T]) -> T:
         result, problem = pickle.loads(bytes.fromhex(store.get(key).decode()))
         _come(store, f"{key}/read", _world() - 1)
     if problem is not None:
-        raise UserError(problem)
+        shared = UserError(problem)
+        shared.shared = True
+        raise shared
     done: T = result
     return done
 
