@@ -23,7 +23,7 @@ from instructkit.runs.waiting import on_first_rank
 
 def evaluate_and_report(run: Run[EvaluationRun]) -> None:
     """Evaluate on all ranks; the first writes the report."""
-    run.begin()
+    run.begin(anew=False)
     found = evaluate(run.config, current_ranks(), run.say)
     on_first_rank(lambda: write_evaluation_report(run.config))
     if found is not None:

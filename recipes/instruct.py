@@ -46,7 +46,7 @@ def instruct(run: Run[RunConfig]) -> None:
     on_first_rank(lambda: check_media(config, run.say))
     known = on_first_rank(lambda: identity(config, run.say))
     finished = finished_report(folder, known)
-    run.begin()
+    run.begin(anew=not (finished or config.resume))
     if finished:
         run.say("nothing has changed since the run that lies here; it is not trained again")
     else:

@@ -14,7 +14,6 @@ import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,19 +100,6 @@ def checkpoint_folder(root: Path, step: int) -> Path:
 def last_checkpoint(root: Path, say: Callable[[str], None]) -> Path | None:
     """The newest checkpoint that is whole, as the first rank sees it; torn ones are named in a line."""
     return on_first_rank(lambda: _newest_whole(root, say))
-
-
-def move_aside(folder: Path) -> Path | None:
-    """Rename a run's checkpoints, if there are any, to `checkpoints.1` or the next free number; call on every rank."""
-    checkpoints = folder / "checkpoints"
-
-    def move() -> Path | None:
-        if not any(checkpoints.glob("step-*")):
-            return None
-        free = (folder / f"checkpoints.{number}" for number in count(1))
-        return checkpoints.rename(next(path for path in free if not path.exists()))
-
-    return on_first_rank(move)
 
 
 def torn(folder: Path) -> str | None:

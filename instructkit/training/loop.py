@@ -15,7 +15,7 @@ from instructkit.models.towers import set_modes, trained_and_frozen
 from instructkit.runs.log import step_line
 from instructkit.runs.run import Run
 from instructkit.training.best import Best
-from instructkit.training.checkpoints import last_checkpoint, load_best, load_checkpoint, move_aside, save_checkpoint
+from instructkit.training.checkpoints import last_checkpoint, load_best, load_checkpoint, save_checkpoint
 from instructkit.training.data import Batch
 from instructkit.training.engine import Engine, Step
 from instructkit.training.identity import checkpoint_facts
@@ -48,8 +48,8 @@ class Loop:
 
     With `resume=true` it goes on from the last checkpoint. A step is timed and counted, and every `log_every` steps the
     log gets a line. When the body of the `for` is done with a step, a checkpoint is written if one is due, if the step
-    is the best so far, or if it is the last: by number, without a gain for too long, or because the run is asked to
-    end.
+    is the best so far, or if it is the last: by number, without a gain for too long, or because a signal asks the run
+    to end.
 
     Args:
         run: settings, folder, log.
@@ -127,20 +127,13 @@ class Loop:
         )
 
     def _restore(self) -> int:
-        """Load the last checkpoint if the run goes on from one; the number of steps done.
-
-        Checkpoints of an earlier run are moved aside unless this one goes on from them.
-        """
+        """Load the last checkpoint if the run goes on from one; the number of steps done."""
         run = self._run
         checkpoint = None
         if run.config.resume:
             checkpoint = last_checkpoint(self._checkpoints, run.say)
             if checkpoint is None:
                 run.say(f"resume    no checkpoint in {self._checkpoints}: starting at step 0")
-        elif (moved := move_aside(run.folder)) is not None:
-            run.say(
-                f"resume    an earlier run's checkpoints lie in {moved} now; resume=true would have gone on from them"
-            )
         if checkpoint is None:
             run.log.rewind(0)
             return 0
