@@ -100,15 +100,18 @@ class Run(Generic[C]):
 
     def stop_asked(self) -> bool:
         """Whether a signal asked any rank to end; call on every rank, between two steps. All get the same answer."""
+        agreed = ENDING.asked
         if self.world > 1:
             import torch
             import torch.distributed as dist
             from deepspeed.accelerator import get_accelerator
 
-            asked = torch.tensor([ENDING.asked], device=get_accelerator().current_device_name())
+            asked = torch.tensor([agreed], device=get_accelerator().current_device_name())
             dist.all_reduce(asked, op=dist.ReduceOp.MAX)
-            ENDING.asked = int(asked)
-        return ENDING.asked != 0
+            agreed = int(asked)
+        if agreed:  # a signal that came meanwhile stays for the next time
+            ENDING.asked = agreed
+        return agreed != 0
 
     def stop(self, line: str) -> NoReturn:
         """End the run, as a signal has asked; the line says what is saved and how to go on."""

@@ -12,11 +12,16 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
 
+from instructkit.runs.ending import ENDING
+from instructkit.runs.log import RunLog
+from instructkit.runs.run import Run
 from tests.training.mini import command, end_all, environment
 
 TOY = str(Path(__file__).with_name("toy.py"))
-TIMEOUT = 300
+TIMEOUT = 150
 
 
 @contextmanager
@@ -126,6 +131,21 @@ def test_a_signal_ends_the_run_behind_its_step(number: signal.Signals, ranks: in
     ]
     if ranks == 1:
         assert code == 128 + number
+
+
+def test_a_signal_that_comes_while_ranks_agree_is_heard_after_the_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ENDING, "asked", 0)
+    run = Run(None, tmp_path, 0, 2, RunLog(tmp_path, {}, None))
+
+    def interrupted(asked: torch.Tensor, op: object) -> None:
+        ENDING.asked = signal.SIGTERM  # the other rank has none, and this one's was read before
+
+    monkeypatch.setattr(dist, "all_reduce", interrupted)
+    assert not run.stop_asked()
+    assert run.stop_asked()
+    assert ENDING.asked == signal.SIGTERM
 
 
 def test_ranks_end_with_their_launcher(tmp_path: Path) -> None:
