@@ -130,7 +130,7 @@ class DataConfig(ConvertedConfig, frozen=True, forbid_unknown_fields=True):
         workers: processes that prepare batches; 0 prepares them in the training process. A conversion inside the run
             uses as many processes, or one per core if this is 0.
         prompt: what the model reads beside the picture, in place of the training templates: Jinja over an example's
-            fields, such as "Question: {{ question }} Answer:"; "" for nothing, as in BLIP-2's second stage; null for
+            fields, such as "Question: {{ question }} Answer:"; none for nothing, as in BLIP-2's second stage; null for
             the templates.
         prefix: cut each target between two words, at a place that follows from the seed; the model reads what stands
             before it behind the prompt (BLIP-2's prefix LM, for encoder-decoder LLMs). Needs a prompt.
@@ -144,7 +144,7 @@ class DataConfig(ConvertedConfig, frozen=True, forbid_unknown_fields=True):
     group_size: Positive = 1
     augment: bool = False
     workers: Annotated[int, Meta(ge=0, le=1024)] = 0
-    prompt: Annotated[str, Meta(max_length=10_000)] | None = None
+    prompt: Text | None = None
     prefix: bool = False
     instruction_tokens: Positive = 128
     answer_tokens: Positive = 256
@@ -474,7 +474,7 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
     if towers.lora_targets and "lora" not in trained:
         yield "towers.lora_targets picks layers for LoRA, but no tower is set to lora"
     if config.data.prefix and config.data.prompt is None:
-        yield "data.prefix cuts targets behind a prompt of the run's own; set data.prompt, such as data.prompt=''"
+        yield "data.prefix cuts targets behind a prompt of the run's own; set data.prompt, such as data.prompt=none"
     for name in ("warmup_from", "min_learning_rate"):
         if (value := getattr(training, name)) > training.learning_rate:
             yield f"training.{name} = {value:g} is above training.learning_rate = {training.learning_rate:g}"
@@ -572,7 +572,8 @@ def _locate(key: str, kind: type[msgspec.Struct] = RunConfig) -> list[str]:
         if not found:
             everything = [*kind.__struct_fields__]
             everything += [field for group in groups.values() for field in group.__struct_fields__]
-            raise UserError(f"unknown key {_shown(key)}; {did_you_mean(first, everything)}")
+            everywhere = f"there are {', '.join(kind.__struct_fields__)}; instructkit/config.py explains all their keys"
+            raise UserError(f"unknown key {_shown(key)}; {did_you_mean(first, everything, everywhere)}")
         if len(found) > 1:
             names = " or ".join(f"{group}.{key}" for group in found)
             raise UserError(f"key {_shown(key)} is in several groups: write {names}")

@@ -65,4 +65,5 @@ def test_a_prompt_that_cannot_be_is_said(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("{}")
     with pytest.raises(UserError, match=r"data\.prefix cuts targets behind a prompt"):
         load_config(tmp_path / "run.yaml", ["data.prefix=true"])
-    assert load_config(tmp_path / "run.yaml", ["data.prefix=true", "data.prompt=''"]).data.prompt == ""
+    assert load_config(tmp_path / "run.yaml", ["data.prefix=true", "data.prompt=none"]).data.prompt == "none"
+    assert wordings_of("captioning", "none").render(EXAMPLE).instruction == ""

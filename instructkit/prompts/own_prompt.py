@@ -12,6 +12,9 @@ from instructkit.data.examples import Example
 from instructkit.prompts.jinja import Draws, Text
 from instructkit.prompts.templates import Prompt, Templates, train_templates
 
+NOTHING = "none"
+"""`data.prompt` of a run whose model reads nothing beside the picture."""
+
 
 class OwnPrompt:
     """A prompt for all examples of a task group; the targets are those of its wordings.
@@ -48,5 +51,5 @@ class OwnPrompt:
 
 
 def wordings_of(task: str, prompt: str | None, prefix: bool = False) -> Templates | OwnPrompt:
-    """What puts the examples of a task group into words: a run's own prompt, without one the templates."""
-    return train_templates(task) if prompt is None else OwnPrompt(prompt, task, prefix)
+    """What puts the examples of a task group into words: a run's own `data.prompt`, without one the templates."""
+    return train_templates(task) if prompt is None else OwnPrompt("" if prompt == NOTHING else prompt, task, prefix)
