@@ -9,6 +9,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch.distributed as dist
 
 from instructkit.config import DataConfig, EvaluationConfig, RunConfig
+from instructkit.runs.ending import Stopped
 from instructkit.runs.log import RunLog
 from instructkit.runs.ranks import start_ranks
 from instructkit.runs.run import Run
@@ -75,8 +77,9 @@ def run_one(folder: Path, stop_behind: int | None = None, resume: bool = False, 
         training=training,
         evaluation=EvaluationConfig(**evaluation),
     )
-    with RunLog(folder, {}, "toy", active=rank == 0) as log:
+    with closing(RunLog(folder, {}, "toy", active=rank == 0)) as log:
         run = ToyRun(settings, folder, rank, world, log, stop_behind)
+        run.begin(anew=not resume)
         engine = Engine(Toy(), ToyObjective(), training, folder)
         best = Best(settings.evaluation, [])
         facts: dict[str, Any] = {"numbers": [], "after": {}, "ended": False}
@@ -88,7 +91,7 @@ def run_one(folder: Path, stop_behind: int | None = None, resume: bool = False, 
                 if found:
                     best.take(step.number, {"validation_loss": found[step.number - 1]})
             loop.finish()
-        except SystemExit:
+        except Stopped:
             facts["ended"] = True
         facts["weight"] = engine.model.weight.tolist()
         facts["said"] = run.said

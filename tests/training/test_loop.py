@@ -108,3 +108,5 @@ def test_checkpoints_of_an_earlier_run_are_not_gone_on_from_unasked(folders: dic
     anew = facts(folders[ranks] / "anew")
     assert anew["numbers"] == [1, 2, 3, 4, 5, 6, 7]
     assert lines(folders[ranks] / "anew") == lines(folders[ranks] / "whole")
+    kept = sorted(path.name for path in (folders[ranks] / "anew.1" / "checkpoints").iterdir())
+    assert kept == ["step-00000003", "step-00000006", "step-00000007"]
