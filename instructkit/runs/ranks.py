@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -15,7 +16,7 @@ from instructkit.runs.waiting import meet
 
 
 class Ranks(NamedTuple):
-    """This process among those that evaluate.
+    """This process among those of the run.
 
     Attributes:
         rank: number of this process.
@@ -41,6 +42,26 @@ def current_ranks() -> Ranks:
     if dist.is_available() and dist.is_initialized():
         return Ranks(dist.get_rank(), dist.get_world_size())
     return Ranks()
+
+
+def sum_over_ranks(values: Sequence[float]) -> list[float]:
+    """The sum of each value over the ranks, in double precision; call on every rank."""
+    return _over_ranks(values, dist.ReduceOp.SUM)
+
+
+def max_over_ranks(values: Sequence[float]) -> list[float]:
+    """The largest of each value over the ranks; call on every rank."""
+    return _over_ranks(values, dist.ReduceOp.MAX)
+
+
+def _over_ranks(values: Sequence[float], operation: Any) -> list[float]:
+    if current_ranks().world == 1:
+        return [float(value) for value in values]
+    from deepspeed.accelerator import get_accelerator
+
+    found = torch.tensor(list(values), dtype=torch.float64, device=get_accelerator().current_device_name())
+    dist.all_reduce(found, op=operation)
+    return [float(value) for value in found.tolist()]
 
 
 def start_ranks() -> tuple[int, int]:

@@ -19,6 +19,7 @@ from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedPara
 from instructkit.config import TrainingConfig
 from instructkit.errors import UserError
 from instructkit.models.recompute import compile_layers, recompute_layers
+from instructkit.runs.ranks import max_over_ranks, sum_over_ranks
 from instructkit.runs.waiting import meet
 from instructkit.training.data import Batch
 from instructkit.training.deepspeed_config import deepspeed_settings, offloads_optimizer
@@ -55,25 +56,9 @@ class Step(NamedTuple):
         return {"loss": self.loss, **several, **self.counts, **rest}
 
 
-def share(value: Sequence[float]) -> list[float]:
-    """Sums over the ranks, in double precision."""
-    total = torch.tensor(list(value), dtype=torch.float64, device=get_accelerator().current_device_name())
-    if dist.get_world_size() > 1:
-        dist.all_reduce(total)
-    return [float(number) for number in total.tolist()]
-
-
-def largest(values: Sequence[float]) -> list[float]:
-    """The largest of each over the ranks."""
-    found = torch.tensor(list(values), dtype=torch.float64, device=get_accelerator().current_device_name())
-    if dist.get_world_size() > 1:
-        dist.all_reduce(found, op=dist.ReduceOp.MAX)
-    return [float(value) for value in found.tolist()]
-
-
 def most_calls(mine: int) -> int:
     """How often the rank that calls a module most often calls it; call on every rank."""
-    return int(largest([mine])[0])
+    return int(max_over_ranks([mine])[0])
 
 
 def free_memory() -> None:
@@ -172,7 +157,9 @@ class Engine:
             self.deepspeed.step()
         if norm is None:
             norm = self.deepspeed.get_global_grad_norm()
-        means = {name: total / counts[name] for name, total in zip(scales, share(totals.tolist()), strict=True)}
+        means = {
+            name: total / counts[name] for name, total in zip(scales, sum_over_ranks(totals.tolist()), strict=True)
+        }
         step = Step(
             number=number + 1,
             loss=sum(loss.weight * means[name] for name, loss in self.objective.losses.items()),
@@ -192,7 +179,7 @@ class Engine:
         """Terms of each loss and examples in the global batch."""
         names = list(self.objective.losses)
         mine = [sum(counts[name] for counts in announced) for name in names]
-        *counts, samples = share([*mine, sum(len(batch.examples) for batch in batches)])
+        *counts, samples = sum_over_ranks([*mine, sum(len(batch.examples) for batch in batches)])
         for name, count in zip(names, counts, strict=True):
             if not count:
                 unit = self.objective.losses[name].unit

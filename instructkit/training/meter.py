@@ -29,8 +29,8 @@ from torch import Tensor, nn
 
 from instructkit.models.batches import TEXTS
 from instructkit.runs.log import CUT
+from instructkit.runs.ranks import max_over_ranks, sum_over_ranks
 from instructkit.training.data import Batch
-from instructkit.training.engine import largest, share
 from instructkit.training.flops import matmul_peak
 from instructkit.training.objectives import LossSum, Objective
 
@@ -53,7 +53,7 @@ class Meter:
         self._work = objective.work(model)
         self._peak = 0.0
         if self._work is not None:
-            (self._peak,) = share([matmul_peak(device, next(model.parameters()).dtype)])
+            (self._peak,) = sum_over_ranks([matmul_peak(device, next(model.parameters()).dtype)])
         shape = (len(objective.losses), len(datasets))
         self._totals = torch.zeros(shape, dtype=torch.float64, device=device)
         self._counts = torch.zeros(shape, dtype=torch.float64)
@@ -98,7 +98,7 @@ class Meter:
 
         Call on every rank.
         """
-        new = share(
+        new = sum_over_ranks(
             [
                 *self._totals.flatten().tolist(),
                 *self._counts.flatten().tolist(),
@@ -124,7 +124,7 @@ class Meter:
         size = self._counts.numel()
         totals, counts = torch.tensor(state[: 2 * size], dtype=torch.float64).view(2, *self._counts.shape)
         useful, computed, *cut = state[2 * size :]
-        (samples, flops), (seconds,) = share([self._samples, self._flops]), largest([self._seconds])
+        (samples, flops), (seconds,) = sum_over_ranks([self._samples, self._flops]), max_over_ranks([self._seconds])
         values = self._means(totals, counts)
         values["samples_per_second"] = round(samples / seconds, 2)
         if self._work is not None:
@@ -152,6 +152,10 @@ class Meter:
 def peak_memory() -> dict[str, float]:
     """Most memory that was held at once, on the rank that held most."""
     if torch.cuda.is_available():
-        return {"peak_gpu_memory_gib": round(largest([torch.cuda.max_memory_allocated()])[0] / GIB, 3)}
+        return {"peak_gpu_memory_gib": round(max_over_ranks([torch.cuda.max_memory_allocated()])[0] / GIB, 3)}
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB on Linux
-    return {"peak_memory_gib": round(largest([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss])[0] * unit / GIB, 3)}
+    return {
+        "peak_memory_gib": round(
+            max_over_ranks([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss])[0] * unit / GIB, 3
+        )
+    }

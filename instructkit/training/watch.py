@@ -35,12 +35,12 @@ from instructkit.models.batches import Texts
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.towers import set_modes
 from instructkit.runs.log import RunLog
-from instructkit.runs.ranks import Ranks, current_ranks
+from instructkit.runs.ranks import Ranks, current_ranks, sum_over_ranks
 from instructkit.runs.waiting import first_on_machine, on_first_rank
 from instructkit.training.best import MEAN, VALIDATION, Best, score_of
 from instructkit.training.data import Part, TrainingData
 from instructkit.training.datasets import parts_of
-from instructkit.training.engine import Engine, share
+from instructkit.training.engine import Engine
 from instructkit.training.objectives import Objective
 
 
@@ -90,7 +90,7 @@ class Watch:
         self._say(step, values, better, time.monotonic() - began)
 
     def _losses(self, model: nn.Module) -> dict[str, float]:
-        sums = {part.name: share(part.sums(model, self._engine.device)) for part in self._parts}
+        sums = {part.name: sum_over_ranks(part.sums(model, self._engine.device)) for part in self._parts}
         values = {}
         if sums:
             values[VALIDATION] = self._loss(list(sums.values()))
