@@ -40,9 +40,12 @@ PROMPTS = {
     "aokvqa": ASKED,
     "aokvqa_mc": f"{OPTIONS} Short answer:",
     "coco_caption": "A short image description.",
+    "coco_caption_blip2": "a photo of",
     "easy_vqa": ASKED,
     "flickr30k": "A short image description.",
     "gqa": ASKED,
+    "gqa_blip2_opt": "Question: What stands there? Answer:",
+    "gqa_blip2_t5": ASKED,
     "hatefulmemes": 'This is an image with: "It is {green} and 100% tall." written on it. Is it hateful? Answer:',
     "iconqa": f"{OPTIONS} Short answer:",
     "ivqa": ASKED,
@@ -50,14 +53,19 @@ PROMPTS = {
     "msrvtt_qa": ASKED,
     "msvd_qa": ASKED,
     "nocaps": "A short image description.",
+    "nocaps_blip2": "a photo of",
     "ocrvqa": f"OCR tokens: {FIRST_30}. {ASKED}",
     "okvqa": ASKED,
+    "okvqa_blip2_opt": "Question: What stands there? Answer:",
+    "okvqa_blip2_t5": ASKED,
     "scienceqa": f"Context: It is {{green}} and 100% tall. {OPTIONS} Answer:",
     "textcaps": f"OCR tokens: {FIRST_30}. A short image description.",
     "textvqa": f"OCR tokens: {FIRST_30}. {ASKED}",
     "visdial": "Dialog history: a tree by the road Is it day? yes Any people? no\n " + ASKED,
     "vizwiz": ASKED,
     "vqav2": ASKED,
+    "vqav2_blip2_opt": "Question: What stands there? Answer:",
+    "vqav2_blip2_t5": ASKED,
     "vsr": 'Based on the image, is this statement true or false? "The tree is left of the road." Answer:',
 }
 """Every prompt as the model reads it. One that changes needs another version of its protocol, here and in `FROZEN`."""
@@ -66,9 +74,12 @@ FROZEN = {
     "aokvqa": (2, "5e5b4850dfee"),
     "aokvqa_mc": (1, "2901fc819d48"),
     "coco_caption": (2, "2dc34e7e2d65"),
+    "coco_caption_blip2": (1, "47bd059168fd"),
     "easy_vqa": (1, "523ccc05b9c5"),
     "flickr30k": (2, "b47849562d55"),
     "gqa": (2, "fd3006fb1866"),
+    "gqa_blip2_opt": (1, "b944a2b1c088"),
+    "gqa_blip2_t5": (1, "10903869df95"),
     "hatefulmemes": (1, "6e8407fa1fc0"),
     "iconqa": (1, "3e4d59362c88"),
     "ivqa": (2, "30c271613818"),
@@ -76,14 +87,19 @@ FROZEN = {
     "msrvtt_qa": (1, "111af47c93b2"),
     "msvd_qa": (2, "ecabdd2df596"),
     "nocaps": (2, "bf04765cb6c5"),
+    "nocaps_blip2": (1, "b83605b634b7"),
     "ocrvqa": (2, "974f01c6cf18"),
     "okvqa": (2, "fb6ee9365712"),
+    "okvqa_blip2_opt": (1, "58e0852c7082"),
+    "okvqa_blip2_t5": (1, "5d684337dfe5"),
     "scienceqa": (1, "6fb1799a472d"),
     "textcaps": (2, "c2c33885ce31"),
     "textvqa": (2, "374b424ffa2c"),
     "visdial": (1, "1cd144ec1130"),
     "vizwiz": (2, "705e1047dac6"),
     "vqav2": (2, "694211f57d72"),
+    "vqav2_blip2_opt": (1, "1a3c3b00c432"),
+    "vqav2_blip2_t5": (1, "b872ff52e82c"),
     "vsr": (2, "4b1f453fe65b"),
 }
 """Version of each protocol, and the digest of all that a score depends on."""
@@ -159,7 +175,12 @@ def test_decoding_is_the_papers_with_what_lavis_adds(name: str) -> None:
         )
         for penalty, shortest, longest in ((1.0, 10, 80), (-1.0, 1, 10))
     )
-    if name == "jsonl":  # of which the paper says nothing: answers of any length
+    blip2 = {"num_beams": 5, "repetition_penalty": 1.0}
+    if name.endswith("_blip2"):  # its own captions: 8 to 30 tokens
+        assert protocol.decoding == Decoding(length_penalty=1.0, min_new_tokens=8, max_new_tokens=30, **blip2)
+    elif "_blip2_" in name:  # and short answers
+        assert protocol.decoding == Decoding(length_penalty=-1.0, max_new_tokens=10, **blip2)
+    elif name == "jsonl":  # of which the paper says nothing: answers of any length
         assert protocol.decoding == Decoding(num_beams=5, length_penalty=1.0, min_new_tokens=1, max_new_tokens=64)
     elif protocol.mode == "generate":
         assert protocol.decoding == (caption if protocol.metric == "cider" else short)
@@ -170,7 +191,8 @@ def test_decoding_is_the_papers_with_what_lavis_adds(name: str) -> None:
 def test_published_rows() -> None:
     rows = {name: load_protocol(name).published for name in benchmarks() if load_protocol(name).role == "held-out"}
     assert len(rows) == 13
-    for published in rows.values():
+    for every in rows.values():
+        published = [row for row in every if "2305.06500" in row.source]
         assert len(published) == 8
         assert [row.verified for row in published] == [row.model.startswith("InstructBLIP") for row in published]
     cells = {(name, row.model): row.value for name, published in rows.items() for row in published}
@@ -178,6 +200,35 @@ def test_published_rows() -> None:
     assert cells["ivqa", "InstructBLIP FlanT5-XXL"] == 53.8
     assert cells["scienceqa", "BLIP-2 FlanT5-XL"] == 54.9
     assert cells["visdial", "InstructBLIP Vicuna-13B"] == 45.4
+
+
+def test_blip2s_own_rows_are_marked_zero_shot_or_finetuned() -> None:
+    """Beside InstructBLIP's in the benchmarks' own protocols, and in those that ask as BLIP-2 does."""
+    cells = {}
+    for name in benchmarks():
+        protocol = load_protocol(name)
+        rows = [row for row in protocol.published if "2301.12597" in row.source]
+        assert all(row.verified for row in rows)
+        for row in rows:
+            _, _, how = row.model.rpartition(", ")
+            assert how in ("zero-shot", "finetuned"), row.model
+            assert how in row.source
+            cells[name, row.model] = row.value
+        assert len({row.model for row in protocol.published}) == len(protocol.published)
+        if "_blip2" in name:
+            assert rows
+            assert protocol.role == "extra"
+            plain = {row.model: row.value for row in load_protocol(name.partition("_blip2")[0]).published}
+            assert all(plain[row.model] == row.value for row in rows)
+    assert (
+        cells["vqav2", "BLIP-2 FlanT5-XXL, zero-shot"]
+        == cells["vqav2_blip2_t5", "BLIP-2 FlanT5-XXL, zero-shot"]
+        == 65.2
+    )
+    assert cells["gqa_blip2_opt", "BLIP-2 OPT-2.7B, zero-shot"] == 34.6
+    assert cells["vqav2_blip2_opt", "BLIP-2 OPT-6.7B, finetuned"] == 82.19
+    assert cells["nocaps_blip2", "BLIP-2 FlanT5-XL, finetuned"] == 121.6
+    assert cells["coco_caption_blip2", "BLIP-2 OPT-2.7B, finetuned"] == 145.8
 
 
 # ---- candidates, references, which examples ----

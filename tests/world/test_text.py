@@ -83,7 +83,7 @@ def of_form(written: list[Document], form: str) -> list[Document]:
 
 def held_out() -> Iterator[Protocol]:
     for name in benchmarks():
-        if (protocol := load_protocol(name)).source in HELD_OUT:
+        if (protocol := load_protocol(name)).role == "held-out" and protocol.source in HELD_OUT:
             yield protocol
 
 
