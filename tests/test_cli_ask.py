@@ -313,7 +313,7 @@ def test_bash_completes_commands_and_benchmarks(run: Run, tmp_path: Path) -> Non
         echo "${COMPREPLY[@]}"
     """
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    for line, offered in (("instructkit as", "ask"), ("instructkit ask --protocol ok", "okvqa")):
+    for line, offered in (("instructkit as", "ask"), ("instructkit ask --protocol hat", "hatefulmemes")):
         done = subprocess.run(
             ["bash", "-c", ask, "bash", tmp_path / "script", line], capture_output=True, text=True, env=environment
         )
