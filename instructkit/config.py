@@ -30,7 +30,9 @@ Count = Annotated[int, Meta(ge=0, le=10**9)]
 Factor = Annotated[float, Meta(ge=0, le=1e6)]
 Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Decay = Annotated[float, Meta(ge=0, lt=1)]
+Rate = Annotated[float, Meta(gt=0, le=1e6)]
 Setting = Literal["frozen", "lora", "full"]
+Tower = Literal["vision", "qformer", "llm"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -163,6 +165,10 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         optimizer: adamw, or muon for models that start from random weights. muon needs zero_stage=0 and
             precision=fp32.
         learning_rate: peak learning rate.
+        rates: peaks by tower (vision, qformer, llm) in place of learning_rate: warm-up and cosine are scaled with them.
+            Query tokens, projection and the layer norm over the image features go with the Q-Former.
+        layer_decay: the rate of the image encoder's last layer is multiplied by it, of the one before by its square,
+            and so on down to the embeddings, as in LAVIS; 1 treats all layers alike.
         warmup_steps: steps of linear warm-up.
         warmup_from: learning rate of the first step.
         min_learning_rate: learning rate at the end of the cosine schedule.
@@ -190,7 +196,9 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batch_size: Positive = 32
     accumulation: Positive = 1
     optimizer: Literal["adamw", "muon"] = "adamw"
-    learning_rate: Annotated[float, Meta(gt=0, le=1e6)] = 1e-5
+    learning_rate: Rate = 1e-5
+    rates: dict[Tower, Rate] = {}
+    layer_decay: Annotated[float, Meta(gt=0, le=1)] = 1.0
     warmup_steps: Count = 1000
     warmup_from: Factor = 1e-8
     min_learning_rate: Factor = 0.0
@@ -475,6 +483,11 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
         yield "towers.lora_targets picks layers for LoRA, but no tower is set to lora"
     if config.data.prefix and config.data.prompt is None:
         yield "data.prefix cuts targets behind a prompt of the run's own; set data.prompt, such as data.prompt=none"
+    for tower in training.rates:
+        if getattr(towers, tower) == "frozen":
+            yield f"training.rates.{tower} is the learning rate of a tower that is frozen; set towers.{tower}"
+    if training.layer_decay < 1 and towers.vision == "frozen":
+        yield "training.layer_decay lowers the rates of an image encoder that is frozen; set towers.vision"
     for name in ("warmup_from", "min_learning_rate"):
         if (value := getattr(training, name)) > training.learning_rate:
             yield f"training.{name} = {value:g} is above training.learning_rate = {training.learning_rate:g}"

@@ -135,7 +135,7 @@ class Engine:
         batches = list(batches)
         rate = learning_rate(number, self.config)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("scale", 1.0)
         announced = [{name: int(n.sum()) for name, n in self.objective.counts(batch).items()} for batch in batches]
         counts, samples = self._count(number, announced, batches)
         parts = dist.get_world_size() * len(batches)

@@ -172,7 +172,9 @@ class Loop:
             f"samples ({world} rank{'s' if world > 1 else ''}, {settings.accumulation} micro-batch each): "
             f"{samples * settings.max_steps:,.0f} samples in all"
         )
-        yield f"optimizer {optimizer_name(settings)}, learning rate up to {settings.learning_rate:g}"
+        own = "".join(f", {tower} {rate:g}" for tower, rate in settings.rates.items())
+        decay = f", times {settings.layer_decay:g} a layer of the image encoder" if settings.layer_decay < 1 else ""
+        yield f"optimizer {optimizer_name(settings)}, learning rate up to {settings.learning_rate:g}{own}{decay}"
         if os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE":
             yield "cores     threads sleep while they wait for each other (OMP_WAIT_POLICY=PASSIVE)"
         yield (

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from instructkit.config import TrainingConfig
+from instructkit.config import Tower, TrainingConfig
 from instructkit.errors import UserError
 
 MOMENTUM = 0.95
@@ -56,20 +56,80 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str,
     """Trained parameters by what the optimizer does to them.
 
     Matrices decay; vectors (biases, norms), embeddings and query tokens do not. Under Muon the matrices between hidden
-    states are orthogonalized; the LLM's output head, whose rows stand for words, is not.
+    states are orthogonalized; the LLM's output head, whose rows stand for words, is not. A group with a `scale` has
+    the run's learning rate times that (`rate_scales`).
+
+    Raises:
+        UserError: `layer_decay` is set for an image encoder without layers.
     """
+    scales = rate_scales(model, config)
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     muon = optimizer_name(config) == "Muon"
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             vector = parameter.ndim < 2 or id(parameter) in embeddings or "embedding" in name or "query_tokens" in name
             orthogonal = muon and parameter.ndim == 2 and not vector and "lm_head" not in name
-            groups.setdefault((0.0 if vector else config.weight_decay, orthogonal), []).append(parameter)
+            key = (0.0 if vector else config.weight_decay, orthogonal, scales.get(name, 1.0))
+            groups.setdefault(key, []).append(parameter)
     return [
-        {"params": parameters, "weight_decay": decay, **({"orthogonal": True} if orthogonal else {})}
-        for (decay, orthogonal), parameters in groups.items()
+        {
+            "params": parameters,
+            "weight_decay": decay,
+            **({"orthogonal": True} if orthogonal else {}),
+            **({"scale": scale} if scale != 1 else {}),
+        }
+        for (decay, orthogonal, scale), parameters in groups.items()
     ]
+
+
+def rate_scales(model: nn.Module, config: TrainingConfig) -> dict[str, float]:
+    """What the learning rate of a trained parameter is multiplied by, by its name, where that is not 1.
+
+    `rates` gives a tower its own; `layer_decay` lowers those of the image encoder from its last layer down. The layer
+    norm over the image features belongs to neither: it is trained with the Q-Former.
+
+    Raises:
+        UserError: `layer_decay` is set for an image encoder without layers.
+    """
+    by_tower = {tower: rate / config.learning_rate for tower, rate in config.rates.items()}
+    depths = _depths(model) if config.layer_decay < 1 else {}
+    scales = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            scale = by_tower.get(_tower_of(name), 1.0) * config.layer_decay ** depths.get(name, 0)
+            if scale != 1:
+                scales[name] = scale
+    return scales
+
+
+def _tower_of(name: str) -> Tower:
+    if name.startswith("vision_model.") and not name.startswith("vision_model.post_layernorm."):
+        return "vision"
+    return "llm" if name.startswith("language_model.") else "qformer"
+
+
+def _depths(model: nn.Module) -> dict[str, int]:
+    """How many layers of the image encoder a parameter stands below its end, by name: 1 for the last layer.
+
+    What comes before the first layer, the embeddings, stands one below it (LAVIS: `get_optimizer_params`).
+    """
+    lists = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.ModuleList)]
+    stem, layers = max(
+        ((name, part) for name, part in lists if name.startswith("vision_model.")),
+        key=lambda pair: len(pair[1]),
+        default=("", []),
+    )
+    if len(layers) < 2:
+        raise UserError("training.layer_decay: this image encoder is no row of layers; leave it out (1)")
+    depths, below = {}, True
+    for name, _ in model.named_parameters():
+        if _tower_of(name) == "vision":
+            inside = name.startswith(f"{stem}.")
+            below = below and not inside
+            number = int(name.removeprefix(f"{stem}.").partition(".")[0]) if inside else -1
+            depths[name] = len(layers) - number if inside or below else 1
+    return depths
 
 
 class Muon(torch.optim.AdamW):

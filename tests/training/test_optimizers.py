@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from instructkit.config import TrainingConfig
+from instructkit.config import TowersConfig, TrainingConfig
 from instructkit.errors import UserError
+from instructkit.models.towers import prepare_towers
 from instructkit.training.deepspeed_config import users_settings
 from instructkit.training.optimizers import Muon, build_optimizer, optimizer_name, orthogonalize, parameter_groups
 from tests.tiny import tiny_model
@@ -87,3 +88,43 @@ def test_muon_is_refused_where_matrices_are_cut_up(settings):
 
 def _index(optimizer, parameter):
     return [id(p) for group in optimizer.param_groups for p in group["params"]].index(id(parameter))
+
+
+def scales_of(config, **towers):
+    """What each trained parameter's learning rate is multiplied by, read off the optimizer's groups."""
+    model, _ = tiny_model()
+    prepare_towers(model, TowersConfig(**towers))
+    groups = build_optimizer(model, config).param_groups
+    found = {id(parameter): group.get("scale", 1.0) for group in groups for parameter in group["params"]}
+    return {name: found[id(parameter)] for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def test_each_tower_has_its_own_rate():
+    config = TrainingConfig(learning_rate=1e-4, rates={"vision": 1e-5, "llm": 5e-5})
+    scales = scales_of(config, vision="full", qformer="full", llm="lora")
+    for name, scale in scales.items():
+        with_qformer = not name.startswith(("vision_model.", "language_model.")) or "post_layernorm" in name
+        expected = 1.0 if with_qformer else 0.1 if name.startswith("vision_model.") else 0.5
+        assert scale == pytest.approx(expected), name
+    assert len(set(scales.values())) == 3
+    assert set(scales_of(TrainingConfig(), vision="full").values()) == {1.0}
+
+
+def test_rates_fall_layer_by_layer_from_the_image_encoders_end():
+    """As LAVIS scales them: the last of two layers once, the first twice, the embeddings three times."""
+    config = TrainingConfig(learning_rate=1e-4, layer_decay=0.5, rates={"vision": 2e-4})
+    scales = scales_of(config, vision="full", qformer="full")
+    expected = {"embeddings.": 0.25, "encoder.layers.0.": 0.5, "encoder.layers.1.": 1.0, "post_layernorm.": 1.0}
+    for name, scale in scales.items():
+        if name.startswith("vision_model."):
+            (wanted,) = (each for stem, each in expected.items() if name.startswith(f"vision_model.{stem}"))
+            assert scale == pytest.approx(wanted), name
+        else:
+            assert scale == 1.0
+    lora = scales_of(config, vision="lora", qformer="full")
+    assert {round(scale, 4) for name, scale in lora.items() if ".lora_" in name} == {0.5, 1.0}
+
+
+def test_an_encoder_without_layers_has_no_layer_decay():
+    with pytest.raises(UserError, match=r"training\.layer_decay: this image encoder is no row of layers"):
+        parameter_groups(torch.nn.Linear(2, 2), TrainingConfig(layer_decay=0.9))
