@@ -351,7 +351,7 @@ def test_what_cannot_be_joined_is_said_in_one_line(tmp_path):
             {"llm": "package:no_such_llm"},
             r"package:no_such_llm: no-such-llm is not installed; run pip install no-such-llm",
         ),
-        ({"name": bert, "llm": llm}, r"model\.name=.*: a bert; parts are put in place"),
+        ({"name": bert, "llm": llm}, r"model\.name=.*: a bert; parts replace those"),
     ]:
         with pytest.raises(UserError, match=message) as caught:
             joined(**parts)

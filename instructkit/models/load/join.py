@@ -83,8 +83,8 @@ class _Checkpoint:
         config = read_config(name, "name")
         if not is_blip(config):
             raise UserError(
-                f"model.name={name}: a {config.model_type}; parts are put instead of an InstructBLIP's, a BLIP-2's or "
-                "nano's: name one of these, or nothing"
+                f"model.name={name}: a {config.model_type}; parts replace those of an InstructBLIP, a BLIP-2 or nano: "
+                "name one of these, or nothing"
             )
         self.config, self.queries = config, int(config.num_query_tokens)
 
