@@ -464,7 +464,10 @@ def plan_run(
         per_machine=per_machine,
         lengths=Lengths(instruction, answer, instruction),
     )
-    plan = make_plan(load_config(find_config(config), words or []), _counts(gpus), assumed, device)
+    settings = load_config(find_config(config), words or [])
+    if settings.recipe != "instruct":
+        raise UserError(f"plan: {config} is for recipes/{settings.recipe}.py; only runs of instruct.py can be planned")
+    plan = make_plan(settings, _counts(gpus), assumed, device)
     print(msgspec.json.format(msgspec.json.encode(plan_dict(plan))).decode() if as_json else plan_text(plan))
 
 

@@ -138,6 +138,8 @@ class DataConfig(ConvertedConfig, frozen=True, forbid_unknown_fields=True):
             before it behind the prompt (BLIP-2's prefix LM, for encoder-decoder LLMs). Needs a prompt.
         instruction_tokens: maximum length of an instruction in LLM tokens; longer ones lose their beginning.
         answer_tokens: maximum length of a target in LLM tokens; longer ones lose their end.
+        caption_tokens: maximum length of a caption in BLIP-2's first stage, in the Q-Former's tokens with `[CLS]` and
+            `[SEP]`; longer ones lose their end.
     """
 
     train: Annotated[list[Text], Meta(min_length=1)] = msgspec.field(default_factory=lambda: ["easy_vqa"])
@@ -150,6 +152,7 @@ class DataConfig(ConvertedConfig, frozen=True, forbid_unknown_fields=True):
     prefix: bool = False
     instruction_tokens: Positive = 128
     answer_tokens: Positive = 256
+    caption_tokens: Annotated[int, Meta(ge=3, le=10**9)] = 32
 
 
 class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -298,12 +301,14 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         output: folder of the run: config, log, checkpoints, model, report.
         seed: determines order, wordings, augmentation, initial weights and dropout.
         resume: continue from the last checkpoint in `output`.
+        recipe: the recipe that the settings are for, `recipes/<recipe>.py`; no other takes them.
         project: project on Weights & Biases, if a key or WANDB_MODE=offline is set.
     """
 
     output: Text = "runs/easy_vqa"
     seed: Seed = 0
     resume: bool = False
+    recipe: Literal["instruct", "pretrain_qformer"] = "instruct"
     project: Text = "instructkit"
     model: ModelConfig = ModelConfig()
     towers: TowersConfig = TowersConfig()
@@ -499,6 +504,19 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
     ):
         if twice := [entry for number, entry in enumerate(entries) if entry in entries[:number]]:
             yield f"{key} names {quote(twice[0])} twice"
+
+
+def check_recipe(config: RunConfig, name: str) -> None:
+    """Refuse settings that are for another recipe than the one that got them.
+
+    Raises:
+        UserError: they are.
+    """
+    if config.recipe != name:
+        raise UserError(
+            f"these settings are for recipes/{config.recipe}.py (recipe={config.recipe}), not for recipes/{name}.py; "
+            "instructkit train takes the right one"
+        )
 
 
 def recipes_folder() -> Path:

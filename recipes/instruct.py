@@ -17,7 +17,7 @@ otherwise. With resume=true a larger max_steps lengthens a finished run, and at 
 
 from __future__ import annotations
 
-from instructkit.config import RunConfig, load_config
+from instructkit.config import RunConfig, check_recipe, load_config
 from instructkit.runs.start import start
 
 CONFIG = start(__name__, __doc__, RunConfig, load_config, default="easy_vqa")  # before torch is loaded
@@ -41,6 +41,7 @@ from instructkit.training.watch import Watch
 def instruct(run: Run[RunConfig]) -> None:
     """Convert, train, evaluate, report."""
     folder = run.folder
+    check_recipe(run.config, "instruct")
     on_first_rank(lambda: prepare_data(run.config, run.say))
     config = run.config = with_steps(run.config)
     on_first_rank(lambda: check_media(config, run.say))

@@ -74,6 +74,7 @@ def model() -> Blip2Pretraining:
     made = Blip2Pretraining(config).eval()
     state = {**recorded("qformer_weights"), **recorded("stage1_heads")}
     named = {mine: tensor for name, tensor in state.items() if (mine := ours(name)) is not None}
+    named["temperature"] = named["temperature"].reshape(1)
     found = made.load_state_dict(named, strict=False)
     assert not found.unexpected_keys
     assert all(name.startswith("vision_model.") for name in found.missing_keys), found.missing_keys

@@ -86,7 +86,8 @@ class Example(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_f
 LETTERS = len(ascii_lowercase)
 """Options that a prompt can letter."""
 
-_CAPTIONS = frozenset({"captioning", "reading_captioning"})
+CAPTIONED = frozenset({"captioning", "reading_captioning"})
+"""Tasks whose examples hold captions (`references`) and ask nothing."""
 _TEXTS = ("references", "rationales", "ocr_tokens", "images")
 _LINES = ("question", "statement", "context", "lecture", "video")
 
@@ -126,12 +127,12 @@ def problem(example: Example, task: str, hidden: bool = False) -> str | None:
 
 def has_reply(example: Example, task: str) -> bool:
     """Whether an example holds what a model is to write: references of captions, else answers or a choice."""
-    return bool(example.references) if task in _CAPTIONS else bool(example.answers) or example.choice is not None
+    return bool(example.references) if task in CAPTIONED else bool(example.answers) or example.choice is not None
 
 
 def _unasked(example: Example, task: str, hidden: bool) -> str | None:
     """What the task needs and the example lacks."""
-    if task in _CAPTIONS:
+    if task in CAPTIONED:
         return None if has_reply(example, task) or hidden else "has no references"
     asks = example.question is not None
     if not asks and task == "visual_reasoning":

@@ -96,7 +96,7 @@ class Embedded(NamedTuple):
         features: of the images, `[pairs, patches, vision width]`.
         images: `embed_images` of them, `[pairs, queries, width]`.
         texts: `embed_texts`, `[pairs, width]`.
-        temperature: what similarities are divided by, a scalar.
+        temperature: what similarities are divided by, `[1]`.
     """
 
     features: Tensor
@@ -127,7 +127,7 @@ class Pretraining(NamedTuple):
     Attributes:
         images: `embed_images`, `[pairs, queries, width]`.
         texts: `embed_texts`, `[pairs, width]`.
-        temperature: what similarities are divided by, a scalar.
+        temperature: what similarities are divided by, `[1]`.
         matches: logits of "does not match" and "matches", `[rows, 2]`, float32.
         words: logits of the texts' tokens behind `[DEC]`, `[tokens, vocabulary]`, float32.
         targets: these tokens, `[tokens]`.
@@ -171,8 +171,10 @@ class Blip2Pretraining(ImageTower, Blip2ForImageTextRetrieval):
     Attributes:
         fresh: names of the parameters that no checkpoint gave.
         read_layer: how a layer of the Q-Former is run.
+        instruction_aware: that the Q-Former reads texts, so that all of it is trained.
     """
 
+    instruction_aware = True
     fresh: frozenset[str] = frozenset()
     read_layer: Callable[..., Tensor] = staticmethod(read_layer)
 
@@ -180,7 +182,7 @@ class Blip2Pretraining(ImageTower, Blip2ForImageTextRetrieval):
         super().__init__(config)
         self.take_encoder()
         self.itg_head = WordHead(config.qformer_config)
-        self.temperature = nn.Parameter(torch.tensor(TEMPERATURE))
+        self.temperature = nn.Parameter(torch.tensor([TEMPERATURE]))  # DeepSpeed takes no scalars
 
     def embed_images(self, features: Tensor) -> Tensor:
         """What the queries see in images, to be compared with texts.

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from instructkit.config import TowersConfig
 from instructkit.errors import UserError
+from instructkit.models.blip2 import Blip2Pretraining
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.load.qformer_text import is_text
 
@@ -25,29 +26,30 @@ LINEAR = (nn.Linear, Conv1D)
 """Layers that multiply by a matrix; GPT-2's kind keeps it transposed."""
 
 TOWERS = ("vision_model", "qformer", "language_model")
-"""The towers' names as parameters carry them; query tokens and projection belong to the Q-Former's training."""
+"""The towers' names as parameters carry them; what belongs to none is trained with the Q-Former."""
 
 
-def prepare_towers(model: InstructBlip, config: TowersConfig, seed: int = 0) -> None:
+def prepare_towers(model: InstructBlip | Blip2Pretraining, config: TowersConfig, seed: int = 0) -> None:
     """Set what is trained, in place; the same seed gives the same LoRA weights.
 
     A frozen tower needs no gradient and runs without dropout. What a Q-Former needs to read text stays as it is where
-    it reads none. The layer norm over the image features, the query tokens and the projection into the LLM are trained
-    with the Q-Former, as the paper does (section 3.4), whatever is trained of the image encoder.
+    it reads none. The layer norm over the image features and all that stands outside the towers (query tokens, the
+    projection into the LLM, heads of BLIP-2's first stage) are trained with the Q-Former, as the paper does (section
+    3.4), whatever is trained of the image encoder.
 
     Raises:
         UserError: `lora_targets` do not fit the model.
     """
-    settings = dict(zip(TOWERS, (config.vision, config.qformer, config.llm), strict=True))
-    for name, setting in settings.items():
+    for name, setting in _settings(model, config).items():
         getattr(model, name).requires_grad_(setting == "full")
     if not model.instruction_aware:
         for name, parameter in model.named_parameters():
             if is_text(name):
                 parameter.requires_grad_(False)
     joints = config.qformer != "frozen"
-    model.query_tokens.requires_grad_(joints)
-    model.language_projection.requires_grad_(joints)
+    for name, weight in model.named_parameters():
+        if name.partition(".")[0] not in TOWERS:
+            weight.requires_grad_(joints)
     targets = lora_targets(model, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -55,6 +57,12 @@ def prepare_towers(model: InstructBlip, config: TowersConfig, seed: int = 0) -> 
             _add_lora(getattr(model, name), config, layers)
     if joints:  # behind LoRA, which freezes all else in its tower
         model.vision_model.post_layernorm.requires_grad_(True)
+
+
+def _settings(model: nn.Module, config: TowersConfig) -> dict[str, str]:
+    """What is trained of each tower that a model has."""
+    settings = zip(TOWERS, (config.vision, config.qformer, config.llm), strict=True)
+    return {name: setting for name, setting in settings if hasattr(model, name)}
 
 
 def trained_and_frozen(model: nn.Module) -> dict[str, tuple[int, int]]:
@@ -87,14 +95,14 @@ def set_modes(model: nn.Module, training: bool) -> None:
             module.eval()
 
 
-def lora_targets(model: InstructBlip, config: TowersConfig) -> dict[str, set[str]]:
+def lora_targets(model: InstructBlip | Blip2Pretraining, config: TowersConfig) -> dict[str, set[str]]:
     """Linear layers that get LoRA adapters, by tower, with their names inside it; GPT-2's Conv1D counts as one.
 
     Raises:
         UserError: a pattern of `lora_targets` matches no layer of a LoRA tower, or a LoRA tower is left without.
     """
-    settings = dict(zip(TOWERS, (config.vision, config.qformer, config.llm), strict=True))
-    head = model.language_model.get_output_embeddings()
+    settings = _settings(model, config)
+    head = model.language_model.get_output_embeddings() if isinstance(model, InstructBlip) else None
     linear = [
         name
         for name, module in model.named_modules()

@@ -63,11 +63,109 @@ class Part(NamedTuple):
     root: Path
 
 
-class TrainingData(Dataset[Batch]):
+class MixedData(Dataset[Batch]):
     """The batches of a run, by position.
 
     Item i is the i-th micro-batch of this rank: `groups` of the `groups` x `world` groups of the mixture that stand
     there. It depends on nothing but (datasets, seed, i, rank, world).
+
+    Args:
+        parts: the datasets.
+        mixture: which of their groups comes when.
+        groups: groups a micro-batch and rank.
+        seed: of the run.
+        augment: random crops and flips.
+        rank: of this process.
+        world: number of processes.
+        cache: kept features of images.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        mixture: Mixture,
+        *,
+        groups: int,
+        seed: int = 0,
+        augment: bool = False,
+        rank: int = 0,
+        world: int = 1,
+        cache: FeatureCache | None = None,
+    ) -> None:
+        self.parts, self.mixture = list(parts), mixture
+        self.groups, self.rank, self.world = groups, rank, world
+        self.seed, self.augment = seed, augment
+        self.cache = cache
+
+    @property
+    def names(self) -> list[str]:
+        """The datasets of the mixture."""
+        return self.mixture.names
+
+    @property
+    def samples_per_group(self) -> float:
+        """Examples that a group of the mixture holds, on average."""
+        return self.mixture.examples_per_group
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.batch(self.positions(index))
+
+    def positions(self, index: int) -> Sequence[int]:
+        """This rank's positions of the mixture in a micro-batch."""
+        raise NotImplementedError
+
+    def batch(self, positions: Sequence[int]) -> Batch:
+        """The batch of some positions of the mixture."""
+        raise NotImplementedError
+
+    def chance(self, picture: Picture, root: Path, epoch: int) -> str:
+        """What a picture's crop and flip follow from; frames of a video are cropped alike. Empty without crops."""
+        if not self.augment:
+            return ""
+        return f"{self.seed}/{epoch}/{PurePath(os.path.relpath(picture.path, root)).as_posix()}"
+
+    def pixels(self, looks: Sequence[tuple[Picture, str]], size: int) -> tuple[dict[str, Tensor], Sequence[Path]]:
+        """What the model reads of distinct pictures, those that a cache has left out.
+
+        Args:
+            looks: pictures, each with what its crop follows from (`chance`).
+            size: pixels of a side.
+
+        Returns:
+            Inputs, and the files that the features of `pixel_values` are to be kept in.
+        """
+        inputs: dict[str, Tensor] = {}
+        unkept: Sequence[Path] = ()
+        if self.cache is not None:
+            found = self.cache.find([picture for picture, _ in looks])
+            looks, unkept = [looks[number] for number in found.missing], found.files
+            inputs = {"image_patches": found.patches, "image_order": found.order}
+        chances = [Random(chance) for _, chance in looks] if self.augment else None
+        return {"pixel_values": decode([picture for picture, _ in looks], size, chances), **inputs}, unkept
+
+    def loader(self, start: int, stop: int, workers: int = 0) -> Iterator[Batch]:
+        """Micro-batches `start` to `stop` of this rank in order, made by `workers` processes ahead of time.
+
+        Raises:
+            UserError: a batch cannot be made.
+        """
+        loader: DataLoader[Any] = DataLoader(
+            _Told(self),
+            sampler=range(start, stop),
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=4 if workers else None,
+            multiprocessing_context="fork" if workers else None,
+            pin_memory=torch.cuda.is_available(),
+        )
+        for made in loader:
+            if isinstance(made, UserError):
+                raise made
+            yield made
+
+
+class TrainingData(MixedData):
+    """Batches of instructions and answers; a group is some questions of one image.
 
     Args:
         parts: the datasets.
@@ -104,15 +202,12 @@ class TrainingData(Dataset[Batch]):
         cache: FeatureCache | None = None,
         llm_positions: Positions | None = None,
     ) -> None:
-        self.parts = list(parts)
+        images = {part.name: image_numbers(part.examples.rows) for part in parts}
+        mixture = Mixture(images, overrides, group_size, seed)
+        super().__init__(parts, mixture, groups=groups, seed=seed, augment=augment, rank=rank, world=world, cache=cache)
         self.texts = texts
         self.image_size = image_size
-        self.groups, self.rank, self.world = groups, rank, world
-        self.seed, self.augment = seed, augment
-        self.cache = cache
         self.llm_positions = llm_positions or Positions()
-        images = {part.name: image_numbers(part.examples.rows) for part in parts}
-        self.mixture = Mixture(images, overrides, group_size, seed)
         self._wordings = [wordings_of(part.task, prompt, prefix) for part in parts]
 
     @classmethod
@@ -143,19 +238,6 @@ class TrainingData(Dataset[Batch]):
             run.say(line)
         return data
 
-    @property
-    def names(self) -> list[str]:
-        """The datasets of the mixture."""
-        return self.mixture.names
-
-    @property
-    def samples_per_group(self) -> float:
-        """Examples that an image group holds, on average."""
-        return self.mixture.examples_per_group
-
-    def __getitem__(self, index: int) -> Batch:
-        return self.batch(self.positions(index))
-
     def positions(self, index: int) -> Sequence[int]:
         """This rank's positions of the mixture; groups of many questions are dealt out evenly, so that no rank waits.
 
@@ -181,29 +263,15 @@ class TrainingData(Dataset[Batch]):
                 prompts.append(prompt)
                 # A picture that comes twice is one picture only where it is cropped alike, as it is within an epoch.
                 looks.append(
-                    [
-                        (picture, self._chance(picture, part.root, draw.epoch) if self.augment else "")
-                        for picture in pictures(prompt, part.root)
-                    ]
+                    [(picture, self.chance(picture, part.root, draw.epoch)) for picture in pictures(prompt, part.root)]
                 )
                 datasets.append(part.name)
         distinct, sharing = share_images(looks)
-        unkept: Sequence[Path] = ()
-        if self.cache is not None:
-            found = self.cache.find([picture for picture, _ in distinct])
-            distinct, unkept = [distinct[number] for number in found.missing], found.files
-            sharing |= {"image_patches": found.patches, "image_order": found.order}
         encoded = self.texts.encode(prompts)
         frames = [len(look) for look in looks]
         self._check_lengths(prompts, encoded, frames)
-        chances = [Random(chance) for _, chance in distinct]
-        inputs = {
-            "pixel_values": decode(
-                [picture for picture, _ in distinct], self.image_size, chances if self.augment else None
-            ),
-            **sharing,
-            **self.texts.rows(encoded, frames),
-        }
+        seen, unkept = self.pixels(distinct, self.image_size)
+        inputs = {**seen, **sharing, **self.texts.rows(encoded, frames)}
         return Batch(inputs, [prompt.example for prompt in prompts], datasets, [row.cut for row in encoded], unkept)
 
     def _check_lengths(self, prompts: Sequence[Prompt], encoded: Sequence[Encoded], frames: Sequence[int]) -> None:
@@ -261,30 +329,6 @@ class TrainingData(Dataset[Batch]):
             f"prompts, {sum(texts):,} of text by data.instruction_tokens and data.answer_tokens): {how}"
         ]
 
-    def _chance(self, picture: Picture, root: Path, epoch: int) -> str:
-        """What a picture's crop and flip follow from; frames of a video are cropped alike."""
-        return f"{self.seed}/{epoch}/{PurePath(os.path.relpath(picture.path, root)).as_posix()}"
-
-    def loader(self, start: int, stop: int, workers: int = 0) -> Iterator[Batch]:
-        """Micro-batches `start` to `stop` of this rank in order, made by `workers` processes ahead of time.
-
-        Raises:
-            UserError: a batch cannot be made.
-        """
-        loader: DataLoader[Any] = DataLoader(
-            _Told(self),
-            sampler=range(start, stop),
-            batch_size=None,
-            num_workers=workers,
-            prefetch_factor=4 if workers else None,
-            multiprocessing_context="fork" if workers else None,
-            pin_memory=torch.cuda.is_available(),
-        )
-        for made in loader:
-            if isinstance(made, UserError):
-                raise made
-            yield made
-
 
 def groups_of(training: TrainingConfig, world: int) -> int:
     """Image groups of a micro-batch and rank.
@@ -304,7 +348,7 @@ def groups_of(training: TrainingConfig, world: int) -> int:
 class _Told(Dataset[Batch | UserError]):
     """Batches, or what is wrong with one: raised in a worker process it would come with that one's traceback."""
 
-    def __init__(self, data: TrainingData) -> None:
+    def __init__(self, data: MixedData) -> None:
         self._data = data
 
     def __getitem__(self, index: int) -> Batch | UserError:

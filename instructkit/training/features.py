@@ -23,6 +23,7 @@ from instructkit.config import RunConfig
 from instructkit.data.media import located
 from instructkit.errors import UserError
 from instructkit.models.batches import Picture
+from instructkit.models.blip2 import Blip2Pretraining
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.vision import VisionEncoder
 
@@ -115,7 +116,7 @@ def keep(files: Sequence[Path], patches: Tensor) -> None:
             raise
 
 
-def encoder_digest(model: InstructBlip, precision: str) -> str:
+def encoder_digest(model: InstructBlip | Blip2Pretraining, precision: str) -> str:
     """Digest of an image encoder: weights but the last layer norm's, settings and the precision it computes in."""
     config = model.config.vision_config
     facts = f"{precision} {config.image_size} {config.hidden_act}"
@@ -130,7 +131,7 @@ def encoder_digest(model: InstructBlip, precision: str) -> str:
     return digest.hexdigest()
 
 
-def open_cache(config: RunConfig, model: InstructBlip) -> FeatureCache | None:
+def open_cache(config: RunConfig, model: InstructBlip | Blip2Pretraining) -> FeatureCache | None:
     """The cache that a run asks for.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -20,11 +21,16 @@ MANY_PASSES = 20
 """More passes over a dataset than a finetuning is likely to want."""
 
 
-def with_steps(config: RunConfig) -> RunConfig:
-    """The settings with `epochs` as `max_steps`; call on every rank when the datasets are converted."""
+def with_steps(config: RunConfig, mixture: Callable[[RunConfig], Mixture] | None = None) -> RunConfig:
+    """The settings with `epochs` as `max_steps`; call on every rank when the datasets are converted.
+
+    Args:
+        config: of the run.
+        mixture: gives the run's mixture where it is not one of questions (`mixture_of`).
+    """
     if config.training.epochs is None:
         return config
-    steps = on_first_rank(lambda: steps_of(config, mixture_of(config)))
+    steps = on_first_rank(lambda: steps_of(config, (mixture or mixture_of)(config)))
     return _of_steps(config, steps)
 
 
@@ -93,22 +99,28 @@ def passes(config: RunConfig, mixture: Mixture) -> dict[str, float]:
     }
 
 
-def say_mixture(run: Run[RunConfig], mixture: Mixture) -> None:
-    """Say how often the run draws each dataset and passes over it, and warn of many passes."""
+def say_mixture(run: Run[RunConfig], mixture: Mixture, unit: str = "examples") -> None:
+    """Say how often the run draws each dataset and passes over it, and warn of many passes.
+
+    Args:
+        run: the run.
+        mixture: its mixture.
+        unit: what the mixture counts.
+    """
     counts, widest = passes(run.config, mixture), max(15, *map(len, mixture.names))
     for name, chance in mixture.probabilities.items():
         run.say(
-            f"mixture   {name:<{widest}} {mixture.sizes[name]:>13,} examples   probability {chance:.4f}   "
+            f"mixture   {name:<{widest}} {mixture.sizes[name]:>13,} {unit}   probability {chance:.4f}   "
             f"{counts[name]:,.2f} passes"
         )
-    for line in length_warnings(run.config, mixture):
+    for line in length_warnings(run.config, mixture, unit):
         run.log.warn(line)
 
 
-def length_warnings(config: RunConfig, mixture: Mixture) -> list[str]:
+def length_warnings(config: RunConfig, mixture: Mixture, unit: str = "examples") -> list[str]:
     """A line for each dataset that a run passes over more often than `MANY_PASSES`."""
     return [
-        f"{name}: {count:,.0f} passes over {mixture.sizes[name]:,} examples, more than {MANY_PASSES}; the model may "
+        f"{name}: {count:,.0f} passes over {mixture.sizes[name]:,} {unit}, more than {MANY_PASSES}; the model may "
         "learn them by heart; epochs=3 would be three passes, or take a smaller max_steps"
         for name, count in passes(config, mixture).items()
         if count > MANY_PASSES

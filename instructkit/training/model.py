@@ -13,15 +13,18 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from instructkit.config import RunConfig
 from instructkit.errors import UserError
-from instructkit.models.batches import Limits, Texts
+from instructkit.models.batches import Captions, Limits, Texts
+from instructkit.models.blip2 import Blip2Pretraining
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.load.join import join
 from instructkit.models.load.new_tokenizers import train_llm_tokenizer, train_qformer_tokenizer
+from instructkit.models.load.parts import summary
 from instructkit.models.load.presets import build, preset
+from instructkit.models.load.pretraining import join_pretraining, load_pretraining
 from instructkit.models.load.qformer_text import is_text
 from instructkit.models.load.trained import save_trained
 from instructkit.models.packing import packing_note
-from instructkit.models.save import base_places, load_model, save_model
+from instructkit.models.save import base_places, load_model, save_model, save_pretraining
 from instructkit.models.towers import merge_lora, without_lora
 from instructkit.prompts.own_prompt import wordings_of
 from instructkit.runs.run import Run
@@ -80,7 +83,89 @@ def prepare_model(config: RunConfig, parts: list[Part], folder: Path, say: Say) 
     return model, texts
 
 
-def frozen_warnings(config: RunConfig, model: InstructBlip) -> list[str]:
+def check_pretraining(config: RunConfig) -> None:
+    """Refuse settings that have no meaning in BLIP-2's first stage; no data and no model is needed.
+
+    Raises:
+        UserError: one has none.
+    """
+    for name in _NO_FIRST_STAGE:
+        group, _, key = name.partition(".")
+        value = getattr(getattr(config, group), key)
+        if value != getattr(getattr(RunConfig(), group), key):
+            raise UserError(f"{name}={value}: BLIP-2's first stage {_NO_FIRST_STAGE[name]}; leave that setting out")
+    if config.model.name != "nano" and config.model.joined:
+        raise UserError(
+            f"model.name={config.model.name}: the parts of a first stage are put together from model.vision and "
+            "model.qformer, which takes a folder of a first stage as well; leave model.name out, or the parts"
+        )
+    if config.training.zero_stage == 3:
+        raise UserError("training.zero_stage=3: BLIP-2's first stage runs under ZeRO 0 to 2; its model is a small one")
+
+
+def prepare_pretraining(
+    config: RunConfig, parts: list[Part], folder: Path, say: Say
+) -> tuple[Blip2Pretraining, Captions]:
+    """The model of a run of BLIP-2's first stage and its tokeniser; call on every rank.
+
+    A Q-Former that starts from random weights gets a tokeniser trained on the run's captions, which is kept in the
+    run's folder.
+
+    Raises:
+        UserError: there is no such model, or a part of it.
+    """
+    dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+    limit = config.data.caption_tokens
+
+    def tokenizer() -> PreTrainedTokenizerBase:
+        place = folder / "tokenizers"
+
+        def train() -> None:
+            if not (config.resume and place.is_dir()):
+                aside = place.with_name(f".{place.name}.partial")
+                texts = [
+                    text
+                    for part in parts
+                    for one in islice(part.examples, TOKENIZER_EXAMPLES)
+                    for text in one.references
+                ]
+                train_qformer_tokenizer(texts, config.model.vocabulary).save_pretrained(aside / "qformer")
+                shutil.rmtree(place, ignore_errors=True)
+                aside.rename(place)
+
+        on_first_rank(train)
+        return AutoTokenizer.from_pretrained(place / "qformer")
+
+    if config.model.name == "nano":
+        model, captions = join_pretraining(config.model, dtype, tokenizer, limit, config.seed, say)
+    else:
+        model, captions = first_on_machine(lambda: load_pretraining(config.model.name, limit, dtype))
+        if model.fresh:
+            say(f"model     joints          from random weights: {summary(model.fresh)}")
+    return model, captions
+
+
+_NO_FIRST_STAGE = {
+    "model.llm": "has no LLM",
+    "model.llm_bits": "has no LLM",
+    "towers.llm": "has no LLM",
+    "model.instruction_aware": "has no instructions",
+    "data.instruction_tokens": "has no instructions (data.caption_tokens cuts captions)",
+    "data.answer_tokens": "has no answers (data.caption_tokens cuts captions)",
+    "data.prompt": "has no prompts",
+    "data.prefix": "has no prompts",
+    "data.group_size": "reads one caption of a picture a step",
+    "throughput.share_images": "has no other way to read images",
+    "throughput.share_keys": "has no other way to read images",
+    "throughput.packing": "has no LLM",
+    "throughput.answers_only": "has no LLM",
+    "evaluation.benchmarks": "ends with a model that answers nothing yet",
+    "evaluation.every": "is not evaluated on its way",
+}
+"""Settings of a run that have no meaning in the first stage, and why."""
+
+
+def frozen_warnings(config: RunConfig, model: InstructBlip | Blip2Pretraining) -> list[str]:
     """A line for each tower of which weights stay as they were drawn at random, though it is trained by nothing.
 
     Args:
@@ -90,6 +175,8 @@ def frozen_warnings(config: RunConfig, model: InstructBlip) -> list[str]:
     drawn = config.model.name == "nano" and not config.model.joined
     lines = []
     for setting, part in (("vision", "vision_model"), ("qformer", "qformer"), ("llm", "language_model")):
+        if not hasattr(model, part):
+            continue
         whole = dict(getattr(model, part).named_parameters(prefix=part))
         random = sum(
             weight.numel()
@@ -107,7 +194,7 @@ def frozen_warnings(config: RunConfig, model: InstructBlip) -> list[str]:
     return lines
 
 
-def warn_of_random(run: Run[RunConfig], model: InstructBlip) -> None:
+def warn_of_random(run: Run[RunConfig], model: InstructBlip | Blip2Pretraining) -> None:
     """Warn of weights that stay random (`frozen_warnings`)."""
     for line in frozen_warnings(run.config, model):
         run.log.warn(line)
@@ -157,3 +244,11 @@ def save_run_model(config: RunConfig, engine: Engine, texts: Texts, folder: Path
         state = engine.gathered_state(trained_only=True)
         if first:
             save_trained(folder, engine.model, state, config.model, config.towers, texts)
+
+
+def save_run_pretraining(engine: Engine, captions: Captions, folder: Path) -> None:
+    """Write the model of BLIP-2's first stage, whole, so that transformers opens it; call on every rank."""
+    merge_lora(engine.model)
+    state = without_lora(engine.gathered_state())
+    if dist.get_rank() == 0:
+        save_pretraining(engine.model, captions, folder, state)

@@ -7,6 +7,7 @@ readers learn to do without what the weak ones would bring (its shape). Muon mov
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -56,8 +57,8 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str,
     """Trained parameters by what the optimizer does to them.
 
     Matrices decay; vectors (biases, norms), embeddings and query tokens do not. Under Muon the matrices between hidden
-    states are orthogonalized; the LLM's output head, whose rows stand for words, is not. A group with a `scale` has
-    the run's learning rate times that (`rate_scales`).
+    states are orthogonalized; the LLM's output head and that of matching, whose rows stand for words and answers, are
+    not. A group with a `scale` has the run's learning rate times that (`rate_scales`).
 
     Raises:
         UserError: `layer_decay` is set for an image encoder without layers.
@@ -69,7 +70,7 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str,
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             vector = parameter.ndim < 2 or id(parameter) in embeddings or "embedding" in name or "query_tokens" in name
-            orthogonal = muon and parameter.ndim == 2 and not vector and "lm_head" not in name
+            orthogonal = muon and parameter.ndim == 2 and not vector and not re.search("lm_head|itm_head", name)
             key = (0.0 if vector else config.weight_decay, orthogonal, scales.get(name, 1.0))
             groups.setdefault(key, []).append(parameter)
     return [

@@ -1,4 +1,4 @@
-"""The shipped recipe, from a program's own process or under DeepSpeed's launcher."""
+"""The shipped recipes, from a program's own process or under DeepSpeed's launcher."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from instructkit.config import find_config, load_config, recipes_folder
 from instructkit.errors import UserError
 from instructkit.runs.run import open_run
 
-RECIPE = "instruct.py"
 _SETTING = re.compile(r"[A-Za-z_][\w.]*=")
 
 
 def run_recipe(config: str, settings: Mapping[str, Any]) -> Path:
-    """Run the recipe in this process, as its only rank.
+    """Run the recipe of a config in this process, as its only rank.
 
     Args:
         config: name of a config, or its file.
@@ -37,9 +36,9 @@ def run_recipe(config: str, settings: Mapping[str, Any]) -> Path:
         UserError: what the recipe says.
     """
     wanted = load_config(find_config(config), [word(key, value) for key, value in settings.items()])
-    recipe = _load(recipes_folder() / RECIPE)
+    recipe = _load(recipes_folder() / f"{wanted.recipe}.py")
     with _one_rank(), open_run(wanted, Path(wanted.output), wanted.project) as run:
-        recipe.instruct(run)
+        getattr(recipe, wanted.recipe)(run)
     return Path(wanted.output)
 
 
@@ -57,7 +56,7 @@ def word(key: str, value: Any) -> str:
 
 
 def launch_command(words: Sequence[str]) -> list[str]:
-    """The command that runs the recipe under DeepSpeed's launcher.
+    """The command that runs the recipe of a config under DeepSpeed's launcher.
 
     Args:
         words: the config first; then settings as `key=value` in any place, and options of the launcher.
@@ -69,9 +68,9 @@ def launch_command(words: Sequence[str]) -> list[str]:
         raise UserError("train: the config comes first, such as easy_vqa: instructkit train CONFIG [key=value ...]")
     config = find_config(words[0])
     settings = [each for each in words[1:] if _SETTING.match(each)]
-    load_config(config, settings)  # a mistake is said once, before ranks start
+    wanted = load_config(config, settings)  # a mistake is said once, before ranks start
     options = [each for each in words[1:] if not _SETTING.match(each)]
-    recipe = str(recipes_folder() / RECIPE)
+    recipe = str(recipes_folder() / f"{wanted.recipe}.py")
     return [sys.executable, "-m", "deepspeed.launcher.runner", *options, recipe, "--config", str(config), *settings]
 
 

@@ -1,4 +1,4 @@
-"""Several runs of the recipe in one process group: starting Python and its libraries is what costs.
+"""Several runs of recipes in one process group: starting Python and its libraries is what costs.
 
 What the model in memory says when training has ended goes to `logits.pt`. A word `after=NAME:STEP` makes the run go on
 from what the run NAME, in the folder beside, had written by that step.
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from instructkit.config import load_config
+from instructkit.config import RunConfig, load_config
 from instructkit.errors import UserError
 from instructkit.runs.ranks import start_ranks
 from instructkit.runs.run import open_run
@@ -28,8 +28,8 @@ RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 MINI = Path(__file__).with_name("mini.yaml")
 
 
-def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("instruct", RECIPES / "instruct.py")
+def recipe(name: str = "instruct") -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -70,10 +70,12 @@ def train(instruct: ModuleType, words: list[str]) -> None:
         dist.barrier()
         words.append("resume=true")
     try:
-        settings = load_config(config, words)
+        settings: RunConfig = load_config(config, words)
+        module = instruct if settings.recipe == "instruct" else recipe(settings.recipe)
         with open_run(settings, Path(settings.output), settings.project) as run:
-            instruct.instruct(run)
+            getattr(module, settings.recipe)(run)
     except UserError as error:
+        output.mkdir(parents=True, exist_ok=True)
         (output / f"error-{dist.get_rank()}.txt").write_text(str(error))
 
 

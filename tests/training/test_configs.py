@@ -23,7 +23,7 @@ from instructkit.models.load.trained import load_tokenizers
 from instructkit.models.save import load_model
 from instructkit.prompts.protocols import load_protocol
 from instructkit.training.datasets import splits_of
-from tests.models.checkpoints import write_blip2, write_llm
+from tests.models.checkpoints import write_bert, write_blip2, write_llm, write_vision
 from tests.training.mini import ROOT, log, losses, run_all, write_model, write_releases
 
 CONFIGS = sorted((ROOT / "recipes" / "configs").glob("*.yaml"))
@@ -49,6 +49,11 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in CONFIGS:
         config = load_config(path)
         shrunk = ["max_steps=10", "warmup_steps=5", "log_every=1", "data.workers=0", "benchmarks=[]", "batch_size=8"]
+        if config.recipe == "pretrain_qformer":
+            # In bf16 rounding decides which negatives are drawn, on another CPU others.
+            parts = first_stage_parts(config, folder)
+            runs[path.stem] = [str(path), *shrunk, *easy, "data.train=[coco_caption]", "precision=fp32", *parts]
+            continue
         if config.model.name == "nano":
             runs[path.stem] = [str(path), *shrunk, *easy, "group_size=1", *tiny_parts(config, folder)]
             continue
@@ -77,6 +82,14 @@ def tiny_parts(config: RunConfig, folder: Path) -> list[str]:
         kind = next(kind for kind in LLMS if kind in config.model.llm)
         words.append(f"model.llm={write_llm(folder / f'llm_{kind}', LLMS[kind])}")
     return words
+
+
+def first_stage_parts(config: RunConfig, folder: Path) -> list[str]:
+    """Tiny parts in place of those that a config of BLIP-2's first stage names."""
+    if config.model.vision is None:
+        return []
+    vision = write_vision(folder / "clip", "clip") if "clip" in config.model.vision else write_blip2(folder / "blip2")
+    return [f"model.vision={vision}", f"model.qformer={write_bert(folder / 'bert')}"]
 
 
 def convert_mini(split: str, folder: Path) -> None:
