@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -21,7 +20,10 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
+from tests.ports import free_port
+
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "instruct.py"
+
 CORES = sorted(os.sched_getaffinity(0))[:2]
 SPIN = {"GOMP_SPINCOUNT": "300000"}
 """GNU OpenMP's own count where nobody says how to wait; given by the user, it keeps the recipe from choosing."""
@@ -29,9 +31,7 @@ SPIN = {"GOMP_SPINCOUNT": "300000"}
 
 def train(neighbours: int, steps: int, folder: Path, extra: dict[str, str]) -> float:
     """Samples/s of a run beside so many endless loops."""
-    with socket.socket() as here:
-        here.bind(("127.0.0.1", 0))
-        port = str(here.getsockname()[1])
+    port = str(free_port())
     names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     environment = {name: value for name, value in os.environ.items() if name not in names}
     environment |= {"OMP_NUM_THREADS": "2", "MASTER_PORT": port, "WANDB_MODE": "disabled", "TQDM_DISABLE": "1", **extra}

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from instructkit.training.engine import Engine
 from instructkit.training.objectives import AnswerObjective
 from tests.benchmarks.mixture import Row, draw_batches, shared_batch
 from tests.benchmarks.training import OURS, configuration, make_model
+from tests.ports import free_port
 
 
 def part_of(rows: list[Row], rank: int, world: int) -> list[Row]:
@@ -70,9 +70,7 @@ def run_rank(options: argparse.Namespace) -> None:
 
 def measure(world: int, words: list[str], folder: Path) -> dict[str, Any]:
     """Run `world` ranks at once."""
-    with socket.socket() as here:
-        here.bind(("127.0.0.1", 0))
-        port = here.getsockname()[1]
+    port = free_port()
     result = folder / f"ranks-{world}-{port}.json"
     ranks = []
     for rank in range(world):

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from instructkit.evaluation.responses import Response, ResponseLog
 from instructkit.reports.report import failed, write_evaluation_report
 from instructkit.runs.ranks import Ranks
 from tests.evaluation.world import World, recipe, report_bytes, start
+from tests.ports import free_port
 
 IDENTITY = {"model": "m", "protocol_version": 1, "limit": None}
 BATCHES = [["a", "b"], ["c", "d"], ["e"]]
@@ -150,13 +150,10 @@ def test_two_ranks_and_one_give_the_same_report(world: World, tmp_path: Path, li
     """With one question the second rank has none."""
     world.benchmark("easy_vqa")
     world.benchmark("vqav2")
-    with socket.socket() as here:
-        here.bind(("127.0.0.1", 0))
-        port = str(here.getsockname()[1])
     settings = world.settings("easy_vqa,vqav2", tmp_path / "two", limit=limit, batch_size=4, spread=1)
     words = [f"{name}={value}" for name, value in settings.items()]
     main = recipe("evaluate")
-    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = [start(main, words, RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank in range(2)]
     for rank in ranks:
         rank.join(timeout=300)

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from instructkit.prompts.templates import Prompt
 from instructkit.runs.log import MEASURED
 from instructkit.sources.easy_vqa import default_raw
 from tests import forks
+from tests.ports import free_port
 from tests.tiny import tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,12 +68,6 @@ def write_model(folder: Path, llm: str = "llama", dropout: float = 0.0) -> Path:
     qformer.hidden_dropout_prob = qformer.attention_probs_dropout_prob = dropout
     save_model(model, texts, folder)
     return folder
-
-
-def free_port() -> int:
-    with socket.socket() as here:
-        here.bind(("127.0.0.1", 0))
-        return int(here.getsockname()[1])
 
 
 def environment() -> dict[str, str]:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.mini import end_all, environment, free_port, losses, run_all, write_model, write_releases
+from tests.ports import free_port
+from tests.training.mini import end_all, environment, losses, run_all, write_model, write_releases
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "instruct.py"
 ADDRESSES = ("10.213.7.1", "10.213.7.2")
