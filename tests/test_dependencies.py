@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "easy_vqa": "easy-vqa"}
-ELSEWHERE = {"bitsandbytes", "gguf", "huggingface_hub"}
-"""Asked for by an extra, or by transformers."""
+ELSEWHERE = {"bitsandbytes", "gguf", "huggingface_hub", "psutil"}
+"""Asked for by an extra, by transformers or by deepspeed."""
 UNNAMED = {
     "easy-vqa": "its pictures are read from where it is installed",
     "sentencepiece": "transformers reads the tokenizers of T5 and Vicuna with it",

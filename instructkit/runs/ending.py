@@ -203,7 +203,8 @@ def _launchers() -> list[tuple[int, int]]:
     try:
         if b"deepspeed.launcher.launch" in Path(f"/proc/{launch}/cmdline").read_bytes():
             runner = _parent(launch)
-            if runner is not None and b"deepspeed" in Path(f"/proc/{runner}/cmdline").read_bytes():
+            told = Path(f"/proc/{runner}/cmdline").read_bytes()
+            if runner is not None and (b"deepspeed" in told or b"instructkit.runs.launch" in told):
                 found.append((launch, runner))
     except OSError:
         pass  # it has ended, which the first look says

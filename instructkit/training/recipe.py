@@ -71,7 +71,7 @@ def launch_command(words: Sequence[str]) -> list[str]:
     wanted = load_config(config, settings)  # a mistake is said once, before ranks start
     options = [each for each in words[1:] if not _SETTING.match(each)]
     recipe = str(recipes_folder() / f"{wanted.recipe}.py")
-    return [sys.executable, "-m", "deepspeed.launcher.runner", *options, recipe, "--config", str(config), *settings]
+    return [sys.executable, "-m", "instructkit.runs.launch", *options, recipe, "--config", str(config), *settings]
 
 
 def _load(path: Path) -> ModuleType:

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -25,15 +25,14 @@ TIMEOUT = 150
 
 
 @contextmanager
-def started(ranks: int, *words: str, **options: object) -> Iterator[subprocess.Popen[str]]:
+def started(ranks: int, *words: str, program: Sequence[str] = ()) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [*command(ranks), TOY, *words],
+        [*(program or command(ranks)), TOY, *words],
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        **options,  # type: ignore[call-overload]
     )
     try:
         yield process
@@ -49,10 +48,10 @@ def ended(ranks: int, *words: str) -> tuple[int, list[str]]:
 
 
 def stopped(
-    ranks: int, what: str, folder: Path, send: Callable[[subprocess.Popen[str]], None]
+    ranks: int, what: str, folder: Path, send: Callable[[subprocess.Popen[str]], object], program: Sequence[str] = ()
 ) -> tuple[int, list[str]]:
     """Exit code and lines of a run that gets a signal when it is at work; all its processes have ended."""
-    with started(ranks, f"output={folder}", f"what={what}") as process:
+    with started(ranks, f"output={folder}", f"what={what}", program=program) as process:
         assert process.stdout is not None
         lines = []
         for line in process.stdout:
@@ -131,6 +130,19 @@ def test_a_signal_ends_the_run_behind_its_step(number: signal.Signals, ranks: in
     ]
     if ranks == 1:
         assert code == 128 + number
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("whole", [True, False], ids=["as the terminal sends it", "to the launcher alone"])
+def test_our_launcher_ends_behind_its_ranks_without_a_traceback(
+    number: signal.Signals, whole: bool, tmp_path: Path
+) -> None:
+    send = group(number) if whole else lambda process: process.send_signal(number)
+    options = command(2)[1:]
+    code, lines = stopped(2, "steps", tmp_path, send, [sys.executable, "-m", "instructkit.runs.launch", *options])
+    assert "Traceback" not in "\n".join(lines), lines
+    assert code == 128 + number, lines
+    assert {(tmp_path / f"saved-{rank}").exists() for rank in range(2)} == {True}
 
 
 def test_a_signal_that_comes_while_ranks_agree_is_heard_after_the_next_step(
