@@ -504,6 +504,30 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
     ):
         if twice := [entry for number, entry in enumerate(entries) if entry in entries[:number]]:
             yield f"{key} names {quote(twice[0])} twice"
+    yield from _exclusive(config)
+
+
+def _exclusive(config: RunConfig) -> Iterator[str]:
+    """Settings of which one cannot be honoured beside the other."""
+    model, towers, training = config.model, config.towers, config.training
+    if (bits := model.llm_bits) is not None and (towers.llm == "full" or training.zero_stage == 3):
+        reason = "towers.llm=full" if towers.llm == "full" else "training.zero_stage=3"
+        yield (
+            f"model.llm_bits={bits} cannot be used with {reason}: quantised weights are neither trained nor sharded; "
+            "set towers.llm=lora or frozen, and a zero_stage of at most 2"
+        )
+    if training.compile and training.zero_stage == 3:
+        yield (
+            "training.compile=true: ZeRO 3 fetches weights inside layers, where graphs would break; take zero_stage=2 "
+            "or leave compile out"
+        )
+    cache = config.throughput.feature_cache
+    if cache is not None and (config.data.augment or towers.vision != "frozen"):
+        reason = "data.augment=true" if config.data.augment else f"towers.vision={towers.vision}"
+        yield (
+            f"throughput.feature_cache={cache} cannot be used with {reason}: an image's features would not stay the "
+            "same; set data.augment=false and towers.vision=frozen, or no cache"
+        )
 
 
 def check_recipe(config: RunConfig, name: str) -> None:

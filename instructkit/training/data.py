@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from random import Random
@@ -156,6 +157,7 @@ class MixedData(Dataset[Batch]):
             num_workers=workers,
             prefetch_factor=4 if workers else None,
             multiprocessing_context="fork" if workers else None,
+            worker_init_fn=_outlast_signals if workers else None,
             pin_memory=torch.cuda.is_available(),
         )
         for made in loader:
@@ -215,7 +217,7 @@ class TrainingData(MixedData):
         """The batches that a run trains on; the log says what may not fit.
 
         Raises:
-            UserError: a batch cannot be split over the ranks, a row can never fit, or features cannot be cached.
+            UserError: a batch cannot be split over the ranks, or a row can never fit.
         """
         config = run.config
         data = cls(
@@ -343,6 +345,16 @@ def groups_of(training: TrainingConfig, world: int) -> int:
             f"micro-batches; make it a multiple of {parts}"
         )
     return training.batch_size // parts
+
+
+def _outlast_signals(worker: int) -> None:
+    """Let a worker end when its rank asks it to, not by a signal: launchers and terminals send theirs to all processes.
+
+    The rank still needs batches to finish its step, and a worker that a signal ends is an error to it. Where the rank
+    has ended, torch's worker does so within seconds.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Told(Dataset[Batch | UserError]):

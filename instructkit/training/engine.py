@@ -90,11 +90,6 @@ class Engine:
                 f"accumulation=1, and activation_checkpointing=true if memory is short"
             )
         if config.compile:
-            if config.zero_stage == 3:
-                raise UserError(
-                    "training.compile=true: ZeRO 3 fetches weights inside layers, where graphs would break; "
-                    "take zero_stage=2 or leave compile out"
-                )
             compile_layers(model)
         if config.activation_checkpointing:
             recompute_layers(model)

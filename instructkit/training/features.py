@@ -132,19 +132,9 @@ def encoder_digest(model: InstructBlip | Blip2Pretraining, precision: str) -> st
 
 
 def open_cache(config: RunConfig, model: InstructBlip | Blip2Pretraining) -> FeatureCache | None:
-    """The cache that a run asks for.
-
-    Raises:
-        UserError: features would change from step to step.
-    """
+    """The cache that a run asks for."""
     if config.throughput.feature_cache is None:
         return None
-    if config.data.augment or config.towers.vision != "frozen":
-        reason = "data.augment=true" if config.data.augment else f"towers.vision={config.towers.vision}"
-        raise UserError(
-            f"throughput.feature_cache={config.throughput.feature_cache} cannot be used with {reason}: "
-            "an image's features would not stay the same; set data.augment=false and towers.vision=frozen, or no cache"
-        )
     vision = model.config.vision_config
     tokens = (vision.image_size // vision.patch_size) ** 2 + 1
     if isinstance(model.vision_model, VisionEncoder):  # with or without class token and registers

@@ -10,14 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from instructkit.config import ModelConfig, RunConfig, TowersConfig, TrainingConfig
+from instructkit.config import ModelConfig, TowersConfig
 from instructkit.errors import UserError
 from instructkit.models.load import llm as llms
 from instructkit.models.load.join import join
 from instructkit.models.load.trained import save_trained
 from instructkit.models.save import load_model, save_model
 from instructkit.models.towers import prepare_towers
-from instructkit.training.model import prepare_model
 from tests.models.checkpoints import bare_tokenizer, write_llm
 from tests.models.test_instruct_blip import batch
 from tests.models.test_joining import pixels_for, tokenizers
@@ -151,15 +150,6 @@ def test_what_cannot_be_quantised_is_said(tmp_path, monkeypatch):
     folder = str(write_llm(tmp_path / "llm"))
     with pytest.raises(UserError, match="nano's own LLM has no weights to quantise"):
         joined(llm_bits=4)
-    for towers, training in [
-        (TowersConfig(llm="full"), TrainingConfig()),
-        (TowersConfig(), TrainingConfig(zero_stage=3)),
-    ]:
-        config = RunConfig(model=ModelConfig(llm=folder, llm_bits=8), towers=towers, training=training)
-        with pytest.raises(
-            UserError, match=r"llm_bits=8 cannot be used with (towers\.llm=full|training\.zero_stage=3)"
-        ):
-            prepare_model(config, [], tmp_path, print)
     monkeypatch.setattr(llms, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"llm_bits=4: bitsandbytes is not installed; run pip install bitsandbytes"):
         joined(llm=folder, llm_bits=4)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
+import signal
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -149,9 +151,10 @@ def test_no_cache_of_features_that_change():
     model, _ = tiny_model()
     assert open_cache(load_config(RECIPE), model) is None
     for setting in ("data.augment=true", "towers.vision=full"):
-        config = load_config(RECIPE, ["throughput.feature_cache=kept", "data.augment=false", setting])
-        with pytest.raises(UserError, match=setting):
-            open_cache(config, model)
+        with pytest.raises(UserError, match=f"throughput.feature_cache=kept cannot be used with {setting}"):
+            load_config(
+                RECIPE, ["throughput.feature_cache=kept", "data.augment=false", "towers.vision=frozen", setting]
+            )
     config = load_config(RECIPE, ["feature_cache=kept", "data.augment=false", "towers.vision=frozen"])
     cache = open_cache(config, model)
     assert cache is not None
@@ -171,3 +174,20 @@ def test_worker_processes_hand_over_cached_features(part, tmp_path, workers):
     for index, batch in enumerate(cached.loader(0, 4, workers)):
         assert len(batch.inputs["pixel_values"]) == 0
         torch.testing.assert_close(model(**batch.inputs).rows, model(**plain[index].inputs).rows, atol=1e-4, rtol=1e-5)
+
+
+def test_a_signal_to_all_processes_leaves_workers_at_their_batches(part):
+    _, texts = trained_model()
+    batches = data(part, texts).loader(0, 12, workers=2)  # more than are made ahead of time
+    made = [next(batches)]
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for number in (signal.SIGTERM, signal.SIGINT):
+        for worker in workers:
+            os.kill(worker.pid, number)
+    made += batches
+    plain = data(part, texts)
+    assert [batch.examples for batch in made] == [plain[index].examples for index in range(12)]
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0

@@ -248,5 +248,3 @@ def test_mistakes_are_told_in_one_line():
         make_plan(config(*MINI, "batch_size=10"), [4])
     with pytest.raises(UserError, match="no such config"):
         find_config("vicuna_99b")
-    with pytest.raises(UserError, match="llm_bits"):
-        make_plan(config("model.name=nano", "llm_bits=4", "zero_stage=3"), [8])

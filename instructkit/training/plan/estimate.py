@@ -187,8 +187,6 @@ def make_plan(config: RunConfig, ranks: list[int], assumed: Assumed | None = Non
     assumed = _within_limits(assumed or Assumed(), config)
     training, first = config.training, ranks[0]
     groups = _groups(training, first)
-    if config.model.llm_bits is not None and (config.towers.llm == "full" or training.zero_stage == 3):
-        raise UserError("model.llm_bits: quantised weights are neither trained nor sharded; see towers.llm, zero_stage")
     model = model_on_shapes(config)
     records = _Records(model, config, assumed.lengths, device, groups)
     modes, zero, weights = [], None, None
