@@ -40,11 +40,17 @@ AllowPackages = Annotated[
 
 
 def main() -> None:
-    """Run the command; a `UserError` becomes one line and exit code 2."""
+    """Run the command; a `UserError`, and what the disk refuses, become one line and exit code 2."""
     try:
         app()
     except UserError as error:
         print(f"instructkit: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        place = error.filename or "a file"  # a full disk names none
+        print(f"instructkit: {place}: cannot be read or written ({error.strerror})", file=sys.stderr)
         sys.exit(2)
 
 
@@ -235,6 +241,7 @@ def evaluate(
     from instructkit.config import evaluation_settings
     from instructkit.evaluation.run import evaluate as run
     from instructkit.reports.report import failed, last_lines, write_evaluation_report
+    from instructkit.runs.lock import locked
     from instructkit.runs.ranks import Ranks
 
     settings = evaluation_settings(
@@ -250,9 +257,10 @@ def evaluate(
             "allow_packages": allow_packages,
         }
     )
-    found = run(settings, Ranks(), print)
-    for line in last_lines(write_evaluation_report(settings)):
-        print(line)
+    with locked(Path(settings.output)):
+        found = run(settings, Ranks(), print)
+        for line in last_lines(write_evaluation_report(settings)):
+            print(line)
     if found is None or failed(found):
         raise typer.Exit(1)
 

@@ -112,8 +112,32 @@ def _remember(memory: Path, known: _Known) -> None:
 def write_atomically(path: Path, text: str | bytes) -> None:
     """Write a small file so that a reader sees the old one or the new one, never half of it."""
     partial = path.with_name(path.name + ".tmp")
-    partial.write_bytes(text.encode() if isinstance(text, str) else text)
-    os.replace(partial, path)
+    try:
+        partial.write_bytes(text.encode() if isinstance(text, str) else text)
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the place of `folder` when it is whole; until then that one stays.
+
+    Raises:
+        UserError: the disk refuses; what was written is removed.
+    """
+    aside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        with writing(folder):
+            aside.mkdir(parents=True)
+            yield aside
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(aside, folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
 
 
 def write_stream(path: Path, parts: Iterable[str]) -> None:
@@ -141,6 +165,39 @@ def writing(place: Path) -> Iterator[None]:
         raise UserError(f"{place}: cannot be written ({reason})") from error
 
 
+@contextmanager
+def reading(path: Path, remedy: str) -> Iterator[None]:
+    """Turn what a file raises that is damaged or cannot be read into a `UserError` that names it.
+
+    Args:
+        path: what is read.
+        remedy: what to do about it, in a few words.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); {remedy}") from error
+    except (ValueError, LookupError, TypeError, AttributeError, EOFError, RecursionError, msgspec.DecodeError) as error:
+        raise UserError(f"{path}: damaged ({_short(str(error)) or type(error).__name__}); {remedy}") from error
+
+
+def read_json(path: Path, kind: Any, remedy: str) -> Any:
+    """Read a JSON file that this toolkit wrote.
+
+    Args:
+        path: the file.
+        kind: type of its content.
+        remedy: what to do about a damaged one, in a few words.
+
+    Raises:
+        UserError: the file cannot be read, or is not of this type.
+    """
+    with reading(path, remedy):
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+
+
 def refusal(error: BaseException, place: Path) -> str | None:
     """Why the disk took or gave no file, if that is what an error says: of Python, of torch or of safetensors.
 
@@ -151,8 +208,9 @@ def refusal(error: BaseException, place: Path) -> str | None:
     if isinstance(error, OSError) and error.errno is not None:
         return error.strerror or str(error)
     text = " ".join(str(error).split())
-    if (found := re.search(r'IoError\(Os \{.*message: "([^"]*)"', text)) is not None:  # safetensors
-        return found[1]
+    of_safetensors = re.search(r'IoError\(Os \{.*message: "([^"]*)"|I/O error: (.+) \(os error \d+\)', text)
+    if of_safetensors is not None:
+        return of_safetensors[1] or of_safetensors[2]
     if "inline_container" in text or "PytorchStreamWriter" in text:  # torch's own files
         there = next((folder for folder in (place, *place.parents) if folder.exists()), Path("/"))
         return f"perhaps the disk is full: {shutil.disk_usage(there).free / 1e6:,.1f} MB are free"

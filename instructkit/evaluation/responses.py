@@ -11,7 +11,7 @@ import msgspec
 
 from instructkit.data.media_files import Stamps
 from instructkit.errors import UserError
-from instructkit.files import write_atomically
+from instructkit.files import read_json, reading, write_atomically
 from instructkit.runs.ranks import Ranks
 
 
@@ -89,6 +89,8 @@ class ResponseLog:
         self.path = folder / RESPONSES
         self.replaced = 0
         """Answers that were thrown away, as their pictures are not those that they were given about."""
+        self.damaged = 0
+        """Lines that were thrown away, as they cannot be read."""
         self._own = self.path if ranks.first else folder / f"responses.{ranks.rank}.jsonl"
 
     def open(
@@ -102,6 +104,7 @@ class ResponseLog:
 
         Batches of which an example is missing, has an error or was asked about another picture are dropped: they are
         answered again as a whole, so that an evaluation that goes on forms the same batches as one that never stopped.
+        So is one with a line that cannot be read.
 
         Args:
             identity: what responses depend on.
@@ -146,18 +149,24 @@ class ResponseLog:
 
     def answers(self) -> list[Answer]:
         """All answers, without the candidates' scores."""
-        return [_read_answer(line) for _, line in _whole_lines(self.path)]
+        with reading(self.path, self._remedy):
+            return [_read_answer(line) for _, line in _whole_lines(self.path)]
 
     def responses(self, wanted: Iterable[str]) -> list[Response]:
         """Some responses in full, in the order of the file."""
         names = set(wanted)
-        return [_read_response(line) for _, line in _whole_lines(self.path) if _read_line(line).example in names]
+        with reading(self.path, self._remedy):
+            return [_read_response(line) for _, line in _whole_lines(self.path) if _read_line(line).example in names]
+
+    @property
+    def _remedy(self) -> str:
+        return f"remove {self.folder} and evaluate again, which answers its questions anew"
 
     def _check(self, identity: dict[str, Any], replace: bool) -> None:
         path = self.folder / IDENTITY
         wanted = msgspec.json.decode(msgspec.json.encode(identity))
         if self._files() and path.is_file():
-            found = msgspec.json.decode(path.read_bytes())
+            found = self._identity(path, replace)
         else:
             found = wanted if not self._files() else {}
         different = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
@@ -176,10 +185,22 @@ class ResponseLog:
         path = self.folder / MEDIA
         if not (names and media and path.is_file()):
             return []
-        before = msgspec.json.decode(path.read_bytes(), type=Stamps)
+        before = read_json(path, Stamps, self._remedy)
         changed = {name for name, stamp in media.items() if name in before and before[name] != stamp}
-        lines = (_read_line(line) for file in self._files() for _, line in _whole_lines(file)) if changed else ()
-        return [line.example for line in lines if line.example in names and not changed.isdisjoint(line.images)]
+        lines = (_head(line) for file in self._files() for _, line in _whole_lines(file)) if changed else ()
+        return [
+            line.example for line in lines if line and line.example in names and not changed.isdisjoint(line.images)
+        ]
+
+    def _identity(self, path: Path, replace: bool) -> dict[str, Any]:
+        """What `identity.json` says; nothing where it is damaged and the responses may be replaced."""
+        try:
+            found: dict[str, Any] = read_json(path, dict[str, Any], self._remedy)
+        except UserError:
+            if not replace:
+                raise
+            return {}
+        return found
 
     def _files(self) -> list[Path]:
         return [path for path in sorted(self.folder.glob("responses*.jsonl")) if path.is_file()]
@@ -189,8 +210,10 @@ class ResponseLog:
         found: dict[str, tuple[Path, int, int]] = {}
         for path in self._files():
             for start, line in _whole_lines(path):
-                head = _read_line(line)
-                if head.error is None or with_errors:
+                head = _head(line)
+                if head is None:
+                    self.damaged += 1
+                elif head.error is None or with_errors:
                     found[head.example] = (path, start, len(line))
         return found
 
@@ -207,6 +230,14 @@ class ResponseLog:
         os.replace(partial, self.path)
         for path in files.keys() - {self.path}:
             path.unlink()
+
+
+def _head(line: bytes) -> _Line | None:
+    """What a line says first; None of one that is damaged, which counts as not written."""
+    try:
+        return _read_line(line)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
 
 
 def _whole_lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -9,21 +9,33 @@ from typing import Any
 
 import msgspec
 
+from instructkit.files import reading
 from instructkit.reports import plots
 from instructkit.reports.blocks import Block, Figure, Figures, Heading, Line, Table
 from instructkit.runs.log import LOSS_OF
 
 POINTS = 200
 """So many points of a line at most; each is then the mean of as many lines of the log as it takes."""
+_read_line = msgspec.json.Decoder(dict[str, int | float]).decode
 _SPEED = "samples_per_second"
 _VALIDATION = "validation_loss"
 _WATCHED = "watch/"
 
 
 def log_lines(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `log.jsonl`; none where there is no log."""
+    """The lines of a run's `log.jsonl`; none where there is no log.
+
+    Raises:
+        UserError: it is damaged.
+    """
     path = folder / "log.jsonl"
-    return [msgspec.json.decode(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
+    if not path.is_file():
+        return []
+    with reading(path, "resume=true leaves out what cannot be read"):
+        lines = [_read_line(line) for line in path.read_bytes().splitlines()]
+        if any("step" not in line for line in lines):
+            raise ValueError("a line without a step")
+    return lines
 
 
 def training_curve(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,6 +19,7 @@ from instructkit.evaluation.run import EVALUATION, RESULTS, Evaluation, evaluate
 from instructkit.files import write_atomically
 from instructkit.reports.opened import Report
 from instructkit.reports.report import write_evaluation_report
+from instructkit.runs.lock import locked
 from instructkit.runs.ranks import current_ranks
 
 
@@ -89,7 +91,9 @@ def evaluate_model(
     loaded = (model.model, model.tokens) if isinstance(model, Model) else None
     if isinstance(model, Model):
         values["dtype"] = model.dtype
-    found = evaluate(evaluation_settings({**values, **settings}), current_ranks(), say, loaded=loaded)
+    ranks = current_ranks()
+    with locked(Path(values["output"])) if ranks.first and out is not None else nullcontext():
+        found = evaluate(evaluation_settings({**values, **settings}), ranks, say, loaded=loaded)
     if found is None:
         raise UserError("evaluate: called on several ranks, of which the first alone gets the scores")
     return Evaluated(found, kept)

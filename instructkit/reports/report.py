@@ -14,7 +14,7 @@ from instructkit.config import EvaluationRun, RunConfig, to_dict
 from instructkit.data.dataset import read_manifest
 from instructkit.errors import UserError
 from instructkit.evaluation.run import Evaluation, read_evaluation
-from instructkit.files import write_atomically
+from instructkit.files import read_json, write_atomically, writing
 from instructkit.reports import words
 from instructkit.reports.averages import averages
 from instructkit.reports.curve import log_lines, training_curve
@@ -79,11 +79,15 @@ def write_evaluation_report(settings: EvaluationRun) -> Path:
 
 
 def finished_report(folder: Path, identity: dict[str, Any]) -> bool:
-    """Whether the folder holds the report of a run with the same settings and data."""
+    """Whether the folder holds the report of a run with the same settings and data.
+
+    Raises:
+        UserError: the report is damaged.
+    """
     path = folder / "report" / "report.json"
     if not path.is_file():
         return False
-    saved = msgspec.json.decode(path.read_bytes()).get("identity")
+    saved = _read(path, "remove it, and resume=true writes it anew from the last checkpoint").get("identity")
     return bool(saved == msgspec.json.decode(msgspec.json.encode(identity)))
 
 
@@ -91,15 +95,35 @@ def read_report(folder: Path) -> dict[str, Any]:
     """The report of a run, from its folder or the report's own.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it is damaged.
     """
     for path in (folder / "report" / "report.json", folder / "report.json"):
         if path.is_file():
-            try:
-                return dict(msgspec.json.decode(path.read_bytes()))
-            except (msgspec.DecodeError, ValueError, TypeError) as error:
-                raise UserError(f"{path}: not a report of instructkit ({error})") from error
+            return _read(path, "evaluate the run again")
     raise UserError(f"{folder}: no report here (report/report.json); evaluate the run first")
+
+
+class _Entry(msgspec.Struct):
+    title: str
+    metric: str
+    value: float
+    n: int
+
+
+class _Whole(msgspec.Struct):
+    """What all who read a report rely on."""
+
+    benchmarks: dict[str, _Entry]
+    averages: dict[str, dict[str, Any]]
+    config: dict[str, Any]
+    versions: dict[str, Any]
+    not_evaluated: list[dict[str, Any]] = []
+
+
+def _read(path: Path, remedy: str) -> dict[str, Any]:
+    read_json(path, _Whole, remedy)
+    content: dict[str, Any] = read_json(path, Any, remedy)
+    return content
 
 
 def last_lines(folder: Path) -> list[str]:
@@ -161,14 +185,15 @@ def _training(lines: list[dict[str, Any]], config: RunConfig) -> dict[str, Any]:
 def _warnings(folder: Path) -> list[str]:
     """What the run warned of, each once: one that went on repeats itself."""
     log = folder / "run.log"
-    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     return list(dict.fromkeys(line.removeprefix(WARNING) for line in lines if line.startswith(WARNING)))
 
 
 def _write(folder: Path, report: dict[str, Any]) -> Path:
     place = folder / "report"
-    place.mkdir(exist_ok=True)
-    write_atomically(place / "report.html", html(report))
-    write_atomically(place / "report.md", markdown(report))
-    write_atomically(place / "report.json", msgspec.json.format(msgspec.json.encode(report)) + b"\n")
+    with writing(place):
+        place.mkdir(exist_ok=True)
+        write_atomically(place / "report.html", html(report))
+        write_atomically(place / "report.md", markdown(report))
+        write_atomically(place / "report.json", msgspec.json.format(msgspec.json.encode(report)) + b"\n")
     return place

@@ -15,20 +15,9 @@ from instructkit.errors import UserError
 from instructkit.files import writing
 
 LOCK = "lock"
-PARTS = (
-    "config.yaml",
-    "run.log",
-    "log.jsonl",
-    "checkpoints",
-    "tokenizers",
-    "model",
-    "evaluation",
-    "watch",
-    "report",
-    "submissions",
-    "not_finite.json",
-    "wandb",
-)
+_FILES = ("config.yaml", "run.log", "log.jsonl", "not_finite.json")
+_FOLDERS = ("checkpoints", "tokenizers", "model", "evaluation", "watch", "report", "submissions", "wandb")
+PARTS = (*_FILES, *_FOLDERS)
 """What a run writes into its folder; other things there are none of its business."""
 _RESULTS = ("checkpoints", "model", "evaluation", "report")
 
@@ -41,6 +30,9 @@ def locked(folder: Path) -> Iterator[None]:
         UserError: another run holds it, or it cannot be made.
     """
     path = folder / LOCK
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise UserError(f"{folder}: {place} is a file, where a folder must be; choose another one (output=...)")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
@@ -60,6 +52,19 @@ def locked(folder: Path) -> Iterator[None]:
             file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
             file.flush()
         yield
+
+
+def check_places(folder: Path) -> None:
+    """Look whether everything in a run's folder is what the run will write there.
+
+    Raises:
+        UserError: a folder lies in a file's place, or the reverse.
+    """
+    for name in (*_FILES, *_FOLDERS):
+        path = folder / name
+        if path.exists() and path.is_dir() != (name in _FOLDERS):
+            there, wanted = ("folder", "file") if name in _FILES else ("file", "folder")
+            raise UserError(f"{path}: a {there} lies where a run has a {wanted}; move it away (or set output=...)")
 
 
 def move_aside(folder: Path) -> Path | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+import msgspec
 from tqdm import tqdm
 
 from instructkit.files import write_atomically
@@ -23,6 +23,13 @@ EACH_LOSS = "loss/"
 CUT = "cut/"
 _READ = {"qformer": "the Q-Former's text", "instruction": "the instruction", "answer": "the answer"}
 _FEW = 3
+
+
+class _Step(msgspec.Struct):
+    step: int
+
+
+_read_step = msgspec.json.Decoder(_Step).decode
 
 
 class RunLog:
@@ -65,13 +72,21 @@ class RunLog:
             self._wandb.log(values, step=step)
 
     def rewind(self, step: int) -> None:
-        """Drop the lines behind a step, which a run that goes on from there writes again, and what was cut off."""
+        """Drop the lines behind a step, which a run that goes on from there writes again, and what was cut off.
+
+        Damaged lines before it are left out as well, and counted in a line.
+        """
         if self._file is None:
             return
         self._file.close()
-        kept = [line for line in self._path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-        write_atomically(self._path, "".join(line + "\n" for line in kept))
+        lines = self._path.read_bytes().splitlines(keepends=True)
+        steps = [_step_of(line) for line in lines]
+        kept = [line for line, its in zip(lines, steps, strict=True) if its is not None and its <= step]
+        write_atomically(self._path, b"".join(kept))
         self._file = self._path.open("a", encoding="utf-8", buffering=1)
+        cut_off = bool(lines) and not lines[-1].endswith(b"\n")
+        if damaged := steps.count(None) - (cut_off and steps[-1] is None):
+            self.say(f"resume    {self._path}: {damaged:,} damaged lines are left out")
 
     def warn(self, line: str) -> None:
         """A line about what the run does though nobody may want it; the report repeats it."""
@@ -132,9 +147,9 @@ def step_line(step: int, steps: int, values: Mapping[str, float | None]) -> str:
     return "  ".join(parts)
 
 
-def _step_of(line: str) -> float:
-    """Step of a line of the log; a line that was cut off belongs to no step."""
+def _step_of(line: bytes) -> int | None:
+    """Step of a line of the log; None of one that is damaged or was cut off."""
     try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError):
-        return math.inf
+        return _read_step(line).step if line.endswith(b"\n") else None
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None

@@ -20,10 +20,10 @@ from typing import Any, Generic, NoReturn, TypeVar
 import msgspec
 
 from instructkit.errors import UserError, quote
-from instructkit.files import refusal
+from instructkit.files import refusal, writing
 from instructkit.runs import provenance
 from instructkit.runs.ending import ENDING, Stopped
-from instructkit.runs.lock import locked, move_aside
+from instructkit.runs.lock import check_places, locked, move_aside
 from instructkit.runs.log import RunLog
 
 C = TypeVar("C")
@@ -73,10 +73,15 @@ class Run(Generic[C]):
         from instructkit.runs.waiting import on_first_rank
 
         aside = on_first_rank(self._move_aside) if anew else None
-        on_first_rank(self.log.open)
+        on_first_rank(self._open)
         if aside is not None:
             self.say(f"output    an earlier run lay in {self.folder}; the whole of it lies in {aside} now")
         ENDING.hint = "the same command goes on from here" if not anew else "no step is done yet"
+
+    def _open(self) -> None:
+        check_places(self.folder)
+        with writing(self.folder):
+            self.log.open()
 
     def _move_aside(self) -> Path | None:
         model = getattr(self.config, "model", None)

@@ -17,12 +17,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import torch
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 
 from instructkit.errors import UserError
+from instructkit.files import read_json, writing
 from instructkit.runs.waiting import meet, on_first_rank
 
 COMPLETE = "complete.json"
@@ -39,6 +41,17 @@ _FOLLOWING = (
 )
 """Keys of the user's DeepSpeed file that follow from these; `users_settings` has checked that they do."""
 _PIECE = 1 << 24
+_NAME = re.compile(r"step-\d{8,}")
+
+
+class _Complete(msgspec.Struct):
+    """What `complete.json` holds."""
+
+    step: int
+    facts: dict[str, Any]
+    progress: dict[str, Any]
+    best: int | None
+    files: dict[str, tuple[int, int]]
 
 
 class Difference(NamedTuple):
@@ -68,6 +81,9 @@ def save_checkpoint(
         keep: so many checkpoints are left, and the best.
         progress: what a run that goes on must know beside the engine's state.
         best: step of the best checkpoint so far, which stays as long as this one does.
+
+    Raises:
+        UserError: the disk refuses; the checkpoints before it stay.
     """
     aside = root / f".step-{step:08}.partial"
     folder = checkpoint_folder(root, step)
@@ -85,10 +101,15 @@ def save_checkpoint(
         os.replace(aside, folder)
         _remove_old(root, keep)
 
-    on_first_rank(begin)
-    engine.save_checkpoint(str(aside), tag="state", save_latest=False, exclude_frozen_parameters=True)
-    meet()
-    on_first_rank(finish)
+    try:
+        with writing(folder):
+            on_first_rank(begin)
+            engine.save_checkpoint(str(aside), tag="state", save_latest=False, exclude_frozen_parameters=True)
+            meet()
+            on_first_rank(finish)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)  # on a full disk it would be in the way of what is written next
+        raise
     return folder
 
 
@@ -105,9 +126,11 @@ def last_checkpoint(root: Path, say: Callable[[str], None]) -> Path | None:
 def torn(folder: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None if it is whole."""
     try:
-        listed = json.loads((folder / COMPLETE).read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"no readable {COMPLETE} ({error.__class__.__name__})"
+        listed = _read_complete(folder).files
+    except UserError:
+        return f"no readable {COMPLETE}"
+    if not listed:
+        return f"{COMPLETE} lists no files"
     for name, (size, checksum) in listed.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
@@ -152,8 +175,8 @@ def load_checkpoint(
     Raises:
         UserError: the checkpoint is of a run with other settings, or holds more than DeepSpeed writes.
     """
-    saved = json.loads((folder / COMPLETE).read_text())
-    every = _differences(saved["facts"], json.loads(json.dumps(facts)))
+    saved = _read_complete(folder)
+    every = _differences(saved.facts, json.loads(json.dumps(facts)))
     differences = [each for each in every if each.name not in _FOLLOWING]
     _check(folder, differences, engine.zero_optimization_stage())
     for name, before, now in differences:
@@ -164,7 +187,7 @@ def load_checkpoint(
     loaded, _ = engine.load_checkpoint(str(folder), tag="state", load_module_strict=False)
     if loaded is None:
         raise UserError(f"{folder}: DeepSpeed finds no checkpoint in it; remove it to use the one before")
-    return int(saved["step"]), saved.get("progress", {})
+    return saved.step, saved.progress
 
 
 def _check(folder: Path, differences: Sequence[Difference], stage: int) -> None:
@@ -213,7 +236,7 @@ def load_best(engine: Any, root: Path, step: int, facts: dict[str, Any]) -> None
 
 def _remove_old(root: Path, keep: int) -> None:
     """Leave the newest checkpoints, and those that one of them holds for the best."""
-    folders = sorted(root.glob("step-*"))
+    folders = _checkpoints(root)
     best = {_best(folder) for folder in folders[-keep:]}
     for old in folders[:-keep]:
         if int(old.name.removeprefix("step-")) not in best:
@@ -222,19 +245,28 @@ def _remove_old(root: Path, keep: int) -> None:
 
 def _best(folder: Path) -> int | None:
     try:
-        step: int | None = json.loads((folder / COMPLETE).read_text())["best"]
-    except (OSError, ValueError, KeyError, TypeError):  # torn: said when it is to be loaded
+        return _read_complete(folder).best
+    except UserError:  # torn: said when it is to be loaded
         return None
-    return step
 
 
 def _newest_whole(root: Path, say: Callable[[str], None]) -> Path | None:
-    for folder in sorted(root.glob("step-*"), reverse=True):
+    for folder in reversed(_checkpoints(root)):
         damage = torn(folder)
         if damage is None:
             return folder
         say(f"resume    {folder}: {damage}; the checkpoint before it is used")
     return None
+
+
+def _checkpoints(root: Path) -> list[Path]:
+    """The folders of checkpoints, by their steps; what else lies there is none of a run's business."""
+    return sorted(path for path in root.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir())
+
+
+def _read_complete(folder: Path) -> _Complete:
+    found: _Complete = read_json(folder / COMPLETE, _Complete, "remove the checkpoint to go on from the one before")
+    return found
 
 
 def _settle(path: Path) -> tuple[int, int]:

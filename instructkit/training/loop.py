@@ -11,11 +11,12 @@ import yaml
 from tqdm import tqdm
 
 from instructkit.config import RunConfig, to_dict
+from instructkit.files import reading, write_atomically
 from instructkit.models.towers import set_modes, trained_and_frozen
 from instructkit.runs.log import step_line
 from instructkit.runs.run import Run
 from instructkit.training.best import Best
-from instructkit.training.checkpoints import last_checkpoint, load_best, load_checkpoint, save_checkpoint
+from instructkit.training.checkpoints import COMPLETE, last_checkpoint, load_best, load_checkpoint, save_checkpoint
 from instructkit.training.data import Batch
 from instructkit.training.engine import Engine, Step
 from instructkit.training.identity import checkpoint_facts
@@ -69,7 +70,7 @@ class Loop:
         self._meter = Meter(engine.objective, engine.model, data.names, engine.device)
         self.done = self._restore()
         if run.first:
-            (run.folder / "config.yaml").write_text(yaml.safe_dump(to_dict(run.config), sort_keys=False))
+            write_atomically(run.folder / "config.yaml", yaml.safe_dump(to_dict(run.config), sort_keys=False))
         for line in self._resolved():
             run.say(line)
 
@@ -140,7 +141,8 @@ class Loop:
         done, progress = load_checkpoint(self._engine.deepspeed, checkpoint, self._facts, run.say)
         run.log.rewind(done)
         run.say(f"resume    going on from {checkpoint}")
-        self._go_on(done, progress)
+        with reading(checkpoint / COMPLETE, "remove the checkpoint to go on from the one before"):
+            self._go_on(done, progress)
         return done
 
     def _go_on(self, done: int, progress: dict[str, Any]) -> None:

@@ -170,5 +170,5 @@ def test_a_folder_without_a_report(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no report here"):
         write_comparison([tmp_path], tmp_path / "out")
     (tmp_path / "report.json").write_text("[1, ")
-    with pytest.raises(UserError, match="not a report"):
+    with pytest.raises(UserError, match=r"report\.json: damaged"):
         write_comparison([tmp_path], tmp_path / "out")

@@ -133,7 +133,7 @@ def load_tokenizers(folder: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedTo
     """
     try:
         return AutoTokenizer.from_pretrained(folder / "llm"), AutoTokenizer.from_pretrained(folder / "qformer")
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the tokenizers package raises nothing more special
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{folder}: no tokenisers of LLM and Q-Former can be read there ({reason})") from error
 
