@@ -27,6 +27,7 @@ from instructkit.models.towers import prepare_towers
 from instructkit.reports.report import finished_report, last_lines, write_report
 from instructkit.runs.run import Run, main
 from instructkit.runs.waiting import meet, on_first_rank
+from instructkit.training.before import check_before_data
 from instructkit.training.data import TrainingData
 from instructkit.training.datasets import check_media, parts_of, prepare_data
 from instructkit.training.engine import Engine, free_memory
@@ -42,6 +43,7 @@ def instruct(run: Run[RunConfig]) -> None:
     """Convert, train, evaluate, report."""
     folder = run.folder
     check_recipe(run.config, "instruct")
+    check_before_data(run)
     on_first_rank(lambda: prepare_data(run.config, run.say))
     config = run.config = with_steps(run.config)
     on_first_rank(lambda: check_media(config, run.say))

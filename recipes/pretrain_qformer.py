@@ -26,6 +26,7 @@ from instructkit.models.towers import prepare_towers
 from instructkit.reports.report import finished_report, last_lines, write_report
 from instructkit.runs.run import Run, main
 from instructkit.runs.waiting import meet, on_first_rank
+from instructkit.training.before import check_before_data
 from instructkit.training.best import Best
 from instructkit.training.datasets import check_media, parts_of, prepare_data
 from instructkit.training.engine import Engine
@@ -47,6 +48,7 @@ def pretrain_qformer(run: Run[RunConfig]) -> None:
     folder = run.folder
     check_recipe(run.config, "pretrain_qformer")
     check_pretraining(run.config)
+    check_before_data(run)
     on_first_rank(lambda: prepare_data(run.config, run.say))
     config = run.config = with_steps(run.config, pair_mixture)
     on_first_rank(lambda: check_media(config, run.say))

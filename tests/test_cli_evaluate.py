@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,7 +93,7 @@ def test_nothing_at_all_is_exit_code_1(world: World, tmp_path: Path) -> None:
         ("vqa_v2", [], "did you mean vqav2"),
         ("vqav2", ["--dtype", "int4"], "dtype"),
         ("vqav2", ["--data", "nowhere"], "nowhere: no such folder"),
-        ("vqav2", ["--model", "nowhere/at/all"], "nowhere/at/all: no model can be read from there"),
+        ("vqav2", ["--model", "nowhere/at/all"], "nowhere/at/all: no such folder"),
     ],
 )
 def test_mistakes_are_told_in_one_line(
@@ -114,3 +116,25 @@ def test_half_precision(world: World, tmp_path: Path, dtype: str) -> None:
     world.benchmark("iconqa")
     done = runner.invoke(app, command(world, tmp_path, "vqav2,iconqa", "--dtype", dtype))
     assert done.exit_code == 0, done.output
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from instructkit.runs.lock import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_two_evaluations_in_one_folder_are_refused(world: World, tmp_path: Path) -> None:
+    words = [sys.executable, "-c", HOLD, str(tmp_path / "out")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        done = runner.invoke(app, command(world, tmp_path / "out", "vqav2"))
+        assert str(done.exception).startswith(f"{tmp_path / 'out'}: another run writes here (process {other.pid} on ")
+        with pytest.raises(UserError, match="another run writes here"):
+            ik.evaluate(world.model(), "vqav2", data=world.data, out=tmp_path / "out")
+        other.communicate("")

@@ -24,9 +24,10 @@ from instructkit.evaluation.score import NotEvaluated, Result, Spread, cut_of, c
 from instructkit.evaluation.select import Wanted, wanted_benchmarks
 from instructkit.evaluation.spread import wordings
 from instructkit.evaluation.submissions import write_submissions
-from instructkit.files import write_atomically
+from instructkit.files import read_json, write_atomically
 from instructkit.models.batches import Texts
 from instructkit.models.instruct_blip import InstructBlip
+from instructkit.models.load.look import look_for_model
 from instructkit.models.save import Places, base_places, load_model
 from instructkit.runs.ranks import Ranks, current_ranks
 from instructkit.runs.waiting import first_on_machine, on_first_rank
@@ -81,6 +82,8 @@ def evaluate(
     if not Path(settings.data.root).is_dir():
         raise UserError(f"{settings.data.root}: no such folder with converted datasets")
     chosen = first_on_machine(lambda: wanted_benchmarks(settings.evaluation.benchmarks, Path(settings.data.root)))
+    if loaded is None:
+        on_first_rank(lambda: look_for_model(settings.model))
     without_media = on_first_rank(lambda: _without_media(settings, chosen, say))
     if loaded is None:
         # Weights of some ten GB take a minute to read for a checksum: one rank does it for all.
@@ -129,12 +132,13 @@ def read_evaluation(folder: Path) -> Evaluation:
     """Read what `evaluate` wrote.
 
     Raises:
-        UserError: the folder holds no finished evaluation.
+        UserError: the folder holds no finished evaluation, or a damaged one.
     """
     path = folder / EVALUATION / RESULTS
     if not path.is_file():
         raise UserError(f"{path}: missing; the folder holds no finished evaluation")
-    return msgspec.json.decode(path.read_bytes(), type=Evaluation)
+    found: Evaluation = read_json(path, Evaluation, "remove it and evaluate again, which asks no question twice")
+    return found
 
 
 def benchmark_folder(folder: Path, benchmark: str, wording: str | None = None) -> Path:
@@ -253,8 +257,10 @@ class _Runner:
         )
         media = self._stamps(task)
         log = answer_benchmark(self.evaluator, task, identity, ranks=self.ranks, replace=self.replace, media=media)
+        name = task.question.protocol.benchmark
+        if log.damaged:
+            self.say(f"evaluate  {name}: {log.damaged:,} lines of {log.path} are damaged; they are answered again")
         if log.replaced:
-            name = task.question.protocol.benchmark
             self.say(f"media     {name}: pictures of {log.replaced:,} answers were replaced; they are asked again")
         return log.answers() if self.ranks.first else []
 

@@ -49,7 +49,7 @@ def compile_layers(model: Any, backend: str = "inductor") -> None:
         UserError: the compiler that the backend needs is not there.
     """
     if backend == "inductor":
-        _check_compiler(next(model.parameters()).device.type)
+        check_compiler(next(model.parameters()).device.type)
     # What these compute depends on the lengths of a batch's rows: each batch would be compiled again.
     AttentionInterface.register(ATTENTION, torch.compiler.disable(attend))
     for kind in (Rows, Sharing):
@@ -69,7 +69,12 @@ def compiler() -> str:
     return os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
 
 
-def _check_compiler(device: str) -> None:
+def check_compiler(device: str) -> None:
+    """Look for the compiler that torch.compile calls on a device, "cpu" or "cuda".
+
+    Raises:
+        UserError: it is not there.
+    """
     missing = None
     if device == "cpu" and shutil.which(compiler()) is None:
         missing = f"the C++ compiler {compiler()}"

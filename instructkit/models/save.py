@@ -23,7 +23,8 @@ from instructkit.models.load.blip2 import blip2_config, load_blip2, save_weights
 from instructkit.models.load.join import join
 from instructkit.models.load.lavis import base_of, is_lavis, load_lavis_state, read_lavis
 from instructkit.models.load.llm import OWN_ROWS, answer_end, drop_added_rows, image_token
-from instructkit.models.load.parts import JOINED, failing, place_of, read_config
+from instructkit.models.load.look import whole_config
+from instructkit.models.load.parts import JOINED, failing, place_of
 from instructkit.models.load.pretraining import STAGE1, added
 from instructkit.models.load.qformer_text import QFORMER_TOKENIZER, qformer_tokenizer, text_of
 from instructkit.models.load.trained import TOKENIZERS, apply_trained, facts_of, load_tokenizers
@@ -249,14 +250,9 @@ def _load(
         model, texts = _load(base_of(state, name), limits, allow_packages, places, above, options)
         load_lavis_state(model, state, name)
         return model, texts
-    config = read_config(name, "name")
-    if config.model_type == "blip-2":
+    config = whole_config(name)
+    if isinstance(config, Blip2Config):
         return _load_blip2(name, config, limits, options)
-    if config.model_type != "instructblip":
-        raise UserError(
-            f"model.name={name}: a {config.model_type}, no InstructBLIP or BLIP-2; its parts are taken by "
-            "model.vision, model.qformer and model.llm, such as model.name=nano model.qformer=..."
-        )
     place = place_of(name)
     with failing(name, "no InstructBLIP model can be loaded from there"):
         model = InstructBlip.from_pretrained(place, config=config, **options)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from instructkit.config import RunConfig
 from instructkit.errors import UserError
+from instructkit.files import replacing
 from instructkit.models.batches import Captions, Limits, Texts
 from instructkit.models.blip2 import Blip2Pretraining
 from instructkit.models.instruct_blip import InstructBlip
@@ -22,7 +22,7 @@ from instructkit.models.load.parts import summary
 from instructkit.models.load.presets import build, preset
 from instructkit.models.load.pretraining import join_pretraining, load_pretraining
 from instructkit.models.load.qformer_text import is_text
-from instructkit.models.load.trained import save_trained
+from instructkit.models.load.trained import load_tokenizer, load_tokenizers, save_trained
 from instructkit.models.packing import packing_note
 from instructkit.models.save import base_places, load_model, save_model, save_pretraining
 from instructkit.models.towers import merge_lora, without_lora
@@ -46,12 +46,6 @@ def prepare_model(config: RunConfig, parts: list[Part], folder: Path, say: Say) 
         UserError: there is no such model, or it cannot be trained so.
     """
     limits = Limits(instruction=config.data.instruction_tokens, answer=config.data.answer_tokens)
-    if config.model.llm_bits is not None and (config.towers.llm == "full" or config.training.zero_stage == 3):
-        reason = "towers.llm=full" if config.towers.llm == "full" else "training.zero_stage=3"
-        raise UserError(
-            f"model.llm_bits={config.model.llm_bits} cannot be used with {reason}: quantised weights are neither "
-            "trained nor sharded; set towers.llm=lora or frozen, and a zero_stage of at most 2"
-        )
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
 
     def tokenizers() -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
@@ -122,19 +116,17 @@ def prepare_pretraining(
 
         def train() -> None:
             if not (config.resume and place.is_dir()):
-                aside = place.with_name(f".{place.name}.partial")
                 texts = [
                     text
                     for part in parts
                     for one in islice(part.examples, TOKENIZER_EXAMPLES)
                     for text in one.references
                 ]
-                train_qformer_tokenizer(texts, config.model.vocabulary).save_pretrained(aside / "qformer")
-                shutil.rmtree(place, ignore_errors=True)
-                aside.rename(place)
+                with replacing(place) as aside:
+                    train_qformer_tokenizer(texts, config.model.vocabulary).save_pretrained(aside / "qformer")
 
         on_first_rank(train)
-        return AutoTokenizer.from_pretrained(place / "qformer")
+        return load_tokenizer(place / "qformer")
 
     if config.model.name == "nano":
         model, captions = join_pretraining(config.model, dtype, tokenizer, limit, config.seed, say)
@@ -209,14 +201,12 @@ def _tokenizers(
         pairs = list(_sample_texts(parts, config))
         instructions = [instruction for instruction, _ in pairs if instruction] or [target for _, target in pairs]
         texts = [text for pair in pairs for text in pair]
-        aside = folder.with_name(f".{folder.name}.partial")
-        train_llm_tokenizer(texts, config.model.vocabulary).save_pretrained(aside / "llm")
-        train_qformer_tokenizer(instructions, config.model.vocabulary).save_pretrained(aside / "qformer")
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
+        with replacing(folder) as aside:
+            train_llm_tokenizer(texts, config.model.vocabulary).save_pretrained(aside / "llm")
+            train_qformer_tokenizer(instructions, config.model.vocabulary).save_pretrained(aside / "qformer")
 
     on_first_rank(train)
-    return AutoTokenizer.from_pretrained(folder / "llm"), AutoTokenizer.from_pretrained(folder / "qformer")
+    return load_tokenizers(folder)
 
 
 def _sample_texts(parts: Iterable[Part], config: RunConfig) -> Iterator[tuple[str, str]]:
@@ -232,23 +222,31 @@ def save_run_model(config: RunConfig, engine: Engine, texts: Texts, folder: Path
     """Write the model; of one that came from checkpoints only what was not in them, beside their names.
 
     Call on every rank.
+
+    Raises:
+        UserError: the disk refuses; a model that lay there before stays.
     """
     towers = {config.towers.vision, config.towers.qformer, config.towers.llm}
-    first = dist.get_rank() == 0
-    if (config.model.name == "nano" and not config.model.joined) or towers == {"full"}:
+    whole = (config.model.name == "nano" and not config.model.joined) or towers == {"full"}
+    if whole:
         merge_lora(engine.model)
-        state = without_lora(engine.gathered_state())
-        if first:
-            save_model(engine.model, texts, folder, state)
-    else:
-        state = engine.gathered_state(trained_only=True)
-        if first:
-            save_trained(folder, engine.model, state, config.model, config.towers, texts)
+    state = without_lora(engine.gathered_state()) if whole else engine.gathered_state(trained_only=True)
+    if dist.get_rank() == 0:
+        with replacing(folder) as aside:
+            if whole:
+                save_model(engine.model, texts, aside, state)
+            else:
+                save_trained(aside, engine.model, state, config.model, config.towers, texts)
 
 
 def save_run_pretraining(engine: Engine, captions: Captions, folder: Path) -> None:
-    """Write the model of BLIP-2's first stage, whole, so that transformers opens it; call on every rank."""
+    """Write the model of BLIP-2's first stage, whole, so that transformers opens it; call on every rank.
+
+    Raises:
+        UserError: the disk refuses; a model that lay there before stays.
+    """
     merge_lora(engine.model)
     state = without_lora(engine.gathered_state())
     if dist.get_rank() == 0:
-        save_pretraining(engine.model, captions, folder, state)
+        with replacing(folder) as aside:
+            save_pretraining(engine.model, captions, aside, state)

@@ -341,7 +341,7 @@ def test_an_image_token_that_no_vocabulary_holds(tmp_path):
 def test_what_cannot_be_joined_is_said_in_one_line(tmp_path):
     llm, vision, bert = write_llm(tmp_path / "llm"), write_vision(tmp_path / "clip", "clip"), write_bert(tmp_path / "b")
     for parts, message in [
-        ({"llm": tmp_path / "none"}, r"model\.llm=.*none: no model can be read from there"),
+        ({"llm": tmp_path / "none"}, r"model\.llm=.*none: no such folder"),
         ({"llm": vision}, r"model\.llm=.*clip: a clip; name a causal LLM"),
         ({"llm": bert}, r"model\.llm=.*: a bert reads both ways"),
         ({"vision": llm}, r"model\.vision=.*llm"),

@@ -152,7 +152,7 @@ def test_damaged_tokenisers_are_named(tmp_path: Path, name: str, content: bytes)
     for each in ("llm", "qformer"):
         (tmp_path / each).mkdir()
         (tmp_path / each / name).write_bytes(content)
-    told(lambda: load_tokenizers(tmp_path), f"{tmp_path}: no tokenisers of LLM and Q-Former can be read there")
+    told(lambda: load_tokenizers(tmp_path), f"{tmp_path / 'llm'}: no tokeniser can be read there")
 
 
 IDENTITY = {"model": "m", "limit": None}

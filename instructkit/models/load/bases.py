@@ -69,19 +69,30 @@ def find_base(base: Base, folder: Path) -> str:
     if base.relative is None:
         _check_commit(base, folder)
         return base.place
-    there = [path for path in (Path(base.place), Path(os.path.normpath(folder / base.relative))) if path.exists()]
+    there = lying(base, folder)
     for path in there:
         if checkpoint_digest(path) == base.digest:
             return str(path)
+    raise UserError(
+        f"{folder}: the base {there[0]} is not the one that this was trained on: its configuration or weights have "
+        f"changed since (SHA-256 {checkpoint_digest(there[0])[:12]}, not {(base.digest or '')[:12]})"
+    )
+
+
+def lying(base: Base, folder: Path) -> list[Path]:
+    """What lies at the places of a base that has a path, at least one; it is not compared with anything.
+
+    Raises:
+        UserError: nothing lies there.
+    """
+    places = (Path(base.place), Path(os.path.normpath(folder / (base.relative or ""))))
+    there = [path for path in places if path.exists()]
     if not there:
         raise UserError(
             f"{folder}: the base {base.place} is not there, and nothing lies at {base.relative} from this folder; put "
             f"it back, or write where it is now into instructkit.json (bases, place)"
         )
-    raise UserError(
-        f"{folder}: the base {there[0]} is not the one that this was trained on: its configuration or weights have "
-        f"changed since (SHA-256 {checkpoint_digest(there[0])[:12]}, not {(base.digest or '')[:12]})"
-    )
+    return there
 
 
 def check_package(base: Base, folder: Path) -> None:

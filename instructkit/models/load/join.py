@@ -80,12 +80,7 @@ class _Checkpoint:
 
     def __init__(self, name: str, dtype: torch.dtype, reads_text: bool) -> None:
         self.name, self.dtype, self.reads_text = name, dtype, reads_text
-        config = read_config(name, "name")
-        if not is_blip(config):
-            raise UserError(
-                f"model.name={name}: a {config.model_type}; parts replace those of an InstructBLIP, a BLIP-2 or nano: "
-                "name one of these, or nothing"
-            )
+        config = base_config(name)
         self.config, self.queries = config, int(config.num_query_tokens)
 
     def vision(self, layer: int | None) -> Vision:
@@ -106,6 +101,21 @@ class _Checkpoint:
             return None
         with failing(f"model.name={self.name}", "has no tokenizer for a Q-Former; nano trains one on the run's text"):
             return AutoTokenizer.from_pretrained(place_of(self.name), subfolder="qformer_tokenizer")
+
+
+def base_config(name: str) -> Any:
+    """The configuration of the model that parts are put in place of.
+
+    Raises:
+        UserError: nothing can be read there, or it has no such parts.
+    """
+    config = read_config(name, "name")
+    if not is_blip(config):
+        raise UserError(
+            f"model.name={name}: a {config.model_type}; parts replace those of an InstructBLIP, a BLIP-2 or nano: "
+            "name one of these, or nothing"
+        )
+    return config
 
 
 def _assemble(vision: Vision, queries: Queries, llm: Llm, instruction_aware: bool) -> InstructBlip:

@@ -128,10 +128,19 @@ def drop_added_rows(llm: Any, config: PreTrainedConfig) -> None:
         llm.resize_token_embeddings(own)
 
 
-def _quantised(bits: int, dtype: torch.dtype) -> dict[str, Any]:
-    """What `from_pretrained` needs to quantise: as QLoRA (arXiv 2305.14314) in 4 bits, LLM.int8 (2208.07339) in 8."""
+def check_quantiser(bits: int) -> None:
+    """Look for what quantises an LLM.
+
+    Raises:
+        UserError: it is not installed.
+    """
     if find_spec("bitsandbytes") is None:
         raise UserError(f"model.llm_bits={bits}: bitsandbytes is not installed; run pip install bitsandbytes")
+
+
+def _quantised(bits: int, dtype: torch.dtype) -> dict[str, Any]:
+    """What `from_pretrained` needs to quantise: as QLoRA (arXiv 2305.14314) in 4 bits, LLM.int8 (2208.07339) in 8."""
+    check_quantiser(bits)
     if bits == 8:
         settings = BitsAndBytesConfig(load_in_8bit=True)
     else:

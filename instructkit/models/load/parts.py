@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, Blip2Config, InstructBlipConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from instructkit.errors import UserError
-from instructkit.models.load.presets import PUBLISHED
+from instructkit.models.load.find import find_model, place_of
 
 JOINED = "instructkit"
 """`model_type` on disk of a model whose image encoder is not InstructBLIP's, which plain transformers cannot build."""
@@ -25,6 +26,7 @@ M = TypeVar("M", bound=PreTrainedModel)
 _FAILURES = (
     pickle.UnpicklingError,
     struct.error,
+    SafetensorError,
     OSError,
     ValueError,
     TypeError,
@@ -47,11 +49,6 @@ class Loaded(NamedTuple):
     fresh: frozenset[str]
 
 
-def place_of(name: str) -> str:
-    """Folder or hub name that a part's name stands for."""
-    return PUBLISHED.get(name, name)
-
-
 def read_config(name: str, part: str) -> PreTrainedConfig:
     """The configuration of a checkpoint.
 
@@ -68,6 +65,7 @@ def read_config(name: str, part: str) -> PreTrainedConfig:
             f"model.{part}={name}: that folder holds only what a run trained; name its parts as model.vision, "
             "model.qformer and model.llm, or write it whole first (instructkit export)"
         )
+    find_model(name, part)
     with failing(f"model.{part}={name}", "no model can be read from there"), quiet():
         content, _ = PreTrainedConfig.get_config_dict(place)
         if content.get("model_type") == JOINED:

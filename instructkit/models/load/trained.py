@@ -129,13 +129,24 @@ def load_tokenizers(folder: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedTo
     """The tokenisers of LLM and Q-Former in a folder that a run wrote.
 
     Raises:
-        UserError: they are not there.
+        UserError: they cannot be read.
     """
+    return load_tokenizer(folder / "llm"), load_tokenizer(folder / "qformer")
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """A tokeniser that a run wrote.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder, where a tokeniser should lie")
     try:
-        return AutoTokenizer.from_pretrained(folder / "llm"), AutoTokenizer.from_pretrained(folder / "qformer")
+        return AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # the tokenizers package raises nothing more special
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{folder}: no tokenisers of LLM and Q-Former can be read there ({reason})") from error
+        raise UserError(f"{folder}: no tokeniser can be read there ({reason})") from error
 
 
 def apply_trained(model: InstructBlip, folder: Path, facts: Facts) -> None:
