@@ -88,6 +88,11 @@ class Ending:
             self._tell(line)
         self._exit(code)
 
+    def obey(self) -> None:
+        """End at once if a signal has asked for it."""
+        if self.asked:
+            self.end(128 + self.asked, f"stopped by {signal.Signals(self.asked).name}; {self.hint}")
+
     def lost(self) -> str | None:
         """What to say of another rank's end, from which this one's error follows: nothing where that one has told it.
 
@@ -114,11 +119,10 @@ class Ending:
                 self.end(128 + number, f"stopped at once; {self.hint}")
             return
         self.asked, self._since = number, now
-        name = signal.Signals(number).name
         if not self.waits:
-            self.end(128 + number, f"stopped by {name}; {self.hint}")
+            self.obey()
         elif self._first_here:
-            self._write(f"{name}: the run stops behind this step")
+            self._write(f"{signal.Signals(number).name}: the run stops behind this step")
 
     def _watch(self) -> None:
         threading.Thread(target=self._look, daemon=True).start()

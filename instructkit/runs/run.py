@@ -96,12 +96,17 @@ class Run(Generic[C]):
 
     @contextmanager
     def finishing_steps(self) -> Iterator[None]:
-        """Keep SIGTERM and Ctrl-C back until the recipe looks at `stop_asked`, between two steps."""
+        """Keep SIGTERM and Ctrl-C back until the recipe looks at `stop_asked`, between two steps.
+
+        One that comes behind the last look ends the run when the steps are done.
+        """
+        ENDING.hint = "resume=true goes on from the last checkpoint"
         ENDING.waits = True
         try:
             yield
         finally:
             ENDING.waits = False
+        ENDING.obey()
 
     def stop_asked(self) -> bool:
         """Whether a signal asked any rank to end; call on every rank, between two steps. All get the same answer."""

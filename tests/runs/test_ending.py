@@ -167,6 +167,13 @@ def test_ranks_end_with_their_launcher(tmp_path: Path) -> None:
     assert len([line for line in lines if line.startswith("stopped behind step")]) == 1, lines
 
 
+def test_a_signal_behind_the_last_look_ends_the_run_when_its_steps_are_done(tmp_path: Path) -> None:
+    code, lines = ended(1, f"output={tmp_path}", "what=late")
+    assert code == 128 + signal.SIGTERM, lines
+    assert lines[-1] == "stopped by SIGTERM; resume=true goes on from the last checkpoint"
+    assert "done" not in lines
+
+
 def test_a_signal_where_ranks_wait_ends_them_at_once(tmp_path: Path) -> None:
     _, lines = stopped(2, "wait", tmp_path, group(signal.SIGTERM))
     assert [line for line in lines if line.startswith("stopped")] == ["stopped by SIGTERM; no step is done yet"]

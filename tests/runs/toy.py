@@ -51,6 +51,9 @@ def work(run: Run[Toy]) -> None:
         on_first_rank(lambda: (run.say("ready"), signal.pause()))
     elif what == "steps":
         steps(run)
+    elif what == "late":
+        with run.finishing_steps():
+            os.kill(os.getpid(), signal.SIGTERM)
     run.say("done")
     run.log.metrics(1, loss=1.0)
 
