@@ -24,6 +24,7 @@ from instructkit.models.load.pretraining import join_pretraining, load_pretraini
 from instructkit.models.load.qformer_text import is_text
 from instructkit.models.load.trained import load_tokenizer, load_tokenizers, save_trained
 from instructkit.models.packing import packing_note
+from instructkit.models.resolution import set_image_size
 from instructkit.models.save import base_places, load_model, save_model, save_pretraining
 from instructkit.models.towers import merge_lora, without_lora
 from instructkit.prompts.own_prompt import wordings_of
@@ -63,6 +64,8 @@ def prepare_model(config: RunConfig, parts: list[Part], folder: Path, say: Say) 
         llm, qformer = tokenizers()
         model = build(preset("nano", len(llm), len(qformer)), config.seed)
         texts = Texts(llm, qformer, model.config, limits)
+    if config.model.image_size is not None:
+        set_image_size(model.vision_model, model.config.vision_config, config.model.image_size)
     model.config.instruction_aware = config.model.instruction_aware
     if texts.qformer is None and model.instruction_aware:
         raise UserError(

@@ -22,6 +22,7 @@ from instructkit.models.load.parts import Loaded, read_config
 from instructkit.models.load.qformer import Queries, load_qformer, may_be_made_anew
 from instructkit.models.load.trained import TOKENIZERS, Facts, facts_of, load_tokenizers, merge_adapters, weights_of
 from instructkit.models.load.vision import Vision, load_vision, vision_shape
+from instructkit.models.resolution import set_image_size
 
 
 class _Run(NamedTuple):
@@ -57,6 +58,8 @@ def vision_of(name: str, dtype: torch.dtype, layer: int | None = None) -> Vision
             "name the encoder's own checkpoint as model.vision"
         )
     base = run.nano(dtype).vision(None) if run.base is None else vision_of(run.base, dtype, run.model.vision_layer)
+    if (size := run.model.image_size) is not None:
+        set_image_size(base.loaded.module, base.config, size)
     (loaded,) = _with_weights(run, "vision", {"vision_model": base.loaded})
     return base._replace(loaded=loaded)
 

@@ -31,6 +31,7 @@ from instructkit.models.batches import Texts
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.load.bases import Base, bases_of, find_base, with_places
 from instructkit.models.load.llm import PACKAGE
+from instructkit.models.resolution import set_image_size
 from instructkit.models.towers import without_lora
 
 FACTS = "instructkit.json"
@@ -159,6 +160,8 @@ def apply_trained(model: InstructBlip, folder: Path, facts: Facts) -> None:
         UserError: a file is missing or torn, or does not fit the model.
     """
     model.config.instruction_aware = facts.model.instruction_aware
+    if facts.model.image_size is not None:
+        set_image_size(model.vision_model, model.config.vision_config, facts.model.image_size)
     own, kept = dict(model.named_parameters()), weights_of(folder)
     if lost := model.fresh - kept.keys():
         raise UserError(

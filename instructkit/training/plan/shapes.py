@@ -22,6 +22,7 @@ from instructkit.models.load.qformer_text import text_file
 from instructkit.models.load.trained import facts_of
 from instructkit.models.load.vision import vision_shape
 from instructkit.models.recompute import recompute_layers
+from instructkit.models.resolution import check_image_size
 from instructkit.models.towers import prepare_towers, set_modes
 
 
@@ -50,6 +51,9 @@ def model_on_shapes(config: RunConfig) -> InstructBlip:
     torch.set_default_dtype(dtype)
     try:
         shape = shape_of(config.model)
+        if (size := config.model.image_size) is not None:
+            check_image_size(size, shape.vision_config.patch_size)
+            shape.vision_config.image_size = size
         with torch.device("meta"):
             model = InstructBlip(shape)
         model.config.instruction_aware = config.model.instruction_aware
