@@ -3,29 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import msgspec
-
-from instructkit.data.examples import Example
-from instructkit.data.folders import media_folder, spots
-from instructkit.data.readers import UNDECODABLE, RawRecord, Reject, json_list, require
 from instructkit.sources import Reading, Source, Split
-from instructkit.sources._shared.fields import Text
-
-WebAddress = Annotated[str, msgspec.Meta(pattern=r"\Ahttps?://\S")]
-
-PER_FOLDER = 10_000
-"""Pictures a folder that img2dataset writes, unless it is told another `number_sample_per_shard`."""
-
-
-class Record(msgspec.Struct, gc=False):
-    """One pair: `url` in the files as BLIP ships them, `image` (a path) in those made for its training code."""
-
-    caption: Text
-    url: WebAddress | None = None
-    image: Text | None = None
-
+from instructkit.sources._shared import web_pairs
+from instructkit.sources._shared.web_pairs import Record
 
 _FILES = [
     "ccs_synthetic_filtered_large.json",
@@ -43,7 +24,7 @@ SOURCE = Source(
     role="held-in",
     split="train",
     splits={"train": Split((" | ".join(_FILES),), published=13_873_136, note="ccs_synthetic_filtered_large.json")},
-    images="the path under `image`, or 00453/004539375.jpg for record 4539375 of a file of URLs",
+    images=web_pairs.IMAGES,
     tree="""\
 web_capfilt/
 ├── ccs_synthetic_filtered_large.json   (or another of BLIP's lists)
@@ -54,47 +35,7 @@ web_capfilt/
     citation="Li et al. 2022, arXiv:2201.12086",
 )
 
-_decode = msgspec.json.Decoder(Record).decode
-
 
 def read(raw: Path, split: str) -> Reading:
     """Read the first of BLIP's lists that is there; its first record says what the pictures are named by."""
-    path = require(raw, *spots(*_FILES))
-    first = _first_image(next(json_list(path), None))
-    kind = _kind(first)
-
-    def convert(raw_record: RawRecord) -> list[Example]:
-        record = _decode(raw_record.data)
-        if record.image is not None:
-            if record.image.startswith("/") != (kind == "absolute image"):
-                raise Reject("relative and absolute paths of images in one file")
-            picture = record.image.removeprefix("/")
-        elif record.url is not None:
-            picture = url_path(int(raw_record.key))
-        else:
-            raise Reject("neither image nor url")
-        key = f"web_capfilt/train/{raw_record.key}"
-        return [Example(id=key, images=[picture], references=[record.caption.strip()])]
-
-    root = Path("/") if kind == "absolute image" else media_folder(raw, "images", first=first)
-    return Reading(f"{kind}, {path.name}", [path], json_list(path), convert, root)
-
-
-def url_path(index: int) -> str:
-    """Where img2dataset puts the picture of a record: folders of 10,000, names of nine digits, pictures as JPEG."""
-    return f"{index // PER_FOLDER:05}/{index:09}.jpg"
-
-
-def _first_image(first: RawRecord | None) -> str | None:
-    """The path of a record's picture; None where it has none or does not decode."""
-    try:
-        return _decode(first.data).image if first is not None else None
-    except UNDECODABLE:
-        return None
-
-
-def _kind(image: str | None) -> str:
-    """What a record points to its picture with: `url`, `image` or `absolute image`."""
-    if image is None:
-        return "url"
-    return "absolute image" if image.startswith("/") else "image"
+    return web_pairs.read_pairs(raw, SOURCE.name, _FILES)

@@ -10,7 +10,7 @@ import pytest
 from instructkit import sources
 from instructkit.data import readers
 from instructkit.data.examples import Example
-from instructkit.sources.web_capfilt import url_path
+from instructkit.sources._shared.web_pairs import url_path
 from tests.sources import converted, sample, write_json, write_picture
 
 # Web CapFilt in miniature: the list of URLs with pictures as img2dataset leaves them (`write`), or of image paths.
