@@ -137,6 +137,8 @@ def prepare_pretraining(
         model, captions = first_on_machine(lambda: load_pretraining(config.model.name, limit, dtype))
         if model.fresh:
             say(f"model     joints          from random weights: {summary(model.fresh)}")
+    if config.model.image_size is not None:
+        set_image_size(model.vision_model, model.config.vision_config, config.model.image_size)
     return model, captions
 
 

@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Blip2ForConditionalGeneration, InstructBlipForConditionalGeneration
+from transformers import (
+    Blip2ForConditionalGeneration,
+    Blip2ForImageTextRetrieval,
+    InstructBlipForConditionalGeneration,
+)
 
 from instructkit.config import ModelConfig, RunConfig, TowersConfig
 from instructkit.errors import UserError
@@ -14,9 +18,9 @@ from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.load.join import join
 from instructkit.models.load.trained import save_trained
 from instructkit.models.resolution import set_image_size
-from instructkit.models.save import load_model, save_model
+from instructkit.models.save import load_model, save_model, save_pretraining
 from instructkit.models.towers import prepare_towers
-from instructkit.training.model import prepare_model
+from instructkit.training.model import prepare_model, prepare_pretraining
 from instructkit.training.plan.shapes import model_on_shapes
 from tests.models.checkpoints import write_blip2, write_instructblip, write_vision
 from tests.tiny import tiny_model
@@ -78,6 +82,21 @@ def test_what_a_run_trained_is_put_onto_a_base_of_another_size(vision: str, tmp_
     for read in (again, part):
         assert read.config.vision_config.image_size == 40
         torch.testing.assert_close(read.eval().encode_images(pictures(40)), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_first_stage_takes_a_size_too(tmp_path: Path) -> None:
+    stage1 = write_blip2(tmp_path / "stage1", retrieval=True)
+    settings = ModelConfig(vision=str(stage1), qformer=str(stage1), image_size=40)
+    model, captions = prepare_pretraining(RunConfig(model=settings), [], tmp_path, lambda line: None)
+    plain = Blip2ForImageTextRetrieval.from_pretrained(stage1).eval()
+    expected = plain.vision_model(pixel_values=pictures(40), interpolate_pos_encoding=True).last_hidden_state
+    torch.testing.assert_close(model.eval().encode_images(pictures(40)), expected, atol=1e-6, rtol=1e-6)
+    save_pretraining(model, captions, tmp_path / "saved")
+    plain, info = Blip2ForImageTextRetrieval.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    assert not any(info.values()), info
+    found = plain.eval().vision_model(pixel_values=pictures(40)).last_hidden_state
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
 
 
 def test_a_size_that_cannot_be_is_one_line(tmp_path: Path) -> None:
