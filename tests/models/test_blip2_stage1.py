@@ -29,7 +29,8 @@ from instructkit.models.blip2 import (
     similarity,
     visible,
 )
-from instructkit.models.load.new_tokenizers import train_qformer_tokenizer
+from instructkit.models.load.join import join
+from instructkit.models.load.new_tokenizers import train_llm_tokenizer, train_qformer_tokenizer
 from instructkit.models.load.pretraining import join_pretraining, load_pretraining
 from instructkit.models.save import save_pretraining
 from tests import lavis_stage1
@@ -232,6 +233,25 @@ def test_a_model_with_another_encoder_comes_back(tmp_path):
     again, read = load_pretraining(str(tmp_path / "model"))
     pixels, rows = noise(model), captions.rows(TEXTS)
     compare(by_us(model, pixels, rows), by_us(again.eval(), pixels, read.rows(TEXTS)))
+
+
+@pytest.mark.parametrize("family", [None, "convnext"])
+def test_the_encoder_of_a_first_stage_is_taken_by_another_model(family, tmp_path):
+    parts = {} if family is None else {"vision": write_encoder(tmp_path / "vision", family)}
+    first, captions = joined(**parts)
+    save_pretraining(first, captions, tmp_path / "first")
+    pixels = noise(first)
+    model, _ = join(
+        ModelConfig(vision=str(tmp_path / "first"), qformer=str(tmp_path / "first")),
+        torch.float32,
+        lambda: (train_llm_tokenizer(SENTENCES, 300), train_qformer_tokenizer(SENTENCES, 110)),
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval().encode_images(pixels), first.encode_images(pixels))
+    assert torch.equal(model.query_tokens, first.query_tokens)
+    other, _ = joined(vision=tmp_path / "first", seed=1)
+    with torch.no_grad():
+        torch.testing.assert_close(other.encode_images(pixels), first.encode_images(pixels))
 
 
 def test_a_model_that_transformers_wrote_lacks_what_its_class_lacks(tmp_path):

@@ -69,7 +69,7 @@ def join(
     notes = {"vision_model": vision.note, "qformer": queries.note, "language_model": llm.note}
     for tower, place in places.items():
         say(f"model     {tower:<15} {place or settings.name}: {notes[tower]}")
-    for line in _fresh_lines(model):
+    for line in fresh_lines(model):
         say(line)
     tokenizer = queries.tokenizer or base.qformer_tokenizer()
     return model, Texts(llm.tokenizer, tokenizer, model.config, limits)
@@ -142,7 +142,7 @@ def _assemble(vision: Vision, queries: Queries, llm: Llm, instruction_aware: boo
     return model
 
 
-def _fresh_lines(model: InstructBlip) -> list[str]:
+def fresh_lines(model: Any) -> list[str]:
     """Which tensors start from random weights, tower by tower; none is left out."""
     lines = []
     for tower in ("vision_model", "qformer", "language_model", ""):

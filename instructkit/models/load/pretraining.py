@@ -32,7 +32,8 @@ from instructkit.config import ModelConfig
 from instructkit.errors import UserError
 from instructkit.models.batches import CAPTION_TOKENS, DEC, Captions
 from instructkit.models.blip2 import TEMPERATURE, Blip2Pretraining, WordHead
-from instructkit.models.load.parts import Loaded, failing, is_blip, place_of, read_config, read_part, seeded, summary
+from instructkit.models.load.join import fresh_lines
+from instructkit.models.load.parts import Loaded, failing, is_blip, place_of, read_config, read_part, seeded
 from instructkit.models.load.presets import preset
 from instructkit.models.load.qformer import SHAPE, load_qformer
 from instructkit.models.load.vision import Vision, load_vision
@@ -138,10 +139,8 @@ def join_pretraining(
     model.fresh |= {f"vision_model.{name}" for name in vision.loaded.fresh}
     say(f"model     {'vision_model':<15} {settings.vision or settings.name}: {vision.note}")
     say(f"model     {'qformer':<15} {settings.qformer or settings.name}: {note}")
-    for tower in ("vision_model", "qformer", ""):
-        fresh = {name for name in model.fresh if _tower(name) == tower}
-        if fresh:
-            say(f"model     {tower or 'joints':<15} from random weights: {summary(fresh)}")
+    for line in fresh_lines(model):
+        say(line)
     return model, captions
 
 
@@ -251,10 +250,6 @@ def _blip2_name(name: str) -> str:
     if name.startswith("embeddings.layernorm."):
         return f"qformer.{name.removeprefix('embeddings.')}"
     return name if name.startswith("embeddings.") else f"qformer.{name}"
-
-
-def _tower(name: str) -> str:
-    return name.partition(".")[0] if name.startswith(("vision_model.", "qformer.")) else ""
 
 
 def _with_dec(model: Blip2Pretraining, tokenizer: PreTrainedTokenizerBase, limit: int) -> Captions:

@@ -15,6 +15,7 @@ from transformers import AutoModel, InstructBlipVisionConfig, InstructBlipVision
 from transformers.image_processing_base import ImageProcessingMixin
 
 from instructkit.errors import UserError
+from instructkit.models.blip2 import Blip2Pretraining
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.load.parts import Loaded, failing, is_blip, place_of, quiet, read_config, read_part
 from instructkit.models.vision import VisionEncoder, read_features
@@ -65,9 +66,11 @@ def _load_blip(name: str, whole: PreTrainedConfig, dtype: torch.dtype, layer: in
                 f"model.vision_layer={layer}: the encoder of {name} was trained on with layer {foreign.get('layer')}; "
                 "name the encoder's own checkpoint as model.vision"
             )
-        loaded = read_part(InstructBlip, name, "vision", config=whole, dtype=dtype)
+        kind = Blip2Pretraining if whole.model_type == "blip-2" else InstructBlip
+        loaded = read_part(kind, name, "vision", config=whole, dtype=dtype)
         module = loaded.module.vision_model
-        return Vision(Loaded(module, frozenset()), whole.vision_config, foreign, type(module.encoder).__name__, epsilon)
+        shape = InstructBlipVisionConfig.from_dict(whole.vision_config.to_dict())
+        return Vision(Loaded(module, frozenset()), shape, foreign, type(module.encoder).__name__, epsilon)
     config = InstructBlipVisionConfig.from_dict(whole.vision_config.to_dict())
     loaded = read_part(
         InstructBlipVisionModel, name, "vision", config=config, dtype=dtype, key_mapping={r"^vision_model\.": ""}
