@@ -41,8 +41,10 @@ PROMPTS = {
     "aokvqa_mc": f"{OPTIONS} Short answer:",
     "coco_caption": "A short image description.",
     "coco_caption_blip2": "a photo of",
+    "coco_retrieval": "a tree by the road",
     "easy_vqa": ASKED,
     "flickr30k": "A short image description.",
+    "flickr30k_retrieval": "a tree by the road",
     "gqa": ASKED,
     "gqa_blip2_opt": "Question: What stands there? Answer:",
     "gqa_blip2_t5": ASKED,
@@ -75,8 +77,10 @@ FROZEN = {
     "aokvqa_mc": (1, "2901fc819d48"),
     "coco_caption": (2, "2dc34e7e2d65"),
     "coco_caption_blip2": (1, "47bd059168fd"),
+    "coco_retrieval": (1, "bbe0c8c2d680"),
     "easy_vqa": (1, "523ccc05b9c5"),
     "flickr30k": (2, "b47849562d55"),
+    "flickr30k_retrieval": (1, "2cabd8d2633b"),
     "gqa": (2, "fd3006fb1866"),
     "gqa_blip2_opt": (1, "b944a2b1c088"),
     "gqa_blip2_t5": (1, "10903869df95"),
@@ -107,7 +111,8 @@ FROZEN = {
 
 def settings_digest(protocol: Protocol) -> str:
     """Of all that a score depends on; what is only shown beside it is left out."""
-    unused = {"title", "published", "notes", "version"} | ({"decoding"} if protocol.mode == "rank" else set())
+    read = {"generate": "decoding", "retrieve": "retrieval"}.get(protocol.mode)
+    unused = {"title", "published", "notes", "version", "decoding", "retrieval"} - {read}
     settings = {key: value for key, value in msgspec.to_builtins(protocol).items() if key not in unused}
     return hashlib.sha256(msgspec.json.encode(settings, order="sorted")).hexdigest()[:12]
 
@@ -231,6 +236,22 @@ def test_blip2s_own_rows_are_marked_zero_shot_or_finetuned() -> None:
     assert cells["coco_caption_blip2", "BLIP-2 OPT-2.7B, finetuned"] == 145.8
 
 
+@pytest.mark.parametrize(
+    ("name", "how", "rows"),
+    [
+        ("flickr30k_retrieval", "zero-shot", [(96.9, 100, 100, 88.6, 97.6, 98.9), (97.6, 100, 100, 89.7, 98.1, 98.9)]),
+        ("coco_retrieval", "finetuned", [(83.5, 96.0, 98.0, 66.3, 86.5, 91.8), (85.4, 97.0, 98.5, 68.3, 87.7, 92.6)]),
+    ],
+)
+def test_published_retrieval_has_both_directions(name: str, how: str, rows: list[tuple[float, ...]]) -> None:
+    """TR and IR at 1, 5 and 10 of ViT-L and ViT-g (arXiv 2301.12597)."""
+    names = ("tr_r5", "tr_r10", "ir_r1", "ir_r5", "ir_r10")
+    found = {row.model: row for row in load_protocol(name).published}
+    for model, (first, *others) in zip((f"BLIP-2 ViT-L, {how}", f"BLIP-2 ViT-g, {how}"), rows, strict=True):
+        assert found[model].value == first
+        assert found[model].details == dict(zip(names, others, strict=True))
+
+
 # ---- candidates, references, which examples ----
 
 
@@ -324,6 +345,17 @@ GOOD: dict[str, Any] = {
 }
 
 
+RETRIEVES: dict[str, Any] = {
+    "task": "captioning",
+    "mode": "retrieve",
+    "instruction": "{{ references | first }}",
+    "retrieval": {"k": 8},
+    "candidates": None,
+    "metric": "retrieval",
+    "references": "references",
+}
+
+
 def written(folder: Path, **changes: Any) -> Path:
     (folder / "eval").mkdir()
     content = {key: value for key, value in {**GOOD, **changes}.items() if value is not None}
@@ -361,7 +393,15 @@ def test_a_protocol_of_ones_own(tmp_path: Path) -> None:
             "references are the right candidate",
         ),
         ({"instruction": "{{ hint }}"}, "hint is no field of the task vqa; it has question, answers"),
-        ({"mode": "guess"}, "mode = 'guess': Expected rank or generate"),
+        ({"mode": "guess"}, "mode = 'guess': Expected rank, generate or retrieve"),
+        ({"mode": "retrieve", "candidates": None}, "the key retrieval belongs to `mode: retrieve`, and that needs it"),
+        ({"retrieval": {"k": 8}}, "the key retrieval belongs to `mode: retrieve`"),
+        ({**RETRIEVES, "retrieval": {"k": 0}}, "retrieval needs a k of 1"),
+        ({**RETRIEVES, "retrieval": {"text_tokens": 2}}, "text_tokens of 3 at least"),
+        ({**RETRIEVES, "metric": "cider"}, "the metric retrieval belongs to `mode: retrieve`, and that takes no other"),
+        ({"metric": "retrieval"}, "the metric retrieval belongs to `mode: retrieve`"),
+        ({**RETRIEVES, "references": "answers"}, "what is retrieved are the example's captions"),
+        ({**RETRIEVES, "candidates": ["yes", "no"]}, "what is retrieved are the example's captions"),
         ({"promt": "x"}, "unknown key promt; there are benchmark, version"),
         ({"decoding": {"min_new_tokens": 11}}, "decoding needs max_new_tokens of 1 and of min_new_tokens at least"),
         ({"decoding": {"decoder_only_max_new_tokens": 0}}, "decoding needs max_new_tokens of 1"),

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from transformers import AutoConfig, InstructBlipConfig, InstructBlipQFormerConfig, InstructBlipVisionConfig
 
-from instructkit.models.batches import Limits, Texts
+from instructkit.config import ModelConfig
+from instructkit.models.batches import Captions, Limits, Texts
+from instructkit.models.blip2 import Blip2Pretraining
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.load.new_tokenizers import train_llm_tokenizer, train_qformer_tokenizer
 from instructkit.models.load.presets import build
+from instructkit.models.load.pretraining import join_pretraining
 
 SENTENCES = [
     "what color is the shape in the picture?",
@@ -92,3 +96,15 @@ def tiny_model(llm: str = "llama", seed: int = 0, limits: Limits | None = None) 
     qformer = train_qformer_tokenizer(SENTENCES, 120)
     config = tiny_config(llm, len(words), len(qformer))
     return build(config, seed), Texts(words, qformer, config, limits)
+
+
+def tiny_first_stage(seed: int = 0) -> tuple[Blip2Pretraining, Captions]:
+    """A model of BLIP-2's first stage from random weights that are large enough to tell pictures and texts apart."""
+    model, captions = join_pretraining(
+        ModelConfig(), torch.float32, lambda: train_qformer_tokenizer(SENTENCES, 120), seed=seed
+    )
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=generator) * 0.1)
+    return model.eval(), captions

@@ -305,9 +305,11 @@ def protocol_of(protocol: str | Protocol | None, ranks: bool = False) -> Protoco
     """A protocol by its name, the plain one without; with `ranks` it is asked for scores of candidates.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: there is none of that name, or it asks nothing.
     """
     found = load_protocol(protocol) if isinstance(protocol, str) else protocol or PLAIN
+    if found.mode == "retrieve":
+        raise UserError(f"protocol {found.benchmark} asks nothing: its pictures and captions retrieve each other")
     if not ranks or found.mode == "rank":
         return found
     candidates = found.candidates if isinstance(found.candidates, list) else "choices"

@@ -69,6 +69,8 @@ def make_task(
         if not (root / name / MANIFEST).is_file():
             raise UserError(not_converted(name, root))
     examples = load_examples(root / protocol.source / protocol.split)
+    if protocol.mode == "retrieve":
+        _check_pictures(examples, f"{protocol.source}/{protocol.split}")
     drawn = draw(protocol, examples, limit, seed) if seed is not None and limit is not None else None
     plan = make_plan(question, examples, limit, batch_size, drawn)
     if not plan.batches:
@@ -124,6 +126,16 @@ def answer_benchmark(
             bar.update(len(batch.order))
     log.close(plan.order)
     return log
+
+
+def _check_pictures(examples: Examples, name: str) -> None:
+    """Raise UserError unless each example has a picture of its own, with all its captions."""
+    pictures = [example.images for example in examples]
+    if any(len(each) != 1 for each in pictures) or len({each[0] for each in pictures}) < len(pictures):
+        raise UserError(
+            f"{name}: a retrieval needs a split with one example a picture, which has all its captions; here a picture "
+            "has several examples, or an example several pictures"
+        )
 
 
 def load_vocabulary(protocol: Protocol, root: Path) -> list[str] | None:

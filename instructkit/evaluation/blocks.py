@@ -107,7 +107,7 @@ class Blocks:
 
     def drop(self) -> None:
         """Remove all blocks: what they were for is done."""
-        if self.ranks.first:
+        if self.ranks.first and self.folder.is_dir():
             shutil.rmtree(self.folder)
         self.ranks.wait()
 

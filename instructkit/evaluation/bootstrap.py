@@ -40,16 +40,32 @@ def interval(metric: str, answers: Sequence[Answer], draws: int = DRAWS) -> tupl
     """
     predictions, references = [each.prediction for each in answers], [each.reference for each in answers]
     picture = _pictures(answers)
-    if metric == "roc_auc":
-        if len(set(picture)) < 2:
-            return None
-        values = _auc_draws(np.asarray(predictions, float), np.asarray(references), picture, draws)
-    else:
-        scores = np.asarray(metrics.load(metric).scores(predictions, references))
-        valid = ~np.isnan(scores)
-        if len(set(picture[valid])) < 2:
-            return None
-        values = _mean_draws(scores[valid], picture[valid], draws)
+    if metric != "roc_auc":
+        return _of_mean(np.asarray(metrics.load(metric).scores(predictions, references)), picture, draws)
+    if len(set(picture)) < 2:
+        return None
+    return _middle(_auc_draws(np.asarray(predictions, float), np.asarray(references), picture, draws))
+
+
+def intervals(metric: str, answers: Sequence[Answer], draws: int = DRAWS) -> dict[str, tuple[float, float] | None]:
+    """The same of each measure of a metric that has several; an example may count in one several times."""
+    found = metrics.load(metric).measures([each.prediction for each in answers], [each.reference for each in answers])
+    picture = _pictures(answers)
+    return {
+        name: _of_mean(np.concatenate(scores), np.repeat(picture, [len(each) for each in scores]), draws)
+        for name, scores in found.items()
+    }
+
+
+def _of_mean(scores: np.ndarray, picture: np.ndarray, draws: int) -> tuple[float, float] | None:
+    """Of a mean of scores; those that are nan are left out."""
+    valid = ~np.isnan(scores)
+    if len(set(picture[valid])) < 2:
+        return None
+    return _middle(_mean_draws(scores[valid], picture[valid], draws))
+
+
+def _middle(values: np.ndarray) -> tuple[float, float]:
     edge = (1 - COVERED) / 2
     low, high = np.quantile(values, [edge, 1 - edge])
     return round(100 * float(low), 6), round(100 * float(high), 6)

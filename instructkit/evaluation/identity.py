@@ -19,6 +19,8 @@ from instructkit.prompts.protocols import Protocol
 
 _UNSCORED = ("title", "role", "published", "notes", "metric", "group_by")
 """Keys of a protocol that no response depends on."""
+_SETTINGS = {"generate": "decoding", "retrieve": "retrieval"}
+"""The key that one mode alone reads."""
 
 
 def model_identity(name: str) -> str:
@@ -37,7 +39,7 @@ def model_identity(name: str) -> str:
 
 def protocol_digest(protocol: Protocol) -> str:
     """Short SHA-256 over all of a protocol that its responses depend on."""
-    unused = (*_UNSCORED, *(["decoding"] if protocol.mode == "rank" else []))
+    unused = {*_UNSCORED, "decoding", "retrieval"} - {_SETTINGS.get(protocol.mode)}
     settings = {key: value for key, value in msgspec.to_builtins(protocol).items() if key not in unused}
     return hashlib.sha256(msgspec.json.encode(settings, order="sorted")).hexdigest()[:16]
 

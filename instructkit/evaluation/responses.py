@@ -14,6 +14,9 @@ from instructkit.errors import UserError
 from instructkit.files import read_json, reading, write_atomically
 from instructkit.runs.ranks import Ranks
 
+CAPTION = "caption"
+"""In `Answer.cut`: a caption of a retrieval was cut, and its beginning was read."""
+
 
 class Answer(msgspec.Struct, kw_only=True):
     """One answered example, as far as scoring reads it.
@@ -22,10 +25,12 @@ class Answer(msgspec.Struct, kw_only=True):
         example: its id.
         images: pictures or video, relative to the media root.
         prompt: the text that the Q-Former and the LLM are given, byte for byte.
-        cut: which of them read its end alone, as the whole was longer than its limit: `qformer`, `instruction` (LLM).
-        prediction: what the metric gets: a text, the log-odds of the positive candidate, or a score a candidate.
+        cut: which of them read its end alone, as the whole was longer than its limit: `qformer`, `instruction` (LLM);
+            of a retrieval `caption` for each caption that was cut at its end.
+        prediction: what the metric gets: a text, the log-odds of the positive candidate, a score a candidate, or the
+            places of a retrieval.
         reference: what the metric compares it with.
-        text: the generated text or the best candidate.
+        text: the generated text, the best candidate, or the first text that a picture finds.
         confidence: softmax of the best candidate's score over all candidates; None for generated text.
         group: value of the key that the report breaks the score down by.
         error: why there is no answer; an example with an error is not scored, and the report names it.
@@ -47,12 +52,14 @@ class Response(Answer, kw_only=True):
     """One answered example, as it is written down.
 
     Attributes:
-        ranked: candidates and their scores, best first, at most 100.
+        ranked: candidates, or texts that a picture finds, and their scores, best first, at most 100.
+        found: for each caption of a retrieval the first pictures that it finds, and their scores.
         expected: the reference in words, for people.
         clip: first and last second inside the video.
     """
 
     ranked: list[tuple[str, float]] = []
+    found: list[list[tuple[str, float]]] = []
     expected: list[str] = []
     clip: tuple[float | None, float | None] = (None, None)
 

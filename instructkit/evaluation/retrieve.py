@@ -136,7 +136,7 @@ def retrieve(model: Matcher, gallery: Gallery, k: int, batch_size: int, blocks: 
         What was found; None on other ranks than the first.
 
     Raises:
-        UserError: no image can be read, or the model computes something that is no number.
+        UserError: the model computes something that is no number.
     """
     spans = _spans(gallery.images, IMAGES)
     blocks.make(
@@ -158,6 +158,9 @@ def retrieve(model: Matcher, gallery: Gallery, k: int, batch_size: int, blocks: 
         blocks.keep("shortlists", 0, _shortlists(gallery, k, blocks, _device(model)))
     blocks.ranks.wait()
     found = blocks.read("shortlists", 0)
+    if not len(found["images"]):
+        none = Hits(*(torch.empty(0, 0, dtype=kind) for kind in (torch.long, torch.float32, torch.long)))
+        return Retrieved(found["images"], found["texts"], none, none, _errors(found["errors"]))
     pairs = _pairs(found)
     images = found["images"]
     edges = torch.arange(0, len(images) + MATCHED, MATCHED).clamp(max=len(images))
@@ -250,11 +253,11 @@ def _check(values: Tensor, name: str, what: str) -> None:
 def _shortlists(gallery: Gallery, k: int, blocks: Blocks, device: torch.device) -> dict[str, Tensor]:
     """Shortlists of the images that could be read and of their texts, numbered among themselves."""
     images, embeds, errors = _read_images(gallery, blocks)
-    if not len(images):
-        first = next(iter(errors.values()))
-        raise UserError(f"{gallery.name}: none of {gallery.images:,} images can be read, the first: {first}")
-    owner = torch.tensor(gallery.owner)
+    packed = torch.frombuffer(bytearray(msgspec.json.encode(errors)), dtype=torch.uint8)
+    owner = torch.tensor(gallery.owner, dtype=torch.long)
     texts = torch.isin(owner, images).nonzero().flatten()
+    if not len(images):
+        return {"images": images, "texts": texts, "errors": packed}
     every = torch.cat([blocks.read("texts", number)["embeds"] for number in range(len(_spans(len(owner), TEXTS)))])
     owner = torch.searchsorted(images, owner[texts])
     of_images, of_texts = shortlists(embeds.to(device), every[texts].to(device), owner.to(device), k)
@@ -262,7 +265,7 @@ def _shortlists(gallery: Gallery, k: int, blocks: Blocks, device: torch.device) 
         "images": images,
         "texts": texts,
         "owner": owner,
-        "errors": torch.frombuffer(bytearray(msgspec.json.encode(errors)), dtype=torch.uint8),
+        "errors": packed,
         "images.numbers": of_images.numbers,
         "images.similarity": of_images.similarity,
         "texts.numbers": of_texts.numbers,

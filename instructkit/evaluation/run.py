@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -15,24 +16,39 @@ from instructkit.data.dataset import MANIFEST, convert_command
 from instructkit.errors import UserError
 from instructkit.evaluation.answer import Evaluator
 from instructkit.evaluation.benchmark import Task, answer_benchmark, make_task
+from instructkit.evaluation.gallery import FirstStage, retrieve_benchmark
 from instructkit.evaluation.generate import generation_note
 from instructkit.evaluation.identity import model_identity, responses_identity
 from instructkit.evaluation.questions import Question
 from instructkit.evaluation.rank import ranking_note
 from instructkit.evaluation.responses import Answer
-from instructkit.evaluation.score import NotEvaluated, Result, Spread, cut_of, cut_phrase, errors_of, score
+from instructkit.evaluation.score import (
+    NotEvaluated,
+    Result,
+    Spread,
+    cut_of,
+    cut_phrase,
+    errors_of,
+    score,
+    value_phrase,
+)
 from instructkit.evaluation.select import Wanted, wanted_benchmarks
 from instructkit.evaluation.spread import wordings
 from instructkit.evaluation.submissions import write_submissions
 from instructkit.files import read_json, write_atomically
-from instructkit.models.batches import Texts
+from instructkit.models.batches import Captions, Limits, Texts
+from instructkit.models.blip2 import Blip2Pretraining
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.load.look import look_for_model
+from instructkit.models.load.pretraining import is_pretraining, load_pretraining
 from instructkit.models.save import Places, base_places, load_model
+from instructkit.prompts.protocols import Protocol, benchmarks, load_protocol
 from instructkit.runs.ranks import Ranks, current_ranks
 from instructkit.runs.waiting import first_on_machine, on_first_rank
 
 Say = Callable[[str], None]
+InMemory = tuple[InstructBlip, Texts] | tuple[Blip2Pretraining, Captions]
+"""A model that answers, or one of BLIP-2's first stage, and its tokenisers."""
 EVALUATION = "evaluation"
 RESULTS = "results.json"
 
@@ -61,7 +77,7 @@ def evaluate(
     say: Say,
     *,
     replace: bool = False,
-    loaded: tuple[InstructBlip, Texts] | None = None,
+    loaded: InMemory | None = None,
 ) -> Evaluation | None:
     """Evaluate a model and write `evaluation/` of the run's folder; all ranks call it.
 
@@ -76,7 +92,8 @@ def evaluate(
         What it came to; None on other ranks than the first.
 
     Raises:
-        UserError: no such model, benchmark or folder, or the run's folder holds responses of something else.
+        UserError: no such model, benchmark or folder, the run's folder holds responses of something else, or the model
+            cannot do any of the benchmarks.
     """
     ranks.wait()  # the first one may have written the model just now
     if not Path(settings.data.root).is_dir():
@@ -84,20 +101,26 @@ def evaluate(
     chosen = first_on_machine(lambda: wanted_benchmarks(settings.evaluation.benchmarks, Path(settings.data.root)))
     if loaded is None:
         on_first_rank(lambda: look_for_model(settings.model))
+        first_stage = on_first_rank(lambda: is_pretraining(settings.model.name))
+    else:
+        first_stage = isinstance(loaded[0], Blip2Pretraining)
+    if all(_beyond(each.protocol, first_stage) for each in chosen):
+        raise UserError(f"{chosen[0].protocol.benchmark}: {_beyond(chosen[0].protocol, first_stage)}")
     without_media = on_first_rank(lambda: _without_media(settings, chosen, say))
     if loaded is None:
         # Weights of some ten GB take a minute to read for a checksum: one rank does it for all.
-        places = on_first_rank(lambda: base_places(settings.model.name))
-        loaded = first_on_machine(lambda: _load(settings, places))
-    model, texts = loaded
+        places = {} if first_stage else on_first_rank(lambda: base_places(settings.model.name))
+        loaded = first_on_machine(lambda: _load(settings, places, first_stage))
     identity = on_first_rank(lambda: model_identity(settings.model.name))  # of a hub's model known when it was fetched
     if ranks.first:
         say(f"evaluate  {settings.model.name} in {settings.evaluation.dtype}")
-    for mode, note_of in (("rank", ranking_note), ("generate", generation_note)):
-        asked = any(wanted.protocol.mode == mode for wanted in chosen)
-        if ranks.first and asked and (note := note_of(model.language_model)) is not None:
-            say(note)
-    runner = _Runner(settings, Evaluator(model, texts), identity, ranks, say, replace, without_media)
+    evaluator = _evaluator(loaded)
+    if isinstance(evaluator, Evaluator):
+        for mode, note_of in (("rank", ranking_note), ("generate", generation_note)):
+            asked = any(wanted.protocol.mode == mode for wanted in chosen)
+            if ranks.first and asked and (note := note_of(evaluator.model.language_model)) is not None:
+                say(note)
+    runner = _Runner(settings, evaluator, identity, ranks, say, replace, without_media)
     outcomes = [runner.evaluate(wanted) for wanted in chosen]
     if not ranks.first:
         return None
@@ -147,16 +170,41 @@ def benchmark_folder(folder: Path, benchmark: str, wording: str | None = None) -
     return place if wording is None else place / "wordings" / wording
 
 
-def _load(settings: EvaluationRun, places: Places) -> tuple[InstructBlip, Texts]:
+def _load(settings: EvaluationRun, places: Places, first_stage: bool) -> InMemory:
     """The model where it computes, and its tokenisers."""
-    model, texts = load_model(
-        settings.model.name,
-        allow_packages=settings.model.allow_packages,
-        places=places,
-        dtype=getattr(torch, str(settings.evaluation.dtype)),
+    name, dtype = settings.model.name, getattr(torch, str(settings.evaluation.dtype))
+    loaded: InMemory
+    if first_stage:
+        loaded = load_pretraining(name, dtype=dtype)
+    else:
+        loaded = load_model(name, allow_packages=settings.model.allow_packages, places=places, dtype=dtype)
+    loaded[0].to(f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu")
+    return loaded
+
+
+def _evaluator(loaded: InMemory) -> Evaluator | FirstStage:
+    model, texts = loaded
+    if isinstance(model, Blip2Pretraining):
+        assert isinstance(texts, Captions)
+        return FirstStage(model.eval(), texts)
+    assert isinstance(texts, Texts)
+    return Evaluator(model, texts)
+
+
+def _beyond(protocol: Protocol, first_stage: bool) -> str | None:
+    """Why a model cannot do a benchmark, and what to do about it; None where it can."""
+    if (protocol.mode == "retrieve") == first_stage:
+        return None
+    if first_stage:
+        retrieving = ", ".join(name for name in benchmarks() if load_protocol(name).mode == "retrieve")
+        return (
+            "the model is one of BLIP-2's first stage, which has no LLM and answers nothing; name an InstructBLIP or a "
+            f"BLIP-2, or benchmarks that it can do: {retrieving}"
+        )
+    return (
+        "images and texts retrieve each other by a model of BLIP-2's first stage, which this one is not; name a folder "
+        "that recipes/pretrain_qformer.py wrote, or a Blip2ForImageTextRetrieval such as Salesforce/blip2-itm-vit-g"
     )
-    model.to(f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu")
-    return model, texts
 
 
 def _without_media(settings: EvaluationRun, chosen: list[Wanted], say: Say) -> dict[str, str]:
@@ -188,7 +236,7 @@ class _Runner:
     def __init__(
         self,
         settings: EvaluationRun,
-        evaluator: Evaluator,
+        evaluator: Evaluator | FirstStage,
         model: str,
         ranks: Ranks,
         say: Say,
@@ -205,7 +253,8 @@ class _Runner:
     def evaluate(self, wanted: Wanted) -> Result | NotEvaluated:
         """One benchmark; on other ranks than the first the outcome says nothing."""
         protocol = wanted.protocol
-        if (reason := self.without_media.get(protocol.benchmark)) is not None:
+        reason = _beyond(protocol, isinstance(self.evaluator, FirstStage)) or self.without_media.get(protocol.benchmark)
+        if reason is not None:
             return self._without(wanted, reason)
         try:
             task = self._task(Question(protocol), wanted.hidden)
@@ -245,18 +294,22 @@ class _Runner:
         )
 
     def _answers(self, task: Task) -> list[Answer]:
-        settings = self.settings
+        settings, evaluator = self.settings, self.evaluator
+        size = settings.evaluation.eval_batch_size
         identity = responses_identity(
             task.question,
             self.root,
             self.model,
             limit=settings.evaluation.limit,
-            batch_size=settings.evaluation.eval_batch_size,
+            batch_size=size,
             dtype=str(settings.evaluation.dtype),
-            limits=self.evaluator.texts.limits,
+            limits=evaluator.texts.limits if isinstance(evaluator, Evaluator) else Limits(),  # the protocol says it
         )
-        media = self._stamps(task)
-        log = answer_benchmark(self.evaluator, task, identity, ranks=self.ranks, replace=self.replace, media=media)
+        shared: Any = {"ranks": self.ranks, "replace": self.replace, "media": self._stamps(task)}
+        if isinstance(evaluator, Evaluator):
+            log = answer_benchmark(evaluator, task, identity, **shared)
+        else:
+            log = retrieve_benchmark(evaluator, task, identity, batch_size=size, **shared)
         name = task.question.protocol.benchmark
         if log.damaged:
             self.say(f"evaluate  {name}: {log.damaged:,} lines of {log.path} are damaged; they are answered again")
@@ -275,6 +328,10 @@ class _Runner:
         """The scores under training wordings."""
         protocol = task.question.protocol
         asked = self.settings.evaluation
+        if protocol.mode == "retrieve":
+            if asked.spread and self.ranks.first:
+                self.say(f"wording   {protocol.benchmark}: nothing is asked, so there are no wordings to spread over")
+            return []
         found = []
         for wording in wordings(protocol, task.examples, asked.limit, asked.spread):
             answers = self._answers(self._task(Question(protocol, wording)))
@@ -304,7 +361,7 @@ class _Runner:
 
     def _say_cut(self, name: str, cut: dict[str, int]) -> None:
         if self.ranks.first and cut:
-            self.say(f"cut       {name}: prompts longer than the limit, their end kept: {cut_phrase(cut)}")
+            self.say(f"cut       {name}: {cut_phrase(cut)}")
 
     def _say(self, name: str, outcome: Result | NotEvaluated, seconds: float) -> None:
         for example, error in outcome.errors.items():
@@ -313,9 +370,8 @@ class _Runner:
         if isinstance(outcome, NotEvaluated):
             self.say(f"evaluate  {name}: no score: {outcome.reason}")
         else:
-            self.say(
-                f"evaluate  {name}: {outcome.metric} {outcome.value:.2f} on {outcome.n:,} examples in {seconds:.0f} s"
-            )
+            reached = value_phrase(outcome.metric, outcome.value, outcome.details)
+            self.say(f"evaluate  {name}: {reached} on {outcome.n:,} examples in {seconds:.0f} s")
             for group, (value, n) in outcome.groups.items():
                 if value is None:
                     self.say(f"evaluate  {name} {group}: no {outcome.metric} can be computed on {n:,} examples")

@@ -9,11 +9,11 @@ from functools import partial
 import msgspec
 
 from instructkit.evaluation import metrics
-from instructkit.evaluation.bootstrap import interval
-from instructkit.evaluation.responses import Answer
+from instructkit.evaluation.bootstrap import interval, intervals
+from instructkit.evaluation.responses import CAPTION, Answer
 from instructkit.prompts.protocols import Protocol
 
-READERS = {"qformer": "the Q-Former", "instruction": "the LLM"}
+READERS = {"qformer": "the Q-Former", "instruction": "the LLM", CAPTION: "the Q-Former"}
 """Who reads a prompt, by the names that say which of them was cut."""
 
 
@@ -51,6 +51,7 @@ class Result(msgspec.Struct, kw_only=True):
         available: examples that the split has for this protocol.
         protocol_version: of the protocol.
         details: all that the metric gives.
+        intervals: the same as `interval` of each of the details, where the metric has measures of equal standing.
         groups: value and number of examples by group, where the protocol names one; no value where the metric is not
             defined on the group, such as CIDEr on one image.
         errors: examples that have an error instead of an answer, and the error; they are not scored.
@@ -69,6 +70,7 @@ class Result(msgspec.Struct, kw_only=True):
     available: int
     protocol_version: int
     details: dict[str, float]
+    intervals: dict[str, tuple[float, float] | None] = {}
     groups: dict[str, tuple[float | None, int]] = {}
     errors: dict[str, str] = {}
     prompt: str = ""
@@ -122,6 +124,7 @@ def score(protocol: Protocol, answers: Sequence[Answer], available: int) -> Resu
     try:
         details = aggregate(protocol, scored)
         spread = interval(protocol.metric, scored)
+        others = intervals(protocol.metric, scored)
     except ValueError as error:  # such as an AUC of one class
         return missing(reason=f"no {protocol.metric} can be computed: {error}")
     groups: dict[str, list[Answer]] = {}
@@ -140,6 +143,7 @@ def score(protocol: Protocol, answers: Sequence[Answer], available: int) -> Resu
         available=available,
         protocol_version=protocol.version,
         details=details,
+        intervals=others,
         groups={name: (_value(protocol, part), len(part)) for name, part in sorted(groups.items())},
         errors=errors,
         prompt=scored[0].prompt,
@@ -165,8 +169,19 @@ def cut_of(answers: Sequence[Answer]) -> dict[str, int]:
 
 
 def cut_phrase(cut: Mapping[str, int]) -> str:
-    """The same in words; empty where nothing was cut."""
-    return ", ".join(f"{number:,} for {READERS[name]}" for name, number in cut.items())
+    """What was cut how, in words; for a `cut` that is not empty."""
+    if CAPTION in cut:
+        return f"captions longer than the limit, their beginning kept: {cut[CAPTION]:,}"
+    told = ", ".join(f"{number:,} for {READERS[name]}" for name, number in cut.items())
+    return f"prompts longer than the limit, their end kept: {told}"
+
+
+def value_phrase(metric: str, value: float, details: Mapping[str, float]) -> str:
+    """A score with the metric's name, or each of several that stand side by side with its own."""
+    found = metrics.load(metric)
+    if not found.also:
+        return f"{metric} {value:.2f}"
+    return ", ".join(f"{name} {details[name]:.2f}" for name in (found.key, *found.also))
 
 
 def aggregate(protocol: Protocol, answers: Sequence[Answer]) -> dict[str, float]:

@@ -224,6 +224,15 @@ def most_common(answers: Sequence[str]) -> str:
     return max(filled, key=filled.count)
 
 
+def plain_caption(caption: str) -> str:
+    """A caption as BLIP-2 reads it (LAVIS: `pre_caption`): lower case, no `. ! " ( ) * # : ; ~`, at most 50 words."""
+    return " ".join(caption.lower().translate(_NO_MARKS).split()[:_CAPTION_WORDS])
+
+
+_NO_MARKS = str.maketrans(dict.fromkeys('.!"()*#:;~', " "))
+_CAPTION_WORDS = 50
+
+
 @jinja2.pass_context
 def _choice(context: jinja2.runtime.Context, options: Sequence[str]) -> str:
     """One of several at random, by the seed of the prompt, without outer blanks; blank answers are passed over."""
@@ -239,6 +248,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "lettered": lettered,
     "dialog": dialog,
     "most_common": most_common,
+    "plain_caption": plain_caption,
 }
 """Filters of our own."""
 

@@ -55,21 +55,35 @@ class Decoding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.max_new_tokens
 
 
+class Retrieval(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How images and texts search each other (BLIP-2, section 4.4).
+
+    Attributes:
+        k: the most similar ones of each that the matching head puts in order.
+        text_tokens: texts are cut to so many tokens, `[CLS]` and `[SEP]` among them; the beginning is kept.
+    """
+
+    k: int = 128
+    text_tokens: int = 35
+
+
 class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A published result, shown beside ours.
 
     Attributes:
         model: as the authors name it.
-        value: 0 to 100, or CIDEr times 100.
+        value: 0 to 100, or CIDEr times 100; of a metric with several measures the first.
         source: where the number stands, and on which split where that is not the protocol's.
         verified: whether the number was read in a copy of `source`; False for one that was only remembered, which
             reports mark.
+        details: the metric's other measures, by its names for them.
     """
 
     model: str
     value: float
     source: str
     verified: bool = True
+    details: dict[str, float] = {}
 
 
 class Vocabulary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -100,8 +114,8 @@ class Protocol(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         split: of that source.
         task: task group, whose fields the prompt may use.
         role: `held-in`, `held-out` or `extra`.
-        mode: rank candidates by log-likelihood, or generate text.
-        instruction: Jinja, rendered byte for byte.
+        mode: rank candidates by log-likelihood, generate text, or let images and captions retrieve each other.
+        instruction: Jinja, rendered byte for byte; with `retrieve` the form of a caption, rendered for each reference.
         candidates: fixed candidates, each one text or a list of texts that stand for it; or the field of the example
             that holds them; or `vocabulary`. With `generate` they only say which texts are accepted as right.
         vocabulary: which answers are the candidates, for `candidates: vocabulary`.
@@ -109,6 +123,7 @@ class Protocol(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             several texts.
         end_token: whether the end token counts; None: as the predecessor, for encoder-decoders only.
         decoding: for `generate`.
+        retrieval: for `retrieve`.
         frames: number of frames of a video, sampled uniformly over the clip.
         metric: name in `instructkit.evaluation.metrics`.
         references: what the metric compares with: a field of the example; or `right_candidate`, all texts of the
@@ -129,13 +144,14 @@ class Protocol(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     split: str
     task: str
     role: Literal["held-in", "held-out", "extra"]
-    mode: Literal["rank", "generate"]
+    mode: Literal["rank", "generate", "retrieve"]
     instruction: str
     candidates: list[str | list[str]] | str | None = None
     vocabulary: Vocabulary | None = None
     score: Literal["sum", "mean"] = "sum"
     end_token: bool | None = None
     decoding: Decoding = Decoding()
+    retrieval: Retrieval | None = None
     frames: int = 4
     metric: str
     references: str | dict[str, str]
@@ -158,6 +174,15 @@ class Protocol(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def prompt(self, example: Example, text: Text | None = None) -> Prompt:
         """The prompt of one example, or of another instruction over it (`text`), as for a spread over wordings."""
         return make_prompt(example, f"eval v{self.version}", (text or self.compiled).render(example), None)
+
+    def captions(self, example: Example) -> list[str]:
+        """The texts that an example's picture is to find, each reference put into words by itself.
+
+        Raises:
+            UserError: one comes out blank.
+        """
+        alone = (msgspec.structs.replace(example, references=[reference]) for reference in example.references)
+        return [self.compiled.render(each) for each in alone]
 
     def keeps(self, example: Example) -> bool:
         """Whether the example belongs to the benchmark (`needs` and `only`)."""
@@ -251,10 +276,23 @@ def _problems(protocol: Protocol, path: Path) -> Iterable[str]:
     fewest = max(1, decoding.min_new_tokens)
     if min(map(decoding.most_new_tokens, (True, False))) < fewest or decoding.repetition_penalty <= 0:
         yield "decoding needs max_new_tokens of 1 and of min_new_tokens at least, and a repetition_penalty above 0"
+    yield from _retrieval_problems(protocol)
     yield from _candidate_problems(protocol)
     yield from _field_problems(protocol)
     # Compiling says by itself what is wrong with the instruction.
     protocol.text()
+
+
+def _retrieval_problems(protocol: Protocol) -> Iterable[str]:
+    retrieval = protocol.retrieval
+    if (protocol.mode == "retrieve") != (retrieval is not None):
+        yield "the key retrieval belongs to `mode: retrieve`, and that needs it"
+    if retrieval is not None and (retrieval.k < 1 or retrieval.text_tokens < 3):
+        yield "retrieval needs a k of 1 and text_tokens of 3 at least"
+    if (protocol.mode == "retrieve") != (protocol.metric == "retrieval"):
+        yield "the metric retrieval belongs to `mode: retrieve`, and that takes no other"
+    if retrieval is not None and (protocol.references != "references" or protocol.candidates is not None):
+        yield "what is retrieved are the example's captions: references is `references`, and there are no candidates"
 
 
 def _candidate_problems(protocol: Protocol) -> Iterable[str]:

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from instructkit.evaluation.responses import Answer, Response
+from instructkit.evaluation.responses import Answer, Response, ResponseLog
 from instructkit.reports.calibration import is_right
 
 EACH = 4
 """Number of right and of wrong ones of each benchmark."""
 _CANDIDATES = 5
+_PICTURES = 4
+"""Pictures of a caption's search that are shown."""
 
 
 def choose(answers: Sequence[Answer], scores: Sequence[float], metric: str) -> dict[str, tuple[bool, float]]:
@@ -57,3 +59,28 @@ def case(response: Response, right: bool, score: float) -> dict[str, Any]:
             for text, value in response.ranked[:_CANDIDATES]
         ],
     }
+
+
+def searches(log: ResponseLog, answers: Sequence[Answer], scores: Sequence[float]) -> list[dict[str, Any]]:
+    """Cases of a retrieval: pictures with the captions that they find first, then captions with such pictures.
+
+    Args:
+        log: of the benchmark.
+        answers: scored ones.
+        scores: 1 for a picture that finds one of its captions first, else 0.
+    """
+    found = []
+    firsts = [float(answer.prediction["images"][0] == 1) for answer in answers]
+    for by_picture, right in ((True, scores), (False, firsts)):
+        chosen = choose(answers, right, "retrieval")
+        found += [_search(response, *chosen[response.example], by_picture) for response in log.responses(chosen)]
+    return found
+
+
+def _search(response: Response, right: bool, score: float, by_picture: bool) -> dict[str, Any]:
+    """The search of a picture, or of its first caption."""
+    hits = response.ranked if by_picture else response.found[0]
+    plain = case(response, right, score) | {"candidates": [], "hits": hits[:_CANDIDATES], "text": hits[0][0]}
+    if by_picture:
+        return {**plain, "prompt": "", "cut": []}
+    return {**plain, "images": [path for path, _ in hits[:_PICTURES]], "expected": response.images}

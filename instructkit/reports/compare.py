@@ -86,11 +86,11 @@ def _entries(reports: Reports) -> dict[str, Any]:
 def _rows(reports: Reports) -> list[list[str]]:
     rows = []
     for name, entry in _entries(reports).items():
-        cells = []
-        for report in reports.values():
-            own = report["benchmarks"].get(name)
-            cells.append(f"{own['value']:.2f} ({words.interval(own)})" if own else "-")
-        rows.append([entry["title"], *cells, words.measure(entry)])
+        own = [report["benchmarks"].get(name) for report in reports.values()]
+        for place, measured in enumerate(words.measured(entry)):
+            found = [words.measured(each)[place] if each else None for each in own]
+            cells = [f"{each.value:.2f} ({each.interval})" if each else "-" for each in found]
+            rows.append([entry["title"], *cells, measured.measure])
     for title, key in (("average of the held-out", "held_out"), ("average of the held-in", "held_in")):
         values = [report["averages"][key]["value"] for report in reports.values()]
         if any(value is not None for value in values):

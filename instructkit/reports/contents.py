@@ -47,18 +47,18 @@ def _scores(entries: list[dict[str, Any]]) -> list[Block]:
     ]
     rows = []
     for entry in entries:
-        known = {row["model"]: words.figure(row) for row in entry["published"]}
-        rows.append(
+        rows += [
             [
                 entry["title"],
-                f"{entry['value']:.2f}",
-                words.interval(entry),
-                *(known.get(model, "-") for model in models),
+                f"{found.value:.2f}",
+                found.interval,
+                *(found.published.get(model, "-") for model in models),
                 f"{entry['blind_baseline']:.1f}" if entry["blind_baseline"] is not None else "-",
                 words.size(entry),
-                words.measure(entry),
+                found.measure,
             ]
-        )
+            for found in words.measured(entry)
+        ]
     head = ["benchmark", "score", "95% interval", *models, "blind", "examples", "metric"]
     caption = "Blue: this model with its 95% interval."
     if models:
@@ -150,8 +150,12 @@ def _figures(entry: dict[str, Any]) -> list[Figure]:
 def _numbers(entry: dict[str, Any]) -> list[Block]:
     blocks: list[Block] = []
     if len(entry["details"]) > 1:
-        rows = [[name, f"{value:.2f}"] for name, value in entry["details"].items()]
-        blocks.append(Table(["measure", "value"], rows, (1,)))
+        rows = [[words.detail(name), f"{value:.2f}"] for name, value in entry["details"].items()]
+        head = ["measure", "value"]
+        if each := entry.get("intervals"):
+            head.append("95% interval")
+            rows = [[*row, words.interval({"interval": each[name]})] for row, name in zip(rows, each, strict=True)]
+        blocks.append(Table(head, rows, (1, 2)))
     if entry["groups"]:
         rows = [[name, words.group_value(value), f"{n:,}"] for name, (value, n) in entry["groups"].items()]
         blocks.append(Table([entry["protocol"]["group_by"], words.measure(entry), "examples"], rows, (1, 2)))
@@ -173,12 +177,20 @@ def _wordings(entry: dict[str, Any]) -> list[Block]:
 def _published(entry: dict[str, Any]) -> list[Block]:
     if not entry["published"]:
         return []
+    others = [name for name in entry["details"] if any(name in row.get("details", {}) for row in entry["published"])]
     rows = [
-        [row["model"], f"{row['value']:.1f}", row["source"], "read" if row["verified"] else "unverified"]
+        [
+            row["model"],
+            f"{row['value']:.1f}",
+            *(f"{row['details'][name]:.1f}" if name in row["details"] else "-" for name in others),
+            row["source"],
+            "read" if row["verified"] else "unverified",
+        ]
         for row in entry["published"]
     ]
     folded = "Published results and where they stand"
-    return [Table(["model", words.measure(entry), "source", ""], rows, (1,), folded)]
+    head = ["model", words.measure(entry), *map(words.detail, others), "source", ""]
+    return [Table(head, rows, tuple(range(1, len(others) + 2)), folded)]
 
 
 def _facts(report: dict[str, Any]) -> list[Block]:

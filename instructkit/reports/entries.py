@@ -17,7 +17,7 @@ from instructkit.evaluation.select import wanted_benchmarks
 from instructkit.prompts.protocols import Protocol
 from instructkit.reports.baseline import blind
 from instructkit.reports.calibration import calibration, is_right
-from instructkit.reports.cases import case, choose
+from instructkit.reports.cases import case, choose, searches
 from instructkit.runs.ranks import Ranks
 
 
@@ -55,22 +55,28 @@ def manifests(evaluation: Evaluation) -> dict[str, Any]:
 def _entry(result: Result, protocol: Protocol, root: Path, place: Path) -> dict[str, Any]:
     log = ResponseLog(place, Ranks())
     answers = [answer for answer in log.answers() if answer.error is None]
-    scores = metrics.load(protocol.metric).scores(
-        [answer.prediction for answer in answers], [answer.reference for answer in answers]
-    )
-    chosen = choose(answers, scores, protocol.metric)
+    metric = metrics.load(protocol.metric)
+    scores = metric.scores([answer.prediction for answer in answers], [answer.reference for answer in answers])
     plain = msgspec.to_builtins(protocol)
     manifest = read_manifest(root / protocol.source / protocol.split)
     return {
         **msgspec.to_builtins(result),
+        "also": list(metric.also),
         "miniature": manifest.miniature,
         "published": [] if manifest.miniature else plain["published"],
         "protocol": {key: value for key, value in plain.items() if key not in ("published", "benchmark")},
         "data_notes": manifest.notes,
         "blind_baseline": blind(root, protocol),
         "calibration": _calibration(protocol, answers, dict(zip((a.example for a in answers), scores, strict=True))),
-        "cases": [case(response, *chosen[response.example]) for response in log.responses(chosen)],
+        "cases": searches(log, answers, scores)
+        if protocol.mode == "retrieve"
+        else _cases(log, answers, scores, protocol),
     }
+
+
+def _cases(log: ResponseLog, answers: list[Answer], scores: list[float], protocol: Protocol) -> list[dict[str, Any]]:
+    chosen = choose(answers, scores, protocol.metric)
+    return [case(response, *chosen[response.example]) for response in log.responses(chosen)]
 
 
 def _calibration(protocol: Protocol, answers: list[Answer], scores: Mapping[str, float]) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from instructkit.config import evaluation_settings
 from instructkit.errors import UserError
 from instructkit.evaluation.assistant import Model
 from instructkit.evaluation.run import EVALUATION, RESULTS, Evaluation, evaluate, read_evaluation
+from instructkit.evaluation.score import value_phrase
 from instructkit.files import write_atomically
 from instructkit.reports.opened import Report
 from instructkit.reports.report import write_evaluation_report
@@ -63,7 +64,10 @@ class Evaluated:
 
     def __repr__(self) -> str:
         return "\n".join(
-            [f"{each.title}: {each.metric} {each.value:.2f} on {each.n:,}" for each in self.found.results]
+            [
+                f"{each.title}: {value_phrase(each.metric, each.value, each.details)} on {each.n:,}"
+                for each in self.found.results
+            ]
             + [f"{each.title}: no score: {each.reason}" for each in self.found.not_evaluated]
         )
 

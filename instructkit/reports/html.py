@@ -86,10 +86,12 @@ def _case(case: dict[str, Any], frames: int, root: Path) -> str:
     except UserError as error:
         picture = f'<div class="warn">{escape(str(error))}</div>'
     cut = f' <span class="warn">(cut for {escape(words.readers(case["cut"]))})</span>' if case.get("cut") else ""
-    lines = [f"<p>{escape(case['prompt'])}{cut}</p>", f"<p><b>{escape(case['text']) or '(nothing)'}</b></p>"]
+    lines = [f"<p>{escape(words.asked(case))}{cut}</p>", f"<p><b>{escape(case['text']) or '(nothing)'}</b></p>"]
     if case["candidates"]:
         ranked = "; ".join(f"{each['text']} {100 * each['probability']:.0f}%" for each in case["candidates"])
         lines.append(f'<p class="soft">ranked: {escape(ranked)}</p>')
+    if "hits" in case:
+        lines.append(f'<p class="soft">found: {escape(words.hits(case))}</p>')
     expected = "; ".join(case["expected"][:5])
     lines.append(
         f'<p class="soft">expected: {escape(expected)}</p><p class="soft"><code>{escape(case["example"])}</code></p>'

@@ -73,7 +73,7 @@ def _case(case: dict[str, Any]) -> list[str]:
     return [
         "right" if case["right"] else "wrong",
         case["example"],
-        words.literal(case["prompt"]) + cut,
-        words.literal(case["text"]),
+        (words.literal(case["prompt"]) if case["prompt"] else words.asked(case)) + cut,
+        words.hits(case) if "hits" in case else words.literal(case["text"]),
         "; ".join(case["expected"]),
     ]

@@ -14,6 +14,7 @@ from instructkit.config import EvaluationRun, RunConfig, to_dict
 from instructkit.data.dataset import read_manifest
 from instructkit.errors import UserError
 from instructkit.evaluation.run import Evaluation, read_evaluation
+from instructkit.evaluation.score import value_phrase
 from instructkit.files import read_json, write_atomically, writing
 from instructkit.reports import words
 from instructkit.reports.averages import averages
@@ -133,9 +134,8 @@ def last_lines(folder: Path) -> list[str]:
     for entry in report["benchmarks"].values():
         beside = f" (blind baseline {entry['blind_baseline']:.1f})" if entry.get("blind_baseline") is not None else ""
         failed = f", {len(entry['errors']):,} failed" if entry.get("errors") else ""
-        lines.append(
-            f"reached   {entry['title']}: {entry['metric']} {entry['value']:.2f} on {entry['n']:,}{failed}{beside}"
-        )
+        reached = value_phrase(entry["metric"], entry["value"], entry["details"])
+        lines.append(f"reached   {entry['title']}: {reached} on {entry['n']:,}{failed}{beside}")
         lines += [f"note      {entry['title']}: {note}" for note in entry.get("data_notes", [])]
     for entry in report.get("not_evaluated", []):
         lines.append(f"no score  {entry['title']}: {entry['reason']}")

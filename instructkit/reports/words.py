@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from instructkit.evaluation.score import READERS, cut_phrase
 
@@ -18,12 +18,57 @@ _MEASURES = {
     "anls": "ANLS",
     "roc_auc": "ROC AUC",
     "visdial": "MRR",
+    "retrieval": "TR R@1",
 }
+_DETAILS = {f"{kind}_r{depth}": f"{kind.upper()} R@{depth}" for kind in ("tr", "ir") for depth in (1, 5, 10)}
 
 
 def measure(entry: dict[str, Any]) -> str:
     """What the benchmark's main value is called in papers."""
     return _MEASURES.get(entry["metric"], entry["metric"])
+
+
+def detail(name: str) -> str:
+    """What another measure of a metric is called in papers."""
+    return _DETAILS.get(name, name)
+
+
+class Measured(NamedTuple):
+    """A score as tables show it.
+
+    Attributes:
+        measure: what it is called.
+        value: of this model.
+        interval: in words.
+        published: by model, in words.
+    """
+
+    measure: str
+    value: float
+    interval: str
+    published: dict[str, str]
+
+
+def measured(entry: dict[str, Any]) -> list[Measured]:
+    """The main score of a benchmark, then those that stand beside it."""
+    rows = entry["published"]
+    main = Measured(measure(entry), entry["value"], interval(entry), {row["model"]: figure(row) for row in rows})
+    return [
+        main,
+        *(
+            Measured(
+                detail(name),
+                entry["details"][name],
+                interval({"interval": entry["intervals"][name]}),
+                {
+                    row["model"]: figure({**row, "value": row["details"][name]})
+                    for row in rows
+                    if name in row.get("details", {})
+                },
+            )
+            for name in entry.get("also", ())
+        ),
+    ]
 
 
 def group_value(value: float | None) -> str:
@@ -102,6 +147,13 @@ def answering(protocol: dict[str, Any]) -> str:
             f"Ranking by log-likelihood ({protocol['score']} over the tokens, {end[protocol['end_token']]}) of "
             f"{candidates(protocol)}."
         )
+    if protocol["mode"] == "retrieve":
+        settings = protocol["retrieval"]
+        return (
+            "TR: every picture searches all captions, and is right where it finds one of its own. IR: every caption "
+            f"searches all pictures. The {settings['k']} most similar are put in order by how well they match. Texts "
+            f"are cut to {settings['text_tokens']} tokens, and ties count against the model."
+        )
     decoding = protocol["decoding"]
     accepted = f" Accepted: {candidates(protocol)}." if protocol["candidates"] else ""
     most = f"{decoding['max_new_tokens']}"
@@ -118,12 +170,23 @@ def cut(found: dict[str, Any]) -> str:
     """How many prompts were cut, in one sentence; empty where none was."""
     if not found.get("cut"):
         return ""
-    return f"Prompts longer than a limit, of which only the end was read: {cut_phrase(found['cut'])}."
+    told = cut_phrase(found["cut"])
+    return f"{told[0].upper()}{told[1:]}."
 
 
 def readers(cut: list[str]) -> str:
-    """Who read the end of a prompt alone."""
-    return " and ".join(READERS[name] for name in cut)
+    """Who read a part of a prompt alone."""
+    return " and ".join(dict.fromkeys(READERS[name] for name in cut))
+
+
+def asked(case: dict[str, Any]) -> str:
+    """What an example asked: its prompt, or the picture itself where that searches captions."""
+    return case["prompt"] or "(the picture)"
+
+
+def hits(case: dict[str, Any]) -> str:
+    """What a search found first, with scores."""
+    return "; ".join(f"{place}. {name} ({score:.2f})" for place, (name, score) in enumerate(case["hits"], 1))
 
 
 def average(found: dict[str, Any]) -> str:

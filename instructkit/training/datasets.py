@@ -16,6 +16,7 @@ from instructkit.data.dataset import MANIFEST, convert_command, load_examples, n
 from instructkit.errors import UserError, did_you_mean
 from instructkit.evaluation.select import wanted_benchmarks
 from instructkit.files import sha256_of
+from instructkit.prompts.protocols import Protocol
 from instructkit.runs.waiting import first_on_machine
 from instructkit.training.data import Part
 
@@ -55,10 +56,25 @@ def splits_of(config: RunConfig, candidates: bool = True) -> list[str]:
         benchmarks += config.evaluation.watch
     for each in wanted_benchmarks(benchmarks) if benchmarks else []:
         protocol = each.protocol
+        refuse_retrieval(protocol)
         wanted.append(f"{protocol.source}/{protocol.split}")
         if candidates and protocol.vocabulary is not None:
             wanted += [f"{protocol.source}/{split}" for split in protocol.vocabulary.splits]
     return list(dict.fromkeys(wanted))
+
+
+def refuse_retrieval(protocol: Protocol) -> None:
+    """Refuse a benchmark that no run evaluates.
+
+    Raises:
+        UserError: images and texts retrieve each other in it.
+    """
+    if protocol.mode == "retrieve":
+        name = protocol.benchmark
+        raise UserError(
+            f"evaluation: {name} is a retrieval, which a model of BLIP-2's first stage does when it is trained: "
+            f"instructkit evaluate --model RUN/model --benchmarks {name}; take it out of benchmarks and watch"
+        )
 
 
 def prepare_data(config: RunConfig, say: Say) -> None:

@@ -39,7 +39,7 @@ from instructkit.runs.ranks import Ranks, current_ranks, sum_over_ranks
 from instructkit.runs.waiting import first_on_machine, on_first_rank
 from instructkit.training.best import MEAN, VALIDATION, Best, score_of
 from instructkit.training.data import Part, TrainingData
-from instructkit.training.datasets import parts_of
+from instructkit.training.datasets import parts_of, refuse_retrieval
 from instructkit.training.engine import Engine
 from instructkit.training.objectives import Objective
 
@@ -131,10 +131,7 @@ class Watch:
             for example, error in outcome.errors.items():
                 self._log.say(f"error     {protocol.benchmark} {example}: {error}")
             if outcome.cut:
-                name = protocol.benchmark
-                self._log.say(
-                    f"cut       {name}: prompts longer than the limit, their end kept: {cut_phrase(outcome.cut)}"
-                )
+                self._log.say(f"cut       {protocol.benchmark}: {cut_phrase(outcome.cut)}")
             if isinstance(outcome, NotEvaluated):
                 self._log.say(f"evaluate  {protocol.benchmark}: no score: {outcome.reason}")
                 return None
@@ -246,6 +243,7 @@ def _task(config: RunConfig, wanted: Wanted) -> Task:
     name = wanted.protocol.benchmark
     if wanted.hidden:
         raise UserError(f"evaluation.watch: {name} has no answers to compare with")
+    refuse_retrieval(wanted.protocol)
     return make_task(
         Question(wanted.protocol),
         Path(config.data.root),

@@ -73,8 +73,8 @@ def test_what_is_cut_is_marked_counted_and_told(
     assert [response.get("cut", []) for response in responses] == [readers, readers, []]
     assert entry["cut"] == dict.fromkeys(readers, 2)
     assert f"cut       jsonl: prompts longer than the limit, their end kept: {told}" in lines
-    assert f"Prompts longer than a limit, of which only the end was read: {told}." in (report / "report.md").read_text()
-    assert f"of which only the end was read: {told}." in (report / "report.html").read_text()
+    assert f"Prompts longer than the limit, their end kept: {told}." in (report / "report.md").read_text()
+    assert f"their end kept: {told}." in (report / "report.html").read_text()
     cards = " and ".join({"qformer": "the Q-Former", "instruction": "the LLM"}[reader] for reader in readers)
     assert (report / "report.html").read_text().count(f"(cut for {cards})") == 2
     assert (report / "report.md").read_text().count(f"(cut for {cards})") == 2

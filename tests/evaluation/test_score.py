@@ -159,6 +159,7 @@ CASES = {
         ([0.1, 0.7, 0.2], {"gold_index": 0, "relevance": []}),
         ([3.0, 2.0], {"gold_index": 0, "relevance": []}),
     ],
+    "retrieval": [({"text": 1, "images": [2, 1]}, ["a", "b"]), ({"text": 0, "images": [1]}, ["c"])],
 }
 TEXTS = [("yes", ["yes", "yes", "no"]), ("2", ["two", "3", "2"]), ("a cat", ["cat", "dog", "cat"])]
 

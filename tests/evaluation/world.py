@@ -18,11 +18,12 @@ from instructkit.config import evaluation_settings, evaluation_words
 from instructkit.conversion.convert import convert
 from instructkit.data.dataset import MANIFEST
 from instructkit.evaluation.run import Evaluation, evaluate
-from instructkit.models.save import save_model
+from instructkit.evaluation.select import GROUPS
+from instructkit.models.save import save_model, save_pretraining
 from instructkit.prompts.protocols import load_protocol
 from instructkit.runs.ranks import Ranks
 from tests.miniatures import write_release
-from tests.tiny import tiny_model
+from tests.tiny import tiny_first_stage, tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 120
@@ -65,8 +66,17 @@ class World:
             save_model(model, texts, folder)
         return folder
 
+    def first_stage(self) -> Path:
+        """The folder of a small random model of BLIP-2's first stage."""
+        folder = self.root / "first_stage"
+        if not folder.exists():
+            save_pretraining(*tiny_first_stage(), folder)
+        return folder
+
     def settings(self, benchmarks: str, out: Path, **options: Any) -> dict[str, Any]:
-        values = {"model": str(self.model()), "data": str(self.data), "benchmarks": benchmarks, "output": str(out)}
+        asked = [load_protocol(name.partition("/")[0]) for name in benchmarks.split(",") if name not in GROUPS]
+        model = self.first_stage() if any(each.mode == "retrieve" for each in asked) else self.model()
+        values = {"model": str(model), "data": str(self.data), "benchmarks": benchmarks, "output": str(out)}
         longer = {"data": "data.root", "batch_size": "eval_batch_size"}
         return {longer.get(name, name): value for name, value in (values | options).items()}
 

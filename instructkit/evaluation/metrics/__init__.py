@@ -21,6 +21,7 @@ _METRICS = {
     "cider": "caption.CiderMetric",
     "roc_auc": "auc.RocAucMetric",
     "visdial": "visdial.VisDialMetric",
+    "retrieval": "retrieval.RetrievalMetric",
 }
 
 NAMES = tuple(_METRICS)

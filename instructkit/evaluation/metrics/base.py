@@ -27,6 +27,7 @@ class ScoredMetric(evaluate.Metric):
         key: Name of the main result in what `compute` returns.
         unit: What a per-example score means, for reports.
         example_features: Types of one prediction and one reference.
+        also: Names of results that stand beside the main one wherever that is told.
         scores: `scores(predictions, references) -> list[float]`, one score per example. `nan` stands for an example
             that the metric leaves out.
     """
@@ -34,7 +35,13 @@ class ScoredMetric(evaluate.Metric):
     key: ClassVar[str]
     unit: ClassVar[str] = "0..1"
     example_features: ClassVar[Any] = TEXT_FEATURES
+    also: ClassVar[tuple[str, ...]] = ()
     scores: ClassVar[Callable[..., list[float]]]
+
+    @staticmethod
+    def measures(predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, list[list[float]]]:
+        """Of a metric with several measures of equal standing, for each and each example the scores it is a mean of."""
+        return {}
 
     def __init__(self, **options: Any) -> None:
         # Several processes can only meet in a file; one process needs none.

@@ -25,6 +25,7 @@ from transformers import (
     Blip2QFormerConfig,
     Blip2VisionConfig,
     InstructBlipVisionModel,
+    PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
 
@@ -33,9 +34,11 @@ from instructkit.errors import UserError
 from instructkit.models.batches import CAPTION_TOKENS, DEC, Captions
 from instructkit.models.blip2 import TEMPERATURE, Blip2Pretraining, WordHead
 from instructkit.models.load.join import fresh_lines
+from instructkit.models.load.lavis import is_lavis
 from instructkit.models.load.parts import Loaded, failing, is_blip, place_of, read_config, read_part, seeded
 from instructkit.models.load.presets import preset
 from instructkit.models.load.qformer import SHAPE, load_qformer
+from instructkit.models.load.trained import facts_of
 from instructkit.models.load.vision import Vision, load_vision
 
 STAGE1 = "stage1.safetensors"
@@ -67,6 +70,21 @@ class Heads(Blip2PreTrainedModel):
         self.post_init()
 
 
+def is_pretraining(name: str) -> bool:
+    """Whether a name stands for a model of BLIP-2's first stage.
+
+    Raises:
+        UserError: no model is there.
+    """
+    if facts_of(Path(name)) is not None or is_lavis(name):
+        return False
+    return _of_first_stage(read_config(name, "name"))
+
+
+def _of_first_stage(config: PreTrainedConfig) -> bool:
+    return config.model_type == "blip-2" and bool(config.qformer_config.use_qformer_text_input)
+
+
 def load_pretraining(
     name: str, limit: int = CAPTION_TOKENS, dtype: torch.dtype = torch.float32
 ) -> tuple[Blip2Pretraining, Captions]:
@@ -84,7 +102,7 @@ def load_pretraining(
         UserError: there is no such model, or it is another.
     """
     config = read_config(name, "name")
-    if config.model_type != "blip-2" or not config.qformer_config.use_qformer_text_input:
+    if not _of_first_stage(config):
         raise UserError(
             f"model.name={name}: a {config.model_type}"
             f"{' whose Q-Former reads no text' if config.model_type == 'blip-2' else ''}, no model of BLIP-2's first "

@@ -21,6 +21,7 @@ from instructkit.evaluation.select import wanted_benchmarks
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.towers import trained_and_frozen
 from instructkit.prompts.protocols import VOCABULARY, Protocol
+from instructkit.training.datasets import refuse_retrieval
 from instructkit.training.deepspeed_config import merged_settings
 from instructkit.training.length import planned_steps
 from instructkit.training.plan.memory import (
@@ -391,6 +392,7 @@ def _benchmarks(config: RunConfig, model: InstructBlip, ranks: int, assumed: Ass
     found = []
     for wanted in wanted_benchmarks(config.evaluation.benchmarks):
         protocol = wanted.protocol
+        refuse_retrieval(protocol)
         frames = protocol.frames if protocol.task.startswith("video") else 1
         if frames not in flops:
             inputs = rows_on_shapes(model, rows, assumed.lengths._replace(answer=1), frames=frames)
