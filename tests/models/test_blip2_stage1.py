@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ from instructkit.models.blip2 import (
 from instructkit.models.load.join import join
 from instructkit.models.load.new_tokenizers import train_llm_tokenizer, train_qformer_tokenizer
 from instructkit.models.load.pretraining import join_pretraining, load_pretraining
+from instructkit.models.recompute import compile_layers, recompute_layers
 from instructkit.models.save import save_pretraining
 from tests import lavis_stage1
 from tests.models.checkpoints import write_bert, write_blip2, write_encoder, write_instructblip
@@ -143,6 +145,17 @@ def test_padding_and_other_pairs_change_nothing(small):
             torch.testing.assert_close(one.texts[0], whole.texts[number])
             torch.testing.assert_close(one.matches[0], whole.matches[number], atol=1e-5, rtol=1e-4)
             torch.testing.assert_close(one.words, whole.words[whole.owners == number], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("run", [recompute_layers, partial(compile_layers, backend="eager")])
+def test_layers_that_are_run_otherwise_give_the_same(run):
+    model, captions = joined()
+    rows, pixels = captions.rows(TEXTS), noise(model)
+    before = model(candidates=own_pairs(rows), pixel_values=pixels, **rows)
+    run(model)
+    after = model(candidates=own_pairs(rows), pixel_values=pixels, **rows)
+    for name in ("images", "texts", "matches", "words"):
+        torch.testing.assert_close(getattr(after, name), getattr(before, name))
 
 
 # --- LAVIS's numbers

@@ -87,6 +87,8 @@ def tiny_parts(config: RunConfig, folder: Path) -> list[str]:
 
 def first_stage_parts(config: RunConfig, folder: Path) -> list[str]:
     """Tiny parts in place of those that a config of BLIP-2's first stage names."""
+    if config.model.name != "nano":
+        return [f"model.name={write_blip2(folder / 'first', retrieval=True)}", "model.image_size=24"]
     if config.model.vision is None:
         return []
     vision = write_vision(folder / "clip", "clip") if "clip" in config.model.vision else write_blip2(folder / "blip2")
