@@ -6,6 +6,7 @@ import errno
 import gc
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from instructkit.reports.compare import write_comparison
 from instructkit.reports.curve import log_lines
 from instructkit.reports.opened import Report
 from instructkit.reports.report import finished_report, read_report
+from instructkit.runs.lock import locked
 from instructkit.runs.log import RunLog
 from instructkit.runs.ranks import Ranks
+from instructkit.runs.run import Run
 from instructkit.training.checkpoints import COMPLETE, last_checkpoint, save_checkpoint, torn
 from tests.runs.test_ending import ended
 
@@ -202,39 +205,42 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 # ---- places that are taken ----
 
 
+def begin(folder: Path, *, anew: bool = False) -> None:
+    """Take a folder as a run does."""
+    with locked(folder), closing(RunLog(folder, {}, None)) as log:
+        Run(None, folder, 0, 1, log).begin(anew=anew)
+
+
 @pytest.mark.parametrize("name", ["checkpoints", "model", "report", "evaluation"])
 def test_a_file_where_a_run_has_a_folder_is_named(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text("mine")
-    code, lines = ended(1, f"output={tmp_path}", "resume=true")
-    assert code == 2
-    errors = [line for line in lines if line.startswith("error")]
-    assert errors == [
-        f"error: {tmp_path / name}: a file lies where a run has a folder; move it away (or set output=...)"
-    ]
-    assert (tmp_path / name).read_text() == "mine"
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / name).write_text("mine")
+    told(lambda: begin(run), f"{run / name}: a file lies where a run has a folder; move it away (or set output=...)")
+    assert (run / name).read_text() == "mine"
+    begin(run, anew=True)  # which moves it aside itself
+    assert (tmp_path / "run.1" / name).read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "log.jsonl", "run.log", "lock"])
+@pytest.mark.parametrize("name", ["config.yaml", "log.jsonl", "run.log"])
 def test_a_folder_where_a_run_has_a_file_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
-    code, lines = ended(1, f"output={tmp_path}")
-    assert code == 2
-    (error,) = (line for line in lines if line.startswith("error"))
-    assert "Traceback" not in "\n".join(lines)
-    assert str(tmp_path) in error
-    assert "folder" in error or "Is a directory" in error
+    told(lambda: begin(tmp_path), f"{tmp_path / name}: a folder lies where a run has a file; move it away")
+    (tmp_path / name).rmdir()
+    (tmp_path / "lock").unlink()
+    (tmp_path / "lock").mkdir()
+    told(lambda: begin(tmp_path), f"{tmp_path}: cannot be written (Is a directory)")
 
 
 def test_a_file_in_the_place_of_the_output_is_named(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("mine")
     for output in (tmp_path / "x", tmp_path / "x" / "y"):
-        code, lines = ended(1, f"output={output}")
-        assert code == 2
-        errors = [line for line in lines if line.startswith("error")]
-        assert errors == [
-            f"error: {output}: {tmp_path / 'x'} is a file, where a folder must be; choose another one (output=...)"
-        ]
-        assert "Traceback" not in "\n".join(lines)
+        told(lambda output=output: begin(output), f"{output}: {tmp_path / 'x'} is a file, where a folder must be")
+    code, lines = ended(1, f"output={tmp_path / 'x'}")
+    assert code == 2
+    assert [line for line in lines if "file, where a folder" in line or "Traceback" in line] == [
+        f"error: {tmp_path / 'x'}: {tmp_path / 'x'} is a file, where a folder must be; choose another one (output=...)"
+    ]
     assert (tmp_path / "x").read_text() == "mine"
 
 
@@ -311,9 +317,4 @@ def test_a_run_in_a_folder_that_cannot_be_written_ends_in_a_line(disk: Path) -> 
     run = disk / "run"
     run.mkdir()
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-    code, lines = ended(1, f"output={run}")
-    assert code == 2
-    assert [line for line in lines if line.startswith("error")] == [
-        f"error: {run}: cannot be written (Read-only file system)"
-    ]
-    assert "Traceback" not in "\n".join(lines)
+    told(lambda: begin(run), f"{run}: cannot be written (Read-only file system)")

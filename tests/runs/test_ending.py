@@ -132,8 +132,11 @@ def test_a_signal_ends_the_run_behind_its_step(number: signal.Signals, ranks: in
         assert code == 128 + number
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("whole", [True, False], ids=["as the terminal sends it", "to the launcher alone"])
+@pytest.mark.parametrize(
+    ("number", "whole"),
+    [(signal.SIGINT, True), (signal.SIGTERM, False)],
+    ids=["Ctrl-C, which the terminal sends to all", "SIGTERM to the launcher alone"],
+)
 def test_our_launcher_ends_behind_its_ranks_without_a_traceback(
     number: signal.Signals, whole: bool, tmp_path: Path
 ) -> None:
