@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from transformers import Blip2ForConditionalGeneration, Blip2Processor, BlipImageProcessorPil
+from typer.testing import CliRunner
 
 import instructkit as ik
+from instructkit.cli import app
 from instructkit.config import ModelConfig, RunConfig
 from instructkit.data.media import CLIP_MEAN, CLIP_STD
 from instructkit.errors import UserError
 from instructkit.models.load import lavis
 from instructkit.models.load.new_tokenizers import train_llm_tokenizer
+from instructkit.models.resolution import set_image_size
 from instructkit.models.save import load_model
 from instructkit.prompts.templates import Prompt
 from instructkit.training.model import prepare_model
+from tests.evaluation.world import World
 from tests.models.checkpoints import write_blip2
 from tests.tiny import SENTENCES
 
@@ -127,13 +133,39 @@ def test_an_answer_ends_where_the_llms_configuration_says(tmp_path: Path) -> Non
     assert plain.end == plain.llm.eos_token_id
 
 
-def test_a_checkpoint_of_lavis_is_put_onto_the_blip2_of_its_size(tmp_path: Path, monkeypatch) -> None:
+def lavis_encoder(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """BLIP's ViT under the names that LAVIS's has."""
+    found = {}
+    for name, tensor in state.items():
+        if name.startswith("post_layernorm."):
+            continue
+        name = re.sub(r"^encoder\.layers\.(\d+)\.", r"blocks.\1.", name).replace("layer_norm", "norm")
+        name = name.replace("self_attn.projection", "attn.proj").replace("self_attn.", "attn.")
+        name = name.replace("embeddings.patch_embedding", "patch_embed.proj")
+        name = name.replace("embeddings.class_embedding", "cls_token").replace(
+            "embeddings.position_embedding", "pos_embed"
+        )
+        if name.endswith("attn.qkv.bias"):
+            query, _, value = tensor.chunk(3)
+            stem = f"visual_encoder.{name.removesuffix('qkv.bias')}"
+            found |= {f"{stem}q_bias": query.clone(), f"{stem}v_bias": value.clone()}
+        else:
+            found[f"visual_encoder.{name}"] = tensor
+    return found
+
+
+@pytest.mark.parametrize("size", [None, 16, 24])
+def test_a_checkpoint_of_lavis_is_put_onto_the_blip2_of_its_size(tmp_path: Path, monkeypatch, size: int | None) -> None:
+    """One whose image encoder was trained as well holds it, for the size of pictures that it was finetuned on."""
     base = write_blip2(tmp_path / "base")
     trained = Blip2ForConditionalGeneration.from_pretrained(base)
+    if size is not None:
+        set_image_size(trained.vision_model, trained.config.vision_config, size)
     torch.manual_seed(1)
+    frozen = ("language_model.",) if size else ("language_model.", "vision_model.embeddings.", "vision_model.encoder.")
     for name, parameter in trained.named_parameters():
-        if not name.startswith(("language_model.", "vision_model.embeddings.", "vision_model.encoder.")):
-            torch.nn.init.normal_(parameter)
+        if not name.startswith(frozen):
+            torch.nn.init.normal_(parameter, std=0.3)
     names = {
         "qformer.layernorm.": "Qformer.bert.embeddings.LayerNorm.",
         "qformer.": "Qformer.bert.",
@@ -149,10 +181,21 @@ def test_a_checkpoint_of_lavis_is_put_onto_the_blip2_of_its_size(tmp_path: Path,
                 name = name.replace(".attention.attention.", ".attention.self.")
                 state[name.replace(".crossattention.attention.", ".crossattention.self.")] = tensor
                 break
+    if size is not None:
+        for layer in trained.vision_model.encoder.layers:
+            layer.self_attn.qkv.bias.data[24:48] = 0  # LAVIS has no bias of keys
+        state |= lavis_encoder(trained.vision_model.state_dict())
     torch.save({"model": state}, tmp_path / "blip2_pretrained_opt.pth")
     monkeypatch.setattr(lavis, "BLIP2_BASES", {("opt_proj", 32): str(base)})
     model, texts = load_model(str(tmp_path / "blip2_pretrained_opt.pth"))
     trained.vision_model.post_layernorm.eps = lavis.LN_VISION_EPSILON
+    assert model.config.vision_config.image_size == (size or 16)
+    with torch.no_grad():
+        pixels = torch.randn(1, 3, size or 16, size or 16)
+        expected = trained.eval().vision_model(pixel_values=pixels).last_hidden_state
+        torch.testing.assert_close(model.eval().encode_images(pixels), expected, atol=1e-4, rtol=1e-4)
+    if size == 24:
+        return
     picture = photo(tmp_path / "a.png")
     inputs = processor_of(base)(images=Image.open(picture), text=QUESTIONS[1], return_tensors="pt")
     ids = trained.eval().generate(**inputs, num_beams=3, max_new_tokens=8, do_sample=False)
@@ -168,3 +211,20 @@ def test_a_qformer_without_words_is_not_trained_to_read(tmp_path: Path) -> None:
     model, texts = prepare_model(config, [], tmp_path, lambda line: None)
     assert not model.instruction_aware
     assert texts.qformer is None
+
+
+def test_evaluate_asks_a_blip2_and_shows_its_published_figures(tmp_path: Path) -> None:
+    world = World(tmp_path / "world")
+    world.benchmark("vqav2_blip2_opt")
+    words = ["--model", write_blip2(tmp_path / "blip2"), "--data", world.data, "--out", tmp_path / "run"]
+    words += ["--benchmarks", "vqav2_blip2_opt", "--limit", "3"]
+    done = CliRunner().invoke(app, ["evaluate", *map(str, words)])
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "run" / "report" / "report.json").read_text())
+    assert report["benchmarks"]["vqav2_blip2_opt"]["n"] == 3
+    folder = tmp_path / "run" / "evaluation" / "vqav2_blip2_opt"
+    asked = [json.loads(line)["prompt"] for line in (folder / "responses.jsonl").read_text().splitlines()]
+    assert all(prompt.startswith("Question: ") and prompt.endswith("? Answer:") for prompt in asked)
+    page = (tmp_path / "run" / "report" / "report.md").read_text()
+    assert "BLIP-2 OPT-2.7B, zero-shot" in page
+    assert "BLIP-2 OPT-6.7B, finetuned" in page

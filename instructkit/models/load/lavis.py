@@ -4,11 +4,12 @@
 Such a file holds what was trained: query tokens, Q-Former, projection and `ln_vision`; image encoder and LLM are those
 of the published model of its size, or what `model.vision` and `model.llm` name. LAVIS's `ln_vision` computes with an
 epsilon of 1e-5, transformers' last layer norm of the image encoder with 1e-6, so its epsilon is changed with the
-weights.
+weights. Finetuned BLIP-2 models hold their image encoder as well, made for larger pictures.
 """
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from instructkit.errors import UserError
 from instructkit.models.instruct_blip import InstructBlip
+from instructkit.models.resolution import set_image_size
 
 LN_VISION_EPSILON = 1e-5
 
@@ -52,6 +54,17 @@ _PREFIXES = {
     "opt_model.": "language_model.",
     "t5_model.": "language_model.",
 }
+_ENCODER = "visual_encoder."
+_ENCODER_PARTS = {
+    "cls_token": "embeddings.class_embedding",
+    "pos_embed": "embeddings.position_embedding",
+    "patch_embed.proj.": "embeddings.patch_embedding.",
+    "blocks.": "encoder.layers.",
+    ".norm": ".layer_norm",
+    ".attn.proj.": ".self_attn.projection.",
+    ".attn.qkv.": ".self_attn.qkv.",
+}
+"""EVA-CLIP's ViT in a model whose encoder was trained, too, as BLIP-2's finetuned ones."""
 _QFORMER = {
     "embeddings.LayerNorm": "embeddings.layernorm",
     ".attention.self.": ".attention.attention.",
@@ -134,11 +147,16 @@ def base_of(state: Mapping[str, Tensor], where: str) -> str:
 
 def load_lavis_state(model: InstructBlip, state: Mapping[str, Tensor], where: str) -> list[str]:
     """Read weights under LAVIS's names into a model, in place; see `load_lavis`."""
-    renamed = {}
+    renamed = encoder_state(state)
     for lavis, tensor in state.items():
-        name = parameter_name(lavis)
+        name = None if lavis.startswith(_ENCODER) else parameter_name(lavis)
         if name is not None:
             renamed[name] = tensor
+    if (positions := renamed.get("vision_model.embeddings.position_embedding")) is not None:
+        vision = model.config.vision_config
+        size = math.isqrt(positions.shape[1] - 1) * vision.patch_size
+        if size != vision.image_size:  # finetuned on larger pictures
+            set_image_size(model.vision_model, vision, size)
     _untie_head(model, renamed)
     own = model.state_dict()
     for name, tensor in renamed.items():
@@ -155,6 +173,27 @@ def load_lavis_state(model: InstructBlip, state: Mapping[str, Tensor], where: st
         # The configuration has one epsilon for all of the image encoder's norms; this one is kept beside it.
         model.config.post_layernorm_eps = LN_VISION_EPSILON
     return sorted(renamed)
+
+
+def encoder_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The image encoder's weights under transformers' names, where a checkpoint has them.
+
+    LAVIS keeps biases of queries and values alone: those of keys are zero, as they would change nothing.
+    """
+    found = {}
+    for lavis, tensor in state.items():
+        if not lavis.startswith(_ENCODER) or lavis.endswith((".attn.q_bias", ".attn.v_bias")):
+            continue
+        name = lavis.removeprefix(_ENCODER)
+        for old, new in _ENCODER_PARTS.items():
+            name = name.replace(old, new)
+        found[f"vision_model.{name}"] = tensor
+        stem = lavis.removesuffix(".qkv.weight")
+        if stem != lavis and f"{stem}.q_bias" in state and f"{stem}.v_bias" in state:
+            query, value = state[f"{stem}.q_bias"], state[f"{stem}.v_bias"]
+            bias = torch.cat([query, torch.zeros_like(query), value])
+            found[f"vision_model.{name.removesuffix('weight')}bias"] = bias
+    return found
 
 
 def _expected(name: str, model: InstructBlip) -> bool:
