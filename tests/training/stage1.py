@@ -76,9 +76,11 @@ def random_inputs(pairs: int = PAIRS, image_ids: list[int] | None = None) -> dic
     }
 
 
-def random_case(rank: int = 0, world: int = 1) -> tuple[Blip2Pretraining, PretrainingObjective, Batch]:
+def random_case(
+    rank: int = 0, world: int = 1, image_ids: list[int] | None = None
+) -> tuple[Blip2Pretraining, PretrainingObjective, Batch]:
     """The random pairs, this rank's part of them, no longer padded than it needs."""
-    inputs = random_inputs()
+    inputs = random_inputs(image_ids=image_ids)
     each = PAIRS // world
     mine = slice(rank * each, (rank + 1) * each)
     kept = {name: part[mine] for name, part in inputs.items() if name not in ("pixel_values", "image_order")}

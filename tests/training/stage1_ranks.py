@@ -13,16 +13,18 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from instructkit.runs.ranks import start_ranks
-from tests.training.stage1 import gradients_by_loss, random_case, recorded_case
+from tests.training.stage1 import PAIRS, gradients_by_loss, random_case, recorded_case
 
 
 def main() -> None:
     rank, world = start_ranks()
     folder = Path(sys.argv[-1])
-    for name, case in {
+    cases = {
         "recorded": recorded_case("stage1_world2", rank, world),
         "random": random_case(rank, world),
-    }.items():
+        "one image": random_case(rank, world, [5] * PAIRS),
+    }
+    for name, case in cases.items():
         found = {name: tensor.contiguous() for name, tensor in gradients_by_loss(*case).items()}
         save_file(found, folder / f"{name}-{rank}-{world}.safetensors")
     dist.barrier()

@@ -64,7 +64,8 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, 
     folder = tmp_path_factory.mktemp("ranks")
     launch(2, Path(__file__).with_name("stage1_ranks.py"), [str(folder)])
     return {
-        case: [load_file(folder / f"{case}-{rank}-2.safetensors") for rank in (0, 1)] for case in ("recorded", "random")
+        case: [load_file(folder / f"{case}-{rank}-2.safetensors") for rank in (0, 1)]
+        for case in ("recorded", "random", "one image")
     }
 
 
@@ -80,9 +81,10 @@ def test_two_ranks_losses_and_gradients_are_lavis(ranks):
             torch.testing.assert_close(found[key], tensor, **CLOSE, msg=lambda text, key=key: f"{key}: {text}")
 
 
-def test_two_ranks_reach_what_one_reaches(ranks):
+@pytest.mark.parametrize(("case", "image_ids"), [("random", None), ("one image", [5] * PAIRS)])
+def test_two_ranks_reach_what_one_reaches(ranks, case, image_ids):
     """ITG is a mean over tokens, of which the ranks have different numbers: weighted by these."""
-    whole, parts = gradients_by_loss(*random_case()), ranks["random"]
+    whole, parts = gradients_by_loss(*random_case(image_ids=image_ids)), ranks[case]
     tokens = random_inputs()["attention_mask"].sum(1) - 1
     for name in LOSSES:
         counts = [3, 3] if name != "itg" else [int(tokens[:3].sum()), int(tokens[3:].sum())]
