@@ -6,7 +6,7 @@
     ik.convert("vqav2", raw="releases/vqav2", out="data")            # a release to examples
     data = ik.Dataset("data/vqav2/train")                            # a sequence of ik.Example
     model = ik.load_model("runs/finetune/model", device="cuda", dtype="bf16")
-    model.ask("photo.jpg", "What was paid?")                         # also rank, attention
+    model.ask("photo.jpg", "What was paid?")                         # also rank, attention; embed of a first stage
     ik.evaluate(model, ["okvqa"], data="data").report("out")
     ik.train("easy_vqa", max_steps=20)                               # the recipe, in this process
 
