@@ -27,6 +27,7 @@ from instructkit.models.packing import packing_note
 from instructkit.models.resolution import set_image_size
 from instructkit.models.save import base_places, load_model, save_model, save_pretraining
 from instructkit.models.towers import merge_lora, without_lora
+from instructkit.prompts.jinja import plain_caption
 from instructkit.prompts.own_prompt import wordings_of
 from instructkit.runs.run import Run
 from instructkit.runs.waiting import first_on_machine, on_first_rank
@@ -120,7 +121,7 @@ def prepare_pretraining(
         def train() -> None:
             if not (config.resume and place.is_dir()):
                 texts = [
-                    text
+                    plain_caption(text)
                     for part in parts
                     for one in islice(part.examples, TOKENIZER_EXAMPLES)
                     for text in one.references

@@ -15,6 +15,7 @@ from instructkit.data.mixture import Integers, Mixture, image_numbers
 from instructkit.errors import UserError
 from instructkit.models.batches import Captions, Picture
 from instructkit.models.blip2 import Blip2Pretraining
+from instructkit.prompts.jinja import plain_caption
 from instructkit.runs.run import Run
 from instructkit.training.data import Batch, MixedData, Part, groups_of
 from instructkit.training.datasets import open_parts
@@ -104,7 +105,7 @@ class PairData(MixedData):
             picture = Picture(part.root / example.images[0])
             examples.append(example.id)
             datasets.append(part.name)
-            texts.append(drawn.choice(example.references).strip())
+            texts.append(plain_caption(drawn.choice(example.references)))
             looks.append((picture, self.chance(picture, part.root, draw.epoch)))
         ids, cut = self.captions.encode(texts)
         chances = [Random(f"{self.seed}/negatives/{position}") for position in positions]

@@ -66,7 +66,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mt5": ("mt5", T5_SIZES),
 }
 EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
-for _kind in COMPARED_DECODERS - {kind for kind, _ in MODELS.values()}:
+for _kind in sorted(COMPARED_DECODERS - {kind for kind, _ in MODELS.values()}):
     _known = vars(AutoConfig.for_model(_kind))
     MODELS[_kind] = (_kind, SIZES | {name: value for name, value in EXPERTS.items() if name in _known})
 BART = {"vocab_size": VOCABULARY, "d_model": WIDTH, "encoder_layers": 1, "decoder_layers": 2}
