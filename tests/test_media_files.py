@@ -22,11 +22,13 @@ from instructkit.data.examples import Example
 from instructkit.data.media import PICTURE_SUFFIXES, VIDEO_SUFFIXES, check_media, load_image, located
 from instructkit.errors import UserError
 from instructkit.evaluation.run import evaluate
+from instructkit.models.save import save_model
 from instructkit.prompts.export import FORMATS
 from instructkit.runs.ranks import Ranks
 from tests.evaluation.world import World
 from tests.miniatures import write_release
 from tests.test_examples import write_dataset
+from tests.tiny import tiny_model
 
 RELEASES = [
     name
@@ -117,8 +119,9 @@ def test_an_evaluation_without_pictures_ends_before_the_model_is_loaded(
     raw = release("vqav2", tmp_path / "raw")
     convert("vqav2", raw, tmp_path / "data", split="val")
     remove_media(raw)
+    save_model(*tiny_model("llama"), tmp_path / "model")
     values = {
-        "model.name": "m",
+        "model.name": str(tmp_path / "model"),
         "data.root": str(tmp_path / "data"),
         "benchmarks": "vqav2",
         "output": str(tmp_path / "run"),

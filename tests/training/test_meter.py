@@ -59,9 +59,7 @@ def test_positions_are_those_that_the_llm_is_given(llm, packing):
     assert useful == computed if packing else useful < computed
 
 
-def test_losses_are_means_over_the_target_tokens_of_each_dataset(monkeypatch):
-    monkeypatch.setattr(meters, "share", list)
-    monkeypatch.setattr(meters, "largest", list)
+def test_losses_are_means_over_the_target_tokens_of_each_dataset():
     model, texts = tiny_model()
     meter = Meter(AnswerObjective(), model, ["vqa", "captions", "never"], torch.device("cpu"))
     batch = inputs(texts)
@@ -88,8 +86,7 @@ def test_losses_are_means_over_the_target_tokens_of_each_dataset(monkeypatch):
 
 
 def test_cut_texts_are_counted_by_dataset_from_the_first_step_on(monkeypatch):
-    monkeypatch.setattr(meters, "share", lambda values: [2 * value for value in values])  # two ranks alike
-    monkeypatch.setattr(meters, "largest", list)
+    monkeypatch.setattr(meters, "sum_over_ranks", lambda values: [2 * value for value in values])  # two ranks alike
     model, texts = tiny_model()
     batch, answer = inputs(texts), said([1.0, 1, 1])
     cut = [("qformer", "instruction"), (), ("qformer", "answer")]
