@@ -12,34 +12,29 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NoReturn, get_args
 
 import msgspec
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from instructkit.config import Dtype
 from instructkit.data.examples import Example
-from instructkit.data.media import VIDEO_SUFFIXES, as_rgb, load_image
+from instructkit.data.media import VIDEO_SUFFIXES
 from instructkit.errors import UserError
 from instructkit.evaluation.answer import Evaluator
+from instructkit.evaluation.embed import FirstStageModel
+from instructkit.evaluation.photos import Photo, Photos, photo_path
 from instructkit.evaluation.questions import Question
 from instructkit.evaluation.responses import Response
 from instructkit.evaluation.score import READERS
-from instructkit.models.batches import Captions, Picture, Texts, decode
-from instructkit.models.blip2 import Blip2Pretraining, similarity
+from instructkit.models.batches import Picture, Texts, decode
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.load.pretraining import is_pretraining, load_pretraining
 from instructkit.models.save import load_model as load_parts
 from instructkit.prompts.protocols import VOCABULARY, Decoding, Protocol, load_protocol
 from instructkit.prompts.templates import Prompt
 
-Photo = str | os.PathLike[str] | Image.Image | bytes | np.ndarray
-"""A path of a picture or video, or a picture in memory: Pillow's, a file's bytes, or uint8 `[height, width, 3]`."""
-Photos = Photo | Sequence[Photo]
-"""What one question is about: a photo, or several that are shown together."""
 Asked = str | Example | None
 """A question: its words, or an example whose fields a protocol reads; None where the protocol asks by itself."""
 
@@ -47,29 +42,6 @@ GREEDY = Decoding(num_beams=1, max_new_tokens=256)
 DTYPES = {name: getattr(torch, name) for name in get_args(Dtype)}
 _SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 LINES = ("question", "statement", "context")
-
-
-class Embeddings(NamedTuple):
-    """Photos and texts as points that can be compared; float32, on the CPU.
-
-    Attributes:
-        images: each query's, of length 1, `[images, queries, width]`; None without images.
-        texts: of length 1, `[texts, width]`; None without texts.
-    """
-
-    images: Tensor | None
-    texts: Tensor | None
-
-    @property
-    def similarity(self) -> Tensor:
-        """Of each image and text, -1 to 1, `[images, texts]`: the cosine of the text and the nearest query.
-
-        Raises:
-            UserError: images or texts are missing.
-        """
-        if self.images is None or self.texts is None:
-            raise UserError("similarity: is between images and texts; embed both")
-        return similarity(self.images, self.texts)
 
 
 class Model:
@@ -250,25 +222,11 @@ class Model:
         side = math.isqrt(weights.shape[1])  # class and register tokens stand before the patches
         return weights[:, -side * side :].unflatten(1, (side, side))
 
-    def embed(
-        self, images: Photos | None = None, texts: str | Sequence[str] | None = None, *, batch_size: int = 32
-    ) -> Embeddings:
-        """Embeddings that compare photos with texts, by a model of BLIP-2's first stage.
-
-        Example:
-            >>> model = load_model("runs/stage1_world/model")
-            >>> found = model.embed(images=["a.jpg", "b.jpg"], texts=["a red bus", "two dogs"])
-            >>> found.similarity                                             # [images, texts], 1 at most
-            >>> model.embed(texts="a red bus").texts                         # [1, width]
-
-        Args:
-            images: a photo or several.
-            texts: a text or several, read as they stand; what is longer than 32 tokens is cut at its end, with a
-                warning.
-            batch_size: images or texts a forward pass.
+    def embed(self, *args: Any, **options: Any) -> NoReturn:
+        """There are no embeddings; a model of BLIP-2's first stage has them (`FirstStageModel.embed`).
 
         Raises:
-            UserError: the model is none of BLIP-2's first stage, a photo cannot be read, or there is nothing to embed.
+            UserError: always.
         """
         raise UserError(
             f"{self.name or 'the model'}: answers questions and embeds nothing; load a model of BLIP-2's first stage: "
@@ -301,91 +259,6 @@ class Model:
             yield from self.evaluator.answer(question, batch, shared, stream)
 
 
-class FirstStageModel(Model):
-    """A model of BLIP-2's first stage, which embeds photos and texts; it has no LLM, so it cannot be asked.
-
-    Args:
-        model: put into evaluation mode.
-        captions: its tokeniser.
-        name: folder or hub name that it came from; an evaluation keeps it with what was found.
-    """
-
-    def __init__(self, model: Blip2Pretraining, captions: Captions, name: str = "") -> None:
-        self._model, self._captions, self.name = model.eval(), captions, name
-
-    @property
-    def evaluator(self) -> Evaluator:  # type: ignore[override]
-        """There is none.
-
-        Raises:
-            UserError: always.
-        """
-        raise UserError(
-            f"{self.name or 'the model'}: is a model of BLIP-2's first stage, which has no LLM and answers nothing; it "
-            "embeds photos and texts (embed)"
-        )
-
-    @property
-    def model(self) -> Blip2Pretraining:
-        """The network."""
-        return self._model
-
-    @property
-    def tokens(self) -> Captions:  # type: ignore[override]
-        """The tokeniser of the Q-Former."""
-        return self._captions
-
-    @property
-    def dtype(self) -> str:
-        """What the Q-Former computes in: `float32`, `bfloat16` or `float16`."""
-        return str(self._model.itm_head.weight.dtype).removeprefix("torch.")
-
-    @torch.no_grad()
-    def embed(
-        self, images: Photos | None = None, texts: str | Sequence[str] | None = None, *, batch_size: int = 32
-    ) -> Embeddings:
-        """See `Model.embed`."""
-        photos: list[Any] = [] if images is None else list(images) if isinstance(images, list | tuple) else [images]
-        words = [] if texts is None else [texts] if isinstance(texts, str) else list(texts)
-        if not photos and not words:
-            raise UserError("embed: there is nothing to embed; give images=, texts= or both")
-        for number, text in enumerate(words, 1):
-            if not isinstance(text, str) or not text.strip():
-                raise UserError(f"embed: text {number} is blank or no text: {text!r}"[:300])
-        return Embeddings(
-            self._embed_photos(photos, batch_size) if photos else None,
-            self._embed_texts(words, batch_size) if words else None,
-        )
-
-    def _embed_photos(self, photos: Sequence[Photo], batch_size: int) -> Tensor:
-        model, found = self._model, []
-        size, weight = model.config.vision_config.image_size, model.itm_head.weight
-        with tempfile.TemporaryDirectory(prefix="instructkit-") as scratch:
-            paths = [_path(each, Path(scratch), f"image {number}") for number, each in enumerate(photos, start=1)]
-            for path in paths:
-                if path.suffix.lower() in VIDEO_SUFFIXES:
-                    raise UserError(f"{path}: pictures are embedded, no videos")
-            for start in range(0, len(paths), batch_size):
-                pixels = decode([Picture(path) for path in paths[start : start + batch_size]], size)
-                features = model.encode_images(pixels.to(weight.device, weight.dtype))
-                found.append(model.embed_images(features).float().cpu())
-        return torch.cat(found)
-
-    def _embed_texts(self, texts: Sequence[str], batch_size: int) -> Tensor:
-        ids, cut = self._captions.encode(texts)
-        if any(cut):
-            warnings.warn(
-                f"{sum(cut):,} of {len(cut):,} texts are longer than {self._captions.limit} tokens; their beginning "
-                "alone was read",
-                stacklevel=3,
-            )
-        found = []
-        for start in range(0, len(ids), batch_size):
-            rows = self._captions.padded(ids[start : start + batch_size])
-            found.append(self._model.embed_texts(**{name: each.to(self.device) for name, each in rows.items()}))
-        return torch.cat(found).float().cpu()
-
-
 PLAIN = Protocol(
     benchmark="ask",
     version=1,
@@ -408,7 +281,7 @@ def load_model(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype = "float32",
     allow_packages: bool = False,
-) -> Model:
+) -> Model | FirstStageModel:
     """Load a model to be asked, evaluated or looked into.
 
     Example:
@@ -576,7 +449,7 @@ def _examples(
             name = "the question" if len(asked) == 1 else f"question {number}"
             shown = list(about) if _is_list(about) else [about]
             paths = [
-                _path(one, Path(scratch), f"photo {place} of {name}" if len(shown) > 1 else f"the photo of {name}")
+                photo_path(one, Path(scratch), f"photo {place} of {name}" if len(shown) > 1 else f"the photo of {name}")
                 for place, one in enumerate(shown, start=1)
             ]
             examples.append(example_about(paths, example_of(each, protocol, candidates, name)))
@@ -585,35 +458,6 @@ def _examples(
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple)
-
-
-def _path(photo: Any, scratch: Path, what: str) -> Path:
-    """Where a photo lies; one in memory is written down without loss."""
-    if isinstance(photo, str | os.PathLike):
-        return Path(photo)
-    place = scratch / f"{len(list(scratch.iterdir()))}.bmp"
-    if isinstance(photo, bytes | bytearray):
-        place.write_bytes(photo)
-        try:
-            load_image(place)
-        except UserError as error:
-            raise UserError(f"{what}: {str(error).removeprefix(f'{place}: ')}") from error
-        return place
-    if isinstance(photo, np.ndarray):
-        if photo.dtype != np.uint8 or photo.ndim not in (2, 3) or (photo.ndim == 3 and photo.shape[2] not in (3, 4)):
-            raise UserError(
-                f"{what}: an array of {photo.dtype} {list(photo.shape)}; a picture is uint8 of [height, width, 3]"
-            )
-        photo = Image.fromarray(photo)
-    if not isinstance(photo, Image.Image):
-        raise UserError(
-            f"{what}: a {type(photo).__name__}; a photo is a path, a PIL image, the bytes of a file or a uint8 array"
-        )
-    try:
-        as_rgb(photo).save(place)
-    except (UserError, OSError, ValueError) as error:  # a lazy image whose file is broken or closed
-        raise UserError(f"{what}: {error}") from error
-    return place
 
 
 def _checked(response: Response) -> Response:
