@@ -15,12 +15,13 @@ import msgspec
 from instructkit.config import evaluation_settings
 from instructkit.errors import UserError
 from instructkit.evaluation.assistant import Model
+from instructkit.evaluation.embed import FirstStageModel
 from instructkit.evaluation.run import EVALUATION, RESULTS, Evaluation, evaluate, read_evaluation
 from instructkit.evaluation.score import value_phrase
 from instructkit.files import write_atomically
 from instructkit.reports.opened import Report
 from instructkit.reports.report import write_evaluation_report
-from instructkit.runs.lock import locked
+from instructkit.runs.lock import locked_for_all
 from instructkit.runs.ranks import current_ranks
 
 
@@ -73,7 +74,7 @@ class Evaluated:
 
 
 def evaluate_model(
-    model: Model | str | os.PathLike[str],
+    model: Model | FirstStageModel | str | os.PathLike[str],
     benchmarks: str | Sequence[str],
     data: str | os.PathLike[str],
     out: str | os.PathLike[str] | None,
@@ -82,7 +83,7 @@ def evaluate_model(
     **settings: Any,
 ) -> Evaluated:
     """Evaluate a model that is in memory, or that a name says; see `instructkit.evaluate`."""
-    name = model.name if isinstance(model, Model) else os.fspath(model)
+    name = model.name if isinstance(model, Model | FirstStageModel) else os.fspath(model)
     if not name:
         raise UserError("evaluate: the model has no name to keep with its answers; load it by ik.load_model")
     kept = TemporaryDirectory(prefix="instructkit-") if out is None else None
@@ -92,11 +93,12 @@ def evaluate_model(
         "benchmarks": benchmarks if isinstance(benchmarks, str) else list(benchmarks),
         "output": kept.name if kept else str(out),
     }
-    loaded = (model.model, model.tokens) if isinstance(model, Model) else None
-    if isinstance(model, Model):
+    loaded: Any = None  # the network and what tokenises for it, of either kind
+    if isinstance(model, Model | FirstStageModel):
         values["dtype"] = model.dtype
+        loaded = model.model, model.tokens
     ranks = current_ranks()
-    with locked(Path(values["output"])) if ranks.first and out is not None else nullcontext():
+    with nullcontext() if out is None else locked_for_all(Path(out)):
         found = evaluate(evaluation_settings({**values, **settings}), ranks, say, loaded=loaded)
     if found is None:
         raise UserError("evaluate: called on several ranks, of which the first alone gets the scores")

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -51,6 +51,20 @@ def locked(folder: Path) -> Iterator[None]:
             since = time.strftime("%Y-%m-%d %H:%M:%S")
             file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
             file.flush()
+        yield
+
+
+@contextmanager
+def locked_for_all(folder: Path) -> Iterator[None]:
+    """`locked`, by the first rank for all of them; call on every rank.
+
+    Raises:
+        UserError: on every rank, as `locked` does.
+    """
+    from instructkit.runs.waiting import on_first_rank
+
+    with ExitStack() as stack:
+        on_first_rank(lambda: stack.enter_context(locked(folder)))
         yield
 
 

@@ -12,7 +12,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
@@ -23,7 +23,7 @@ from instructkit.errors import UserError, quote
 from instructkit.files import refusal, writing
 from instructkit.runs import provenance
 from instructkit.runs.ending import ENDING, Stopped
-from instructkit.runs.lock import check_places, locked, move_aside
+from instructkit.runs.lock import check_places, locked_for_all, move_aside
 from instructkit.runs.log import RunLog
 
 C = TypeVar("C")
@@ -110,15 +110,9 @@ class Run(Generic[C]):
 
     def stop_asked(self) -> bool:
         """Whether a signal asked any rank to end; call on every rank, between two steps. All get the same answer."""
-        agreed = ENDING.asked
-        if self.world > 1:
-            import torch
-            import torch.distributed as dist
-            from deepspeed.accelerator import get_accelerator
+        from instructkit.runs.ranks import max_over_ranks
 
-            asked = torch.tensor([agreed], device=get_accelerator().current_device_name())
-            dist.all_reduce(asked, op=dist.ReduceOp.MAX)
-            agreed = int(asked)
+        agreed = int(max_over_ranks([ENDING.asked])[0])
         if agreed:  # a signal that came meanwhile stays for the next time
             ENDING.asked = agreed
         return agreed != 0
@@ -141,12 +135,10 @@ def open_run(config: C, folder: Path, project: str | None = None) -> Iterator[Ru
         UserError: the ranks cannot start, another run writes to the folder, or nobody can.
     """
     from instructkit.runs.ranks import start_ranks
-    from instructkit.runs.waiting import on_first_rank
 
     rank, world = start_ranks()
-    with ExitStack() as stack:
-        on_first_rank(lambda: stack.enter_context(locked(folder)) and None)
-        log = stack.enter_context(closing(RunLog(folder, msgspec.to_builtins(config), project, active=rank == 0)))
+    plain: dict[str, Any] = msgspec.to_builtins(config)
+    with locked_for_all(folder), closing(RunLog(folder, plain, project, active=rank == 0)) as log:
         run = Run(config, folder, rank, world, log)
         for line in provenance.lines(getattr(config, "seed", None)) if rank == 0 else []:
             run.say(line)

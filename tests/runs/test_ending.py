@@ -12,9 +12,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-import torch
-import torch.distributed as dist
 
+from instructkit.runs import ranks
 from instructkit.runs.ending import ENDING
 from instructkit.runs.log import RunLog
 from instructkit.runs.run import Run
@@ -154,10 +153,11 @@ def test_a_signal_that_comes_while_ranks_agree_is_heard_after_the_next_step(
     monkeypatch.setattr(ENDING, "asked", 0)
     run = Run(None, tmp_path, 0, 2, RunLog(tmp_path, {}, None))
 
-    def interrupted(asked: torch.Tensor, op: object) -> None:
+    def interrupted(asked: Sequence[float]) -> list[float]:
         ENDING.asked = signal.SIGTERM  # the other rank has none, and this one's was read before
+        return list(asked)
 
-    monkeypatch.setattr(dist, "all_reduce", interrupted)
+    monkeypatch.setattr(ranks, "max_over_ranks", interrupted)
     assert not run.stop_asked()
     assert run.stop_asked()
     assert ENDING.asked == signal.SIGTERM
