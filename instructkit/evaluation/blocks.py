@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
 from instructkit.errors import UserError
-from instructkit.files import write_atomically, writing
+from instructkit.files import read_json, reading, write_atomically, writing
 from instructkit.runs.ranks import Ranks
 
 IDENTITY = "identity.json"
@@ -37,7 +38,7 @@ class Blocks:
         Args:
             identity: what the blocks depend on.
             media: digest of the media files that they were made of; blocks of other files are made again.
-            replace: throw away blocks that depend on something else, in place of an error.
+            replace: discard blocks that depend on something else, instead of an error.
 
         Returns:
             Whether blocks of other media files were thrown away; False on other ranks than the first.
@@ -49,7 +50,7 @@ class Blocks:
         if self.ranks.first:
             path, wanted = self.folder / IDENTITY, msgspec.to_builtins({"identity": identity, "media": media})
             if any(self.folder.glob(f"*{SUFFIX}")):
-                found = msgspec.json.decode(path.read_bytes()) if path.is_file() else {}
+                found = read_json(path, dict[str, Any], self._remedy) if path.is_file() else {}
                 if found.get("identity") != wanted["identity"] and not replace:
                     raise UserError(
                         f"{self.folder}: holds parts of another evaluation; choose another folder or delete this"
@@ -102,8 +103,21 @@ class Blocks:
         return self._path(name, number).is_file()
 
     def read(self, name: str, number: int) -> dict[str, Tensor]:
-        """One block, on the CPU."""
-        return load_file(self._path(name, number))
+        """One block, on the CPU.
+
+        Raises:
+            UserError: it is damaged or gone.
+        """
+        path = self._path(name, number)
+        with reading(path, self._remedy):
+            try:
+                return load_file(path)
+            except SafetensorError as error:
+                raise ValueError(str(error)) from error
+
+    @property
+    def _remedy(self) -> str:
+        return f"remove {self.folder} and evaluate again, which makes all of it again"
 
     def drop(self) -> None:
         """Remove all blocks: what they were for is done."""

@@ -245,6 +245,24 @@ def test_blocks_of_something_else_are_refused_or_replaced(tmp_path: Path) -> Non
     assert not made.folder.exists()
 
 
+@pytest.mark.parametrize("content", [b"", b"no block"])
+def test_a_damaged_block_is_named(small: None, tmp_path: Path, content: bytes) -> None:
+    run(StandIn(), gallery(4, 6), tmp_path / "blocks")
+    (path,) = (tmp_path / "blocks").glob("shortlists.*")
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"^{path}: damaged \(.*\); remove {tmp_path / 'blocks'} and evaluate again"):
+        run(StandIn(), gallery(4, 6), tmp_path / "blocks")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]"])
+def test_a_damaged_identity_of_blocks_is_named(tmp_path: Path, content: bytes) -> None:
+    made = blocks(tmp_path / "blocks")
+    made.keep("images", 0, {"embeds": torch.zeros(1)})
+    (made.folder / "identity.json").write_bytes(content)
+    with pytest.raises(UserError, match=rf"^{made.folder / 'identity.json'}: damaged"):
+        made.open({"model": "stand-in"})
+
+
 # ---- ranks ----
 
 
