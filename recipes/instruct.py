@@ -27,15 +27,15 @@ from instructkit.models.towers import prepare_towers
 from instructkit.reports.report import finished_report, last_lines, write_report
 from instructkit.runs.run import Run, main
 from instructkit.runs.waiting import meet, on_first_rank
-from instructkit.training.before import check_before_data
 from instructkit.training.data import TrainingData
-from instructkit.training.datasets import check_media, parts_of, prepare_data
+from instructkit.training.datasets import parts_of
 from instructkit.training.engine import Engine, free_memory
 from instructkit.training.identity import identity
-from instructkit.training.length import say_mixture, with_steps
+from instructkit.training.length import say_mixture
 from instructkit.training.loop import Loop
 from instructkit.training.model import prepare_model, save_run_model, warn_of_random
 from instructkit.training.objectives import AnswerObjective
+from instructkit.training.prepare import prepare_run
 from instructkit.training.watch import Watch
 
 
@@ -43,10 +43,7 @@ def instruct(run: Run[RunConfig]) -> None:
     """Convert, train, evaluate, report."""
     folder = run.folder
     check_recipe(run.config, "instruct")
-    check_before_data(run)
-    on_first_rank(lambda: prepare_data(run.config, run.say))
-    config = run.config = with_steps(run.config)
-    on_first_rank(lambda: check_media(config, run.say))
+    config = prepare_run(run)
     known = on_first_rank(lambda: identity(config, run.say))
     finished = finished_report(folder, known)
     run.begin(anew=not (finished or config.resume))

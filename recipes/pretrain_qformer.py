@@ -26,12 +26,11 @@ from instructkit.models.towers import prepare_towers
 from instructkit.reports.report import finished_report, last_lines, write_report
 from instructkit.runs.run import Run, main
 from instructkit.runs.waiting import meet, on_first_rank
-from instructkit.training.before import check_before_data
 from instructkit.training.best import Best
-from instructkit.training.datasets import check_media, parts_of, prepare_data
+from instructkit.training.datasets import parts_of
 from instructkit.training.engine import Engine
 from instructkit.training.identity import identity
-from instructkit.training.length import say_mixture, with_steps
+from instructkit.training.length import say_mixture
 from instructkit.training.loop import Loop
 from instructkit.training.model import (
     check_pretraining,
@@ -40,6 +39,7 @@ from instructkit.training.model import (
     warn_of_random,
 )
 from instructkit.training.pairs import PairData, pair_mixture
+from instructkit.training.prepare import prepare_run
 from instructkit.training.pretraining import PretrainingObjective
 
 
@@ -48,10 +48,7 @@ def pretrain_qformer(run: Run[RunConfig]) -> None:
     folder = run.folder
     check_recipe(run.config, "pretrain_qformer")
     check_pretraining(run.config)
-    check_before_data(run)
-    on_first_rank(lambda: prepare_data(run.config, run.say))
-    config = run.config = with_steps(run.config, pair_mixture)
-    on_first_rank(lambda: check_media(config, run.say))
+    config = prepare_run(run, pair_mixture)
     known = on_first_rank(lambda: identity(config, run.say))
     finished = finished_report(folder, known)
     run.begin(anew=not (finished or config.resume))

@@ -21,16 +21,16 @@ MANY_PASSES = 20
 """More passes over a dataset than a finetuning is likely to want."""
 
 
-def with_steps(config: RunConfig, mixture: Callable[[RunConfig], Mixture] | None = None) -> RunConfig:
+def with_steps(config: RunConfig, mixture: Callable[[RunConfig], Mixture]) -> RunConfig:
     """The settings with `epochs` as `max_steps`; call on every rank when the datasets are converted.
 
     Args:
         config: of the run.
-        mixture: gives the run's mixture where it is not one of questions (`mixture_of`).
+        mixture: gives the run's mixture of its converted datasets.
     """
     if config.training.epochs is None:
         return config
-    steps = on_first_rank(lambda: steps_of(config, (mixture or mixture_of)(config)))
+    steps = on_first_rank(lambda: steps_of(config, mixture(config)))
     return _of_steps(config, steps)
 
 
