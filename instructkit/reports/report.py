@@ -15,7 +15,7 @@ from instructkit.data.dataset import read_manifest
 from instructkit.errors import UserError
 from instructkit.evaluation.run import Evaluation, read_evaluation
 from instructkit.evaluation.score import value_phrase
-from instructkit.files import read_json, write_atomically, writing
+from instructkit.files import read_json, reading, write_atomically, writing
 from instructkit.reports import words
 from instructkit.reports.averages import averages
 from instructkit.reports.curve import log_lines, training_curve
@@ -122,8 +122,9 @@ class _Whole(msgspec.Struct):
 
 
 def _read(path: Path, remedy: str) -> dict[str, Any]:
-    read_json(path, _Whole, remedy)
     content: dict[str, Any] = read_json(path, Any, remedy)
+    with reading(path, remedy):
+        msgspec.convert(content, _Whole)
     return content
 
 

@@ -152,9 +152,8 @@ class Engine:
             self.deepspeed.step()
         if norm is None:
             norm = self.deepspeed.get_global_grad_norm()
-        means = {
-            name: total / counts[name] for name, total in zip(scales, sum_over_ranks(totals.tolist()), strict=True)
-        }
+        everywhere = sum_over_ranks(totals.tolist())
+        means = {name: total / counts[name] for name, total in zip(scales, everywhere, strict=True)}
         step = Step(
             number=number + 1,
             loss=sum(loss.weight * means[name] for name, loss in self.objective.losses.items()),

@@ -154,8 +154,5 @@ def peak_memory() -> dict[str, float]:
     if torch.cuda.is_available():
         return {"peak_gpu_memory_gib": round(max_over_ranks([torch.cuda.max_memory_allocated()])[0] / GIB, 3)}
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB on Linux
-    return {
-        "peak_memory_gib": round(
-            max_over_ranks([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss])[0] * unit / GIB, 3
-        )
-    }
+    (peak,) = max_over_ranks([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss])
+    return {"peak_memory_gib": round(peak * unit / GIB, 3)}
