@@ -10,15 +10,27 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoTokenizer, Blip2Config, Blip2Processor, BlipImageProcessorPil, InstructBlipProcessor
+from transformers import (
+    AutoTokenizer,
+    Blip2Config,
+    Blip2Processor,
+    BlipForConditionalGeneration,
+    BlipForImageTextRetrieval,
+    BlipForQuestionAnswering,
+    BlipImageProcessorPil,
+    BlipProcessor,
+    InstructBlipProcessor,
+)
 
 from instructkit.data.media import CLIP_MEAN, CLIP_STD
 from instructkit.errors import UserError
 from instructkit.files import writing
 from instructkit.models.batches import Captions, Limits, Texts
+from instructkit.models.blip import Blip
 from instructkit.models.blip2 import Blip2Pretraining
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.load.bases import check_package
+from instructkit.models.load.blip import WEIGHTS, load_blip
 from instructkit.models.load.blip2 import blip2_config, load_blip2, save_weights
 from instructkit.models.load.join import join
 from instructkit.models.load.lavis import base_of, is_lavis, load_lavis_state, read_lavis
@@ -111,7 +123,87 @@ def save_pretraining(
     (folder / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def _image_processor(model: InstructBlip | Blip2Pretraining) -> BlipImageProcessorPil:
+TASKS = {
+    "captioning": BlipForConditionalGeneration,
+    "retrieval": BlipForImageTextRetrieval,
+    "vqa": BlipForQuestionAnswering,
+}
+"""transformers' classes of BLIP, by what they are for."""
+
+
+def save_blip(model: Blip, captions: Captions, folder: Path, state: dict[str, Tensor] | None = None) -> None:
+    """Write BLIP's mixture of encoder and decoder; `load_blip` reads it.
+
+    Args:
+        model: the model.
+        captions: its tokeniser.
+        folder: made if missing.
+        state: weights to write in place of the model's own; those that encoder and decoder share under one name.
+    """
+    state = dict(model.named_parameters()) if state is None else state
+    _image_processor(model).save_pretrained(folder)
+    captions.tokenizer.save_pretrained(folder)
+    model.config.save_pretrained(folder)
+    own = {name: state[name].detach().contiguous() for name, _ in model.named_parameters() if name in state}
+    save_file(own, folder / WEIGHTS, {"format": "pt"})
+    content = json.loads((folder / "config.json").read_text())
+    content |= {"architectures": [Blip.__name__], "model_type": JOINED}
+    (folder / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def export_blip(name: str, out: Path, task: str, dtype: str = "float32") -> str:
+    """Write one part of BLIP's mixture as the class that transformers has for it, with its processor.
+
+    Args:
+        name: as for `load_blip`.
+        out: folder to write, new or empty.
+        task: one of `TASKS`.
+        dtype: of the weights that are written.
+
+    Returns:
+        What opens the folder, in a line for people.
+
+    Raises:
+        UserError: there is no such model or task, or the folder cannot be written.
+    """
+    kind = _dtype_to(out, dtype)
+    if task not in TASKS:
+        raise UserError(f"as {task!r}: there are {', '.join(TASKS)}")
+    model, captions = load_blip(name, dtype=kind)
+    widths = (model.config.vision_config.hidden_size, model.config.text_config.hidden_size)
+    if task == "vqa" and widths[0] != widths[1]:
+        raise UserError(
+            f"{name}: its image encoder is {widths[0]} wide and its text transformer {widths[1]}; the decoder of "
+            "BlipForQuestionAnswering reads both by the same weights, so they must be equal"
+        )
+    with writing(out):
+        part = as_transformers(model, task)
+        part.to(kind).save_pretrained(out)
+        BlipProcessor(_image_processor(model), captions.tokenizer).save_pretrained(out)
+    return f"wrote {out}: {TASKS[task].__name__} and BlipProcessor of transformers open it"
+
+
+def as_transformers(model: Blip, task: str) -> Any:
+    """A copy of one part of BLIP's mixture as the class of `TASKS`, in evaluation mode."""
+    config = deepcopy(model.config)
+    del config.sharing
+    part = TASKS[task](config)
+    own = model.state_dict()
+    part.load_state_dict({name: own[name] for name in part.state_dict()})
+    return part.eval()
+
+
+def _dtype_to(out: Path, dtype: str) -> torch.dtype:
+    """The dtype of that name, for a folder that is new or empty."""
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise UserError(f"dtype {dtype!r}: there are float32, bfloat16 and float16")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: is there already; name a new folder")
+    found: torch.dtype = getattr(torch, dtype)
+    return found
+
+
+def _image_processor(model: InstructBlip | Blip2Pretraining | Blip) -> BlipImageProcessorPil:
     """How transformers is to prepare pictures: the whole of each as a square, in CLIP's normalisation."""
     size = model.config.vision_config.image_size
     return BlipImageProcessorPil(
@@ -203,12 +295,7 @@ def export(name: str, out: Path, dtype: str = "float32", allow_packages: bool = 
     Raises:
         UserError: there is no such model, its LLM is quantised, or the folder cannot be written.
     """
-    kind = getattr(torch, dtype, None)
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise UserError(f"dtype {dtype!r}: there are float32, bfloat16 and float16")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: is there already; name a new folder")
-    model, texts = load_model(name, allow_packages=allow_packages, dtype=kind)
+    model, texts = load_model(name, allow_packages=allow_packages, dtype=_dtype_to(out, dtype))
     with writing(out):
         save_model(model, texts, out)
     if isinstance(model.vision_model, VisionEncoder):

@@ -13,14 +13,15 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, Blip2Config, InstructBlipConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, Blip2Config, BlipConfig, InstructBlipConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from instructkit.errors import UserError
 from instructkit.models.load.find import find_model, place_of
 
 JOINED = "instructkit"
-"""`model_type` on disk of a model whose image encoder is not InstructBLIP's, which plain transformers cannot build."""
+"""`model_type` on disk of a model that plain transformers cannot build: its image encoder is not InstructBLIP's, or it
+is a BLIP whose encoder and decoder share tensors."""
 
 M = TypeVar("M", bound=PreTrainedModel)
 _FAILURES = (
@@ -74,8 +75,9 @@ def read_config(name: str, part: str) -> PreTrainedConfig:
 
 
 def joined_config(content: dict[str, Any]) -> PreTrainedConfig:
-    """The configuration of a saved model whose image encoder is not InstructBLIP's."""
-    kind = Blip2Config if content.get("architectures") == ["Blip2Pretraining"] else InstructBlipConfig
+    """The configuration of a saved model that plain transformers cannot build."""
+    kinds = {"Blip": BlipConfig, "Blip2Pretraining": Blip2Config}
+    kind = kinds.get("".join(content.get("architectures") or ()), InstructBlipConfig)
     config: PreTrainedConfig = kind.from_dict({**content, "model_type": kind.model_type})
     return config
 
