@@ -19,6 +19,8 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from unittest import mock
 
+from instructkit.runs.ending import ENDING
+
 ROOT = Path(__file__).resolve().parents[1]
 QUIET = {
     "WANDB_MODE": "disabled",
@@ -67,4 +69,5 @@ def _run(script: str, arguments: Sequence[str], said: str, environment: dict[str
     os.dup2(file, 1)
     os.dup2(file, 2)
     sys.argv = [script, *arguments]
+    ENDING.__init__()  # it has read the server's process and environment
     runpy.run_path(script, run_name="__main__")

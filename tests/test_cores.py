@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from instructkit.runs import cores
-from tests.training.mini import environment
+from tests.training.mini import environment, launch
 
 NAMES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LOCAL_SIZE", "LOCAL_WORLD_SIZE")
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -66,26 +66,38 @@ def test_busy_cores_are_counted_from_the_kernel_s_ticks(monkeypatch: pytest.Monk
     assert cores.busy_cores() == pytest.approx(1 + 0.25)
 
 
-@pytest.mark.parametrize("recipe", ["instruct", "evaluate"])
-def test_a_recipe_s_process_decides_before_torch_is_loaded(recipe: str) -> None:
-    script = f"""
+SETTLED = """
 import os, runpy, sys
 from instructkit.runs import cores
-cores.busy_cores = lambda: print("torch" in sys.modules) or 2.0
-runpy.run_path({str(RECIPES / (recipe + ".py"))!r}, run_name="recipe")
-print(os.environ["OMP_WAIT_POLICY"], os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"])
+
+class Torch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            sys.exit(f"torch: {os.environ['OMP_WAIT_POLICY']} {os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY']}")
+
+sys.meta_path.insert(0, Torch())
+cores.busy_cores = lambda: 2.0
+runpy.run_path(sys.argv[1], run_name="recipe")
 """
+"""Runs a recipe until it loads torch, and says then what is settled."""
+
+
+@pytest.mark.parametrize("recipe", ["instruct", "evaluate", "pretrain_qformer"])
+def test_a_recipe_s_process_decides_before_torch_is_loaded(recipe: str) -> None:
     names = {name: value for name, value in environment().items() if name not in NAMES}
-    done = subprocess.run([sys.executable, "-c", script], env=names, capture_output=True, text=True, check=True)
-    said = done.stdout.split()
-    assert (said[0], *said[-2:]) == ("False", "PASSIVE", cores.PRIMITIVES)
+    words = [sys.executable, "-c", SETTLED, str(RECIPES / f"{recipe}.py")]
+    done = subprocess.run(words, env=names, capture_output=True, text=True)
+    assert done.stderr == f"torch: PASSIVE {cores.PRIMITIVES}\n"
 
 
-def test_ranks_that_are_started_by_other_scripts_have_a_bounded_cache_too() -> None:
-    script = (
+def test_ranks_that_are_started_by_other_scripts_have_a_bounded_cache_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
         "import os\nfrom instructkit.runs.ranks import start_ranks\nstart_ranks()\n"
         "print(os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'])"
     )
-    names = {name: value for name, value in environment().items() if name not in NAMES}
-    done = subprocess.run([sys.executable, "-c", script], env=names, capture_output=True, text=True, check=True)
-    assert done.stdout.split()[-1] == cores.PRIMITIVES
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+    assert launch(1, script, []).split()[-1] == cores.PRIMITIVES

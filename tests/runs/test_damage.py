@@ -236,7 +236,7 @@ def test_a_file_in_the_place_of_the_output_is_named(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("mine")
     for output in (tmp_path / "x", tmp_path / "x" / "y"):
         told(lambda output=output: begin(output), f"{output}: {tmp_path / 'x'} is a file, where a folder must be")
-    code, lines = ended(1, f"output={tmp_path / 'x'}")
+    code, lines = ended(tmp_path, f"output={tmp_path / 'x'}")
     assert code == 2
     assert [line for line in lines if "file, where a folder" in line or "Traceback" in line] == [
         f"error: {tmp_path / 'x'}: {tmp_path / 'x'} is a file, where a folder must be; choose another one (output=...)"
@@ -303,10 +303,10 @@ def test_a_model_that_the_disk_does_not_hold_leaves_the_one_before(disk: Path) -
     assert (disk / "report.json").read_text() == "old"
 
 
-def test_a_run_on_a_full_disk_ends_in_a_line(disk: Path) -> None:
+def test_a_run_on_a_full_disk_ends_in_a_line(disk: Path, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space"):
         (disk / "rest").write_bytes(b"0" * 2_000_000)
-    code, lines = ended(1, f"output={disk / 'run'}")
+    code, lines = ended(tmp_path, f"output={disk / 'run'}")
     assert code == 2
     (error,) = (line for line in lines if line.startswith("error"))
     assert "No space left on device" in error

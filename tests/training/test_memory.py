@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
-from tests.training.mini import environment
+from tests.training.mini import launch
 
 SCRIPT = """
 import gc, json, sys
@@ -68,15 +66,10 @@ print(json.dumps({f"{stage}-{precision}": count(stage, precision, Path(sys.argv[
 
 @pytest.fixture(scope="module")
 def counts(tmp_path_factory):
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path_factory.mktemp("memory"))],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    folder = tmp_path_factory.mktemp("memory")
+    script = folder / "script.py"
+    script.write_text(SCRIPT)
+    return json.loads(launch(1, script, [str(folder)]).splitlines()[-1])
 
 
 @pytest.mark.parametrize("run", ["0-bf16", "2-bf16"])

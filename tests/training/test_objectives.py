@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from instructkit.errors import UserError
 from instructkit.training.engine import Engine
 from instructkit.training.meter import Meter
 from instructkit.training.schedule import learning_rate
-from tests.training.mini import ROOT, command, environment
+from tests.training.mini import launch
 from tests.training.toy import NOTHING, ROWS, SETTINGS, Toy, ToyObjective, batches, config, rows
 
 
@@ -24,9 +23,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
     """What the toy reached on one rank and on two."""
     folder = tmp_path_factory.mktemp("toy")
     for ranks in (1, 2):
-        script = [*command(ranks), str(Path(__file__).with_name("toy.py")), str(folder)]
-        done = subprocess.run(script, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
+        launch(ranks, Path(__file__).with_name("toy.py"), [str(folder)])
     return {ranks: json.loads((folder / f"toy-{ranks}.json").read_text()) for ranks in (1, 2)}
 
 

@@ -1,6 +1,6 @@
 """A model of two weights with an objective of two losses: what the engine and the loop do without any model of ours.
 
-Started by DeepSpeed's launcher with a folder; the first rank writes what each case reached to `toy-<ranks>.json`.
+Started with a folder; the first rank writes what each case reached to `toy-<ranks>.json`.
 """
 
 from __future__ import annotations
