@@ -321,6 +321,92 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     evaluation: EvaluationConfig = EvaluationConfig()
 
 
+class CaptionerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What writes captions for web pictures.
+
+    Attributes:
+        model: a BLIP that was finetuned to write captions: a folder, a name on the Hugging Face hub or a `.pth` file of
+            LAVIS. null writes none: the web's own texts are filtered.
+        decoding: nucleus draws a caption from the most probable words, beams searches for the most probable one.
+        captions: number of captions for each picture; more than one are drawn.
+        top_p: probability that the words of the nucleus have together.
+        beams: number of beams.
+        min_tokens: minimum length of a caption in tokens, without prompt and end.
+        max_tokens: maximum length.
+    """
+
+    model: Text | None = None
+    decoding: Literal["nucleus", "beams"] = "nucleus"
+    captions: Annotated[int, Meta(ge=1, le=1000)] = 1
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 0.9
+    beams: Annotated[int, Meta(ge=1, le=1000)] = 3
+    min_tokens: Annotated[int, Meta(ge=0, le=512)] = 5
+    max_tokens: Annotated[int, Meta(ge=1, le=512)] = 20
+
+
+class FilterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What drops texts that do not fit their picture.
+
+    Attributes:
+        model: a BLIP that was finetuned for retrieval; the captioner's name means the same model, whose image encoder
+            then reads a picture once for both. null drops nothing.
+        score: itm is the probability of a match, 0 to 1; itc the similarity of the embeddings, -1 to 1.
+        threshold: texts with a lower score are dropped. null: 0.5 for itm, where ITM says unmatched; for itc one must
+            be given unless `keep` is.
+        keep: BLIP-2's rule in place of the threshold: so many texts of each picture with the highest scores are kept.
+    """
+
+    model: Text | None = None
+    score: Literal["itm", "itc"] = "itm"
+    threshold: Annotated[float, Meta(ge=-1, le=1)] | None = None
+    keep: Positive | None = None
+
+    @property
+    def least(self) -> float | None:
+        """The threshold that applies; None where there is none."""
+        if self.threshold is None and self.keep is None and self.score == "itm":
+            return 0.5
+        return self.threshold
+
+
+class PairsConfig(ConvertedConfig, frozen=True, forbid_unknown_fields=True):
+    """Which pairs of picture and text are used.
+
+    Attributes:
+        web: converted datasets whose texts are filtered and whose pictures get captions: a source, or source/split for
+            another split than its default.
+        human: datasets whose pairs are added to those that are kept, as they are.
+    """
+
+    web: list[Text] = []
+    human: list[Text] = []
+
+
+class CapFiltRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All settings of a run of CapFilt.
+
+    Attributes:
+        output: folder of the run: what was computed in `blocks/`, the list of pairs `capfilt.json`, the same converted
+            in `data/`, what was dropped in `dropped.jsonl`, and `report/`.
+        recipe: the recipe that the settings are for.
+        seed: captions are drawn from it and from the name of their picture.
+        batch_size: pictures, and texts, a forward pass.
+        dtype: precision of the models.
+        data: web and human pairs.
+        captioner: what writes captions.
+        filter: what drops texts.
+    """
+
+    output: Text = "runs/capfilt"
+    recipe: Literal["capfilt"] = "capfilt"
+    seed: Seed = 0
+    batch_size: Positive = 32
+    dtype: Dtype = "float32"
+    data: PairsConfig = PairsConfig()
+    captioner: CaptionerConfig = CaptionerConfig()
+    filter: FilterConfig = FilterConfig()
+
+
 GROUPS: dict[str, type[msgspec.Struct]] = {
     "model": ModelConfig,
     "towers": TowersConfig,
@@ -338,7 +424,7 @@ def load_config(path: Path, words: Sequence[str] = ()) -> RunConfig:
         UserError: a missing file, an unknown key, a value of the wrong type or out of range, settings that contradict
             each other.
     """
-    tree = _with_base(path)
+    tree = _with_base(path, RunConfig)
     config: RunConfig = fit(tree, RunConfig, str(path))
     given: set[str] = set()
     for word in words:
@@ -358,19 +444,61 @@ LENGTHS = frozenset(("max_steps", "epochs"))
 _BOTH_LENGTHS = "training.epochs and training.max_steps both say how long the run is; give one of the two"
 
 
-def _with_base(path: Path) -> dict[str, Any]:
+def load_capfilt(path: Path, words: Sequence[str] = ()) -> CapFiltRun:
+    """Read a config file of CapFilt and put `key=value` words over it.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    tree = _with_base(path, CapFiltRun)
+    for word in words:
+        key, sign, text = word.partition("=")
+        if not sign:
+            raise UserError(f"{quote(word)}: settings are given as key=value, such as filter.threshold=0.4")
+        *groups, name = _locate(key, CapFiltRun)
+        value = parse_yaml(text, quote(word))
+        inner = tree
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[name] = value
+        fit(tree, CapFiltRun, quote(word))
+    config: CapFiltRun = fit(tree, CapFiltRun, str(path))
+    for problem in _capfilt_contradictions(config):
+        raise UserError(f"{path}{' with ' + quote(' '.join(words)) if words else ''}: {problem}")
+    return config
+
+
+def load_settings(path: Path, words: Sequence[str] = ()) -> RunConfig | CapFiltRun:
+    """Read a config file of any recipe and put `key=value` words over it.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    return load_capfilt(path, words) if _recipe_of(path) == "capfilt" else load_config(path, words)
+
+
+def _recipe_of(path: Path) -> Any:
+    """The recipe that a config file names, or the one that it goes over; None where none does."""
+    tree = _mapping(path)
+    base = tree.get("base")
+    if "recipe" not in tree and isinstance(base, str) and base.strip():
+        tree = _mapping(_base_file(path, base))
+    return tree.get("recipe")
+
+
+def _with_base(path: Path, kind: type[msgspec.Struct]) -> dict[str, Any]:
     """The keys of a config file over those of the one that it names as its `base`."""
-    tree = _read(path)
+    tree = _read(path, kind)
     if "base" not in tree:
         return tree
     name = tree.pop("base")
     if not isinstance(name, str) or not name.strip():
         raise UserError(f"{path}: base = {quote(name)}: Expected the name of a config or a file beside this one")
     below = _base_file(path, name)
-    base = _read(below)
+    base = _read(below, kind)
     if "base" in base:
         raise UserError(f"{path}: its base {below} has a base itself; a base is one level deep")
-    return _over(base, tree)
+    return _over(base, tree, kind)
 
 
 def _base_file(path: Path, name: str) -> Path:
@@ -455,8 +583,8 @@ def evaluation_of(config: RunConfig) -> EvaluationRun:
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The keys of one config file, checked by name, type and range."""
+def _mapping(path: Path) -> dict[str, Any]:
+    """The keys of one config file, unchecked."""
     if not path.is_file():
         raise UserError(f"{path}: no such config file")
     tree = read_yaml(path)
@@ -464,21 +592,58 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a config is a mapping of keys to values, not {quote(tree)}")
-    fit({key: value for key, value in tree.items() if key != "base"}, RunConfig, str(path))
-    if all(tree.get("training", {}).get(name) is not None for name in LENGTHS):
+    return tree
+
+
+def _read(path: Path, kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """The keys of one config file, checked by name, type and range."""
+    tree = _mapping(path)
+    _check_kind(path, tree.get("recipe"), kind)
+    fit({key: value for key, value in tree.items() if key != "base"}, kind, str(path))
+    if kind is RunConfig and all(tree.get("training", {}).get(name) is not None for name in LENGTHS):
         raise UserError(f"{path}: {_BOTH_LENGTHS}")
     return tree
 
 
-def _over(base: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
+def _check_kind(path: Path, recipe: Any, kind: type[msgspec.Struct]) -> None:
+    """Refuse a file whose keys are those of another kind of recipe, before they are called unknown."""
+    wrong = recipe == "capfilt" if kind is RunConfig else recipe not in (None, "capfilt")
+    if wrong:
+        wanted = "a recipe that trains" if kind is RunConfig else "recipes/capfilt.py"
+        raise UserError(f"{path}: recipe = {quote(recipe)}: these settings are for that recipe, not for {wanted}")
+
+
+def _over(base: dict[str, Any], tree: dict[str, Any], kind: type[msgspec.Struct]) -> dict[str, Any]:
     """One file's keys over another's, key by key in each group; one that says how long a run is replaces the other."""
     both = base | tree
-    for name in GROUPS:
+    for name in _groups(kind):
         if name in base and name in tree:
             lengths = any(tree[name].get(key) is not None for key in LENGTHS)
             below = {key: value for key, value in base[name].items() if not (lengths and key in LENGTHS)}
             both[name] = below | tree[name]
     return both
+
+
+def _capfilt_contradictions(config: CapFiltRun) -> Iterator[str]:
+    """Settings of CapFilt that one by one are right but not together."""
+    captioner, filtering, data = config.captioner, config.filter, config.data
+    if not data.web:
+        yield "data.web names no dataset; such as data.web=[cc3m]"
+    for key, entries in (("data.web", data.web), ("data.human", data.human)):
+        if twice := [entry for number, entry in enumerate(entries) if entry in entries[:number]]:
+            yield f"{key} names {quote(twice[0])} twice"
+    if captioner.model is None and filtering.model is None:
+        yield "captioner.model and filter.model are both null, so nothing would be done; name one of them"
+    if captioner.min_tokens > captioner.max_tokens:
+        yield f"captioner.min_tokens = {captioner.min_tokens} is above captioner.max_tokens = {captioner.max_tokens}"
+    if captioner.decoding == "beams" and captioner.captions > 1:
+        yield f"captioner.captions = {captioner.captions}: beams give one caption; take captioner.decoding=nucleus"
+    if filtering.keep is not None and filtering.threshold is not None:
+        yield "filter.keep and filter.threshold both say what is kept; give one of the two"
+    if filtering.score == "itm" and filtering.threshold is not None and filtering.threshold < 0:
+        yield f"filter.threshold = {filtering.threshold:g}: for filter.score=itm it is a probability, 0 to 1"
+    if filtering.model is not None and filtering.keep is None and filtering.least is None:
+        yield "filter.score=itc needs filter.threshold, a similarity of -1 to 1, or filter.keep"
 
 
 def _contradictions(config: RunConfig) -> Iterator[str]:

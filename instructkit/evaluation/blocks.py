@@ -27,10 +27,11 @@ class Blocks:
     Args:
         folder: made by `open`.
         ranks: this process and the others.
+        work: what the computation is called in messages.
     """
 
-    def __init__(self, folder: Path, ranks: Ranks) -> None:
-        self.folder, self.ranks = folder, ranks
+    def __init__(self, folder: Path, ranks: Ranks, work: str = "evaluation") -> None:
+        self.folder, self.ranks, self.work = folder, ranks, work
 
     def open(self, identity: dict[str, Any], media: str = "", replace: bool = False) -> bool:
         """Begin, or go on with what lies there; all ranks call it.
@@ -53,7 +54,7 @@ class Blocks:
                 found = read_json(path, dict[str, Any], self._remedy) if path.is_file() else {}
                 if found.get("identity") != wanted["identity"] and not replace:
                     raise UserError(
-                        f"{self.folder}: holds parts of another evaluation; choose another folder or delete this"
+                        f"{self.folder}: holds parts of another {self.work}; choose another folder or delete this"
                     )
                 if found != wanted:
                     replaced = found.get("identity") == wanted["identity"]
@@ -117,7 +118,7 @@ class Blocks:
 
     @property
     def _remedy(self) -> str:
-        return f"remove {self.folder} and evaluate again, which makes all of it again"
+        return f"remove {self.folder} and start the {self.work} again, which makes all of it anew"
 
     def drop(self) -> None:
         """Remove all blocks: what they were for is done."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 
@@ -60,4 +61,19 @@ class Cases(NamedTuple):
     data: dict[str, Any]
 
 
-Block = Heading | Line | Table | Code | Figures | Cases
+class Card(NamedTuple):
+    """A picture with lines about it, the first of which stand out; `good` colours its edge."""
+
+    picture: Path
+    bold: str
+    lines: list[str]
+    good: bool
+
+
+class Cards(NamedTuple):
+    """Pictures side by side on a page, a table in Markdown."""
+
+    cards: list[Card]
+
+
+Block = Heading | Line | Table | Code | Figures | Cases | Cards

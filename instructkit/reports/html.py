@@ -9,9 +9,11 @@ from typing import Any
 
 from instructkit.errors import UserError
 from instructkit.reports import words
-from instructkit.reports.blocks import Block, Cases, Code, Figures, Heading, Line, Table
+from instructkit.reports.blocks import Block, Card, Cards, Cases, Code, Figures, Heading, Line, Table
 from instructkit.reports.contents import contents
 from instructkit.reports.pictures import data_uri
+
+Clip = tuple[float | None, float | None]
 
 
 def html(report: dict[str, Any]) -> str:
@@ -50,6 +52,8 @@ def _block(block: Block) -> str:
             return f'<div class="figures">{"".join(shown)}</div>'
         case Cases(entry, data):
             return _cases(entry, data)
+        case Cards(cards):
+            return '<div class="cases">' + "\n".join(map(_card, cards)) + "</div>"
 
 
 def _class(kind: str) -> str:
@@ -79,12 +83,21 @@ def _cases(entry: dict[str, Any], data: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def _case(case: dict[str, Any], frames: int, root: Path) -> str:
+def _card(card: Card) -> str:
+    picture = _picture([card.picture], card.picture.name)
+    lines = [f"<p><b>{escape(card.bold)}</b></p>", *(f'<p class="soft">{escape(line)}</p>' for line in card.lines)]
+    return f'<div class="case {"right" if card.good else "wrong"}">{picture}<div>{"".join(lines)}</div></div>'
+
+
+def _picture(paths: list[Path], name: str, frames: int = 1, clip: Clip = (None, None)) -> str:
     try:
-        uri = data_uri([root / path for path in case["images"]], frames, tuple(case["clip"]))
-        picture = f'<img alt="{escape(case["example"])}" src="{uri}">'
+        return f'<img alt="{escape(name)}" src="{data_uri(paths, frames, clip)}">'
     except UserError as error:
-        picture = f'<div class="warn">{escape(str(error))}</div>'
+        return f'<div class="warn">{escape(str(error))}</div>'
+
+
+def _case(case: dict[str, Any], frames: int, root: Path) -> str:
+    picture = _picture([root / path for path in case["images"]], case["example"], frames, tuple(case["clip"]))
     cut = f' <span class="warn">(cut for {escape(words.readers(case["cut"]))})</span>' if case.get("cut") else ""
     lines = [f"<p>{escape(words.asked(case))}{cut}</p>", f"<p><b>{escape(case['text']) or '(nothing)'}</b></p>"]
     if case["candidates"]:

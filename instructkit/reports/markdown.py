@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from instructkit.reports import words
-from instructkit.reports.blocks import Block, Cases, Code, Figures, Heading, Line, Table
+from instructkit.reports.blocks import Block, Cards, Cases, Code, Figures, Heading, Line, Table
 from instructkit.reports.contents import contents
 
 
@@ -57,6 +57,8 @@ def _block(block: Block) -> list[str]:
             return [line for lines in shown for line in lines][:-1]
         case Cases(entry, _):
             return table(["", "example", "prompt", "answer", "expected"], [_case(case) for case in entry["cases"]])
+        case Cards(cards):
+            return table(["picture", "", "more"], [[str(c.picture), c.bold, "; ".join(c.lines)] for c in cards])
 
 
 def _paragraph(line: str) -> str:

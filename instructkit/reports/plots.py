@@ -143,6 +143,43 @@ def curves(series: dict[str, Points], about: str) -> str:
     return _svg(_WIDTH, y + 4, parts, about)
 
 
+def histogram(kept: Sequence[int], dropped: Sequence[int], low: float, least: float | None, about: str) -> str:
+    """Bars of equal width from `low` to 1: how many were kept, and above them how many were dropped.
+
+    Args:
+        kept: number of each bar.
+        dropped: likewise.
+        low: where the first bar begins.
+        least: a dashed line there; None for no line.
+        about: what is counted, for those who do not see the plot.
+    """
+    height, top = 150, 8
+    ticks = _ticks(max(map(sum, zip(kept, dropped, strict=True))))
+    left = 8 + max(_wide(_number(tick)) for tick in ticks)
+    width = _WIDTH - left - 20
+    up, bar = height / ticks[-1], width / len(kept)
+    parts = []
+    for tick in ticks:
+        y = top + height - tick * up
+        parts.append(f'<path class="grid" d="M{left:.1f} {y:.1f}H{left + width:.1f}"/>')
+        parts.append(_text(left - 6, y + 4, _number(tick), "end"))
+    for index, counts in enumerate(zip(kept, dropped, strict=True)):
+        y = top + height
+        for kind, count in zip(("own", "lost"), counts, strict=True):
+            y -= count * up
+            parts.append(
+                f'<rect class="{kind}" x="{left + index * bar + 0.5:.1f}" y="{y:.1f}" width="{bar - 1:.1f}" '
+                f'height="{count * up:.1f}"><title>{count:,}</title></rect>'
+            )
+    for share in (0, 0.5, 1):
+        parts.append(_text(left + share * width, top + height + 15, f"{low + share * (1 - low):g}", "middle"))
+    parts.append(_text(left + width / 2, top + height + 31, "score; blue: kept, red: dropped", "middle"))
+    if least is not None:
+        x = left + (least - low) / (1 - low) * width
+        parts.append(f'<path class="blind" d="M{x:.1f} {top}V{top + height}"/>')
+    return _svg(_WIDTH, top + height + 38, parts, about)
+
+
 COLOURS = 7
 """So many lines of `curves` can be told apart."""
 

@@ -8,6 +8,8 @@ from instructkit.sources import Reading, Source, Split
 from instructkit.sources._shared import web_pairs
 from instructkit.sources._shared.web_pairs import Record
 
+OWN_LIST = "capfilt.json"
+"""The list that `recipes/capfilt.py` writes."""
 _FILES = [
     "ccs_synthetic_filtered_large.json",
     "ccs_synthetic_filtered.json",
@@ -15,6 +17,7 @@ _FILES = [
     "laion_synthetic_filtered_large.json",
     "laion_synthetic_filtered.json",
     "laion_filtered.json",
+    OWN_LIST,
 ]
 
 SOURCE = Source(

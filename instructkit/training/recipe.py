@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from instructkit.config import find_config, load_config, recipes_folder
+from instructkit.config import find_config, load_settings, recipes_folder
 from instructkit.errors import UserError
 from instructkit.runs.run import open_run
 
@@ -35,9 +35,9 @@ def run_recipe(config: str, settings: Mapping[str, Any]) -> Path:
     Raises:
         UserError: what the recipe says.
     """
-    wanted = load_config(find_config(config), [word(key, value) for key, value in settings.items()])
+    wanted = load_settings(find_config(config), [word(key, value) for key, value in settings.items()])
     recipe = _load(recipes_folder() / f"{wanted.recipe}.py")
-    with _one_rank(), open_run(wanted, Path(wanted.output), wanted.project) as run:
+    with _one_rank(), open_run(wanted, Path(wanted.output), getattr(wanted, "project", None)) as run:
         getattr(recipe, wanted.recipe)(run)
     return Path(wanted.output)
 
@@ -68,7 +68,7 @@ def launch_command(words: Sequence[str]) -> list[str]:
         raise UserError("train: the config comes first, such as easy_vqa: instructkit train CONFIG [key=value ...]")
     config = find_config(words[0])
     settings = [each for each in words[1:] if _SETTING.match(each)]
-    wanted = load_config(config, settings)  # a mistake is said once, before ranks start
+    wanted = load_settings(config, settings)  # a mistake is said once, before ranks start
     options = [each for each in words[1:] if not _SETTING.match(each)]
     recipe = str(recipes_folder() / f"{wanted.recipe}.py")
     return [sys.executable, "-m", "instructkit.runs.launch", *options, recipe, "--config", str(config), *settings]

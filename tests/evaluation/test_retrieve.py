@@ -250,7 +250,8 @@ def test_a_damaged_block_is_named(small: None, tmp_path: Path, content: bytes) -
     run(StandIn(), gallery(4, 6), tmp_path / "blocks")
     (path,) = (tmp_path / "blocks").glob("shortlists.*")
     path.write_bytes(content)
-    with pytest.raises(UserError, match=rf"^{path}: damaged \(.*\); remove {tmp_path / 'blocks'} and evaluate again"):
+    remedy = f"remove {tmp_path / 'blocks'} and start the evaluation again"
+    with pytest.raises(UserError, match=rf"^{path}: damaged \(.*\); {remedy}"):
         run(StandIn(), gallery(4, 6), tmp_path / "blocks")
 
 

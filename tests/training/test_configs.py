@@ -26,7 +26,7 @@ from instructkit.training.datasets import splits_of
 from tests.models.checkpoints import write_bert, write_blip2, write_llm, write_vision
 from tests.training.mini import ROOT, log, losses, run_all, write_model, write_releases
 
-CONFIGS = sorted((ROOT / "recipes" / "configs").glob("*.yaml"))
+CONFIGS = sorted(path for path in (ROOT / "recipes" / "configs").glob("*.yaml") if path.stem != "capfilt")
 PAPER = ("flan_t5_xl", "flan_t5_xxl", "vicuna_7b", "vicuna_13b")
 RECORDED = Path(__file__).with_name("golden_losses.json")
 GOLDEN = json.loads(RECORDED.read_text())

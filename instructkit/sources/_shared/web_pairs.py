@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -18,15 +18,23 @@ WebAddress = Annotated[str, msgspec.Meta(pattern=r"\Ahttps?://\S")]
 
 PER_FOLDER = 10_000
 """Pictures a folder that img2dataset writes, unless it is told another `number_sample_per_shard`."""
+ORIGINS = ("web", "synthetic", "human")
+"""Who wrote a caption, in lists of `recipes/capfilt.py`."""
 IMAGES = "the path under `image`, or 00453/004539375.jpg for record 4539375 of a file of URLs"
 
 
 class Record(msgspec.Struct, gc=False):
-    """One pair: `url` in the files as BLIP ships them, `image` (a path) in those made for its training code."""
+    """One pair: `url` in the files as BLIP ships them, `image` (a path) in those made for its training code.
+
+    `origin` and `score` are in lists that `recipes/capfilt.py` writes: who wrote the caption, and the filter's score.
+    Elsewhere these names may stand for anything.
+    """
 
     caption: Text
     url: WebAddress | None = None
     image: Text | None = None
+    origin: Any = None
+    score: Any = None
 
 
 _decode = msgspec.json.Decoder(Record).decode
@@ -55,10 +63,18 @@ def read_pairs(raw: Path, source: str, files: Sequence[str]) -> Reading:
         else:
             raise Reject("neither image nor url")
         key = f"{source}/train/{raw_record.key}"
-        return [Example(id=key, images=[picture], references=[record.caption.strip()])]
+        return [Example(id=key, images=[picture], references=[record.caption.strip()], meta=_judgement(record))]
 
     root = Path("/") if kind == "absolute image" else media_folder(raw, "images", first=first)
     return Reading(f"{kind}, {path.name}", [path], json_list(path), convert, root)
+
+
+def _judgement(record: Record) -> dict[str, str]:
+    """Who wrote a caption and how well it fits, where `recipes/capfilt.py` says it."""
+    if record.origin not in ORIGINS:
+        return {}
+    score = {"score": f"{record.score:.6f}"} if isinstance(record.score, float | int) else {}
+    return {"origin": record.origin, **score}
 
 
 def url_path(index: int) -> str:
