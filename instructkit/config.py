@@ -369,7 +369,7 @@ class FilterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.threshold
 
 
-class PairsConfig(ConvertedConfig, frozen=True, forbid_unknown_fields=True):
+class WebPairsConfig(ConvertedConfig, frozen=True, forbid_unknown_fields=True):
     """Which pairs of picture and text are used.
 
     Attributes:
@@ -402,7 +402,7 @@ class CapFiltRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seed: Seed = 0
     batch_size: Positive = 32
     dtype: Dtype = "float32"
-    data: PairsConfig = PairsConfig()
+    data: WebPairsConfig = WebPairsConfig()
     captioner: CaptionerConfig = CaptionerConfig()
     filter: FilterConfig = FilterConfig()
 
