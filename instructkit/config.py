@@ -34,6 +34,7 @@ Rate = Annotated[float, Meta(gt=0, le=1e6)]
 Setting = Literal["frozen", "lora", "full"]
 Tower = Literal["vision", "qformer", "llm"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+PairLoss = Literal["itc", "itm", "lm"]
 
 
 class WholeModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,6 +60,8 @@ class ModelConfig(WholeModelConfig, frozen=True, forbid_unknown_fields=True):
             or another encoder whose features are patches or a feature map, such as EfficientNet.
         vision_layer: layer of the image encoder whose output is read: 1 is the first, -1 the last. In encoders with
             stages a stage counts as a layer. null reads the final features (of CLIP, those one layer earlier).
+        text: BERT that BLIP's text transformer starts from, by folder or hub name; `vision` then names a ViT or DeiT.
+        sharing: what BLIP's text encoder and decoder have in common (table 3 of its paper).
         qformer: Q-Former and query tokens that replace `name`'s, by folder or hub name: BLIP-2, InstructBLIP or BERT.
         llm: LLM that replaces `name`'s: a causal or T5-like one by folder or hub name, a GGUF file, or
             `package:MODULE` for a Python package that assembles or contains one.
@@ -72,6 +75,8 @@ class ModelConfig(WholeModelConfig, frozen=True, forbid_unknown_fields=True):
 
     vision: Text | None = None
     vision_layer: Annotated[int, Meta(ge=-10_000, le=10_000)] | None = None
+    text: Text | None = None
+    sharing: Literal["all", "all_but_cross_attention", "all_but_self_attention", "none"] = "all_but_self_attention"
     qformer: Text | None = None
     llm: Text | None = None
     llm_bits: Literal[4, 8] | None = None
@@ -177,7 +182,11 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             and so on down to the embeddings, as in LAVIS; 1 treats all layers alike.
         warmup_steps: steps of linear warm-up.
         warmup_from: learning rate of the first step.
-        min_learning_rate: learning rate at the end of the cosine schedule.
+        schedule: what follows the warm-up, down to min_learning_rate: a cosine, or steps, each of which multiplies the
+            rate by `decay`.
+        decay: factor of a step of schedule=step.
+        decay_every: optimizer steps between two decays; null for an epoch.
+        min_learning_rate: lowest learning rate behind the warm-up, which the cosine ends with.
         weight_decay: weight decay of matrices; biases, norms and embeddings have none.
         betas: betas of AdamW.
         gradient_clipping: maximum norm of the gradient; 0 turns clipping off.
@@ -207,6 +216,9 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     layer_decay: Annotated[float, Meta(gt=0, le=1)] = 1.0
     warmup_steps: Count = 1000
     warmup_from: Factor = 1e-8
+    schedule: Literal["cosine", "step"] = "cosine"
+    decay: Annotated[float, Meta(gt=0, le=1)] = 0.9
+    decay_every: Positive | None = None
     min_learning_rate: Factor = 0.0
     weight_decay: Factor = 0.05
     betas: tuple[Decay, Decay] = (0.9, 0.999)
@@ -220,6 +232,34 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log_every: Positive = 10
     checkpoint_every: Count = 0
     keep_checkpoints: Positive = 2
+
+
+class PairsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What BLIP is trained for, over pairs of picture and caption.
+
+    Attributes:
+        losses: itc (which text belongs to an image), itm (whether the two belong together), lm (write the caption). itc
+            and itm go together.
+        negatives: where the wrong images and texts of itm come from: all ranks, or each rank's own pairs, as in LAVIS,
+            where itc compares these alone with the queue, too.
+        similarity: what wrong ones are drawn by: similarity to what the momentum encoder makes of them (BLIP's
+            pre-training), or the trained encoders (its finetuning for retrieval).
+        queue: pairs of former steps that itc compares with; batch_size must divide it.
+        momentum: share of the momentum encoder's weights that stays at a step.
+        alpha: weight of the momentum encoder's similarities in the targets of itc, reached in two epochs from 0.
+    """
+
+    losses: Annotated[list[PairLoss], Meta(min_length=1)] = msgspec.field(default_factory=lambda: ["itc", "itm", "lm"])
+    negatives: Literal["all", "rank"] = "all"
+    similarity: Literal["momentum", "online"] = "momentum"
+    queue: Positive = 57_600
+    momentum: Annotated[float, Meta(ge=0, le=1)] = 0.995
+    alpha: Annotated[float, Meta(ge=0, le=1)] = 0.4
+
+    @property
+    def compares(self) -> bool:
+        """Whether images and texts are compared with each other."""
+        return "itc" in self.losses
 
 
 class ThroughputConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -311,12 +351,13 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     output: Text = "runs/easy_vqa"
     seed: Seed = 0
     resume: bool = False
-    recipe: Literal["instruct", "pretrain_qformer"] = "instruct"
+    recipe: Literal["instruct", "pretrain_qformer", "pretrain_blip"] = "instruct"
     project: Text = "instructkit"
     model: ModelConfig = ModelConfig()
     towers: TowersConfig = TowersConfig()
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
+    pairs: PairsConfig = PairsConfig()
     throughput: ThroughputConfig = ThroughputConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
@@ -412,6 +453,7 @@ GROUPS: dict[str, type[msgspec.Struct]] = {
     "towers": TowersConfig,
     "data": DataConfig,
     "training": TrainingConfig,
+    "pairs": PairsConfig,
     "throughput": ThroughputConfig,
     "evaluation": EvaluationConfig,
 }
@@ -659,6 +701,8 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
     for tower in training.rates:
         if getattr(towers, tower) == "frozen":
             yield f"training.rates.{tower} is the learning rate of a tower that is frozen; set towers.{tower}"
+    if training.schedule != "step" and (training.decay, training.decay_every) != (0.9, None):
+        yield "training.decay and decay_every belong to schedule=step, and the schedule is a cosine; set schedule=step"
     if training.layer_decay < 1 and towers.vision == "frozen":
         yield "training.layer_decay lowers the rates of an image encoder that is frozen; set towers.vision"
     for name in ("warmup_from", "min_learning_rate"):
@@ -673,6 +717,32 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
         if twice := [entry for number, entry in enumerate(entries) if entry in entries[:number]]:
             yield f"{key} names {quote(twice[0])} twice"
     yield from _exclusive(config)
+    yield from _of_pairs(config)
+
+
+def _of_pairs(config: RunConfig) -> Iterator[str]:
+    """Settings of BLIP that are in the wrong place, or do not go together."""
+    pairs, training = config.pairs, config.training
+    if config.recipe != "pretrain_blip":
+        given = [
+            f"pairs.{key}" for key in pairs.__struct_fields__ if getattr(pairs, key) != getattr(PairsConfig(), key)
+        ]
+        given += [
+            f"model.{key}" for key in ("text", "sharing") if getattr(config.model, key) != getattr(ModelConfig(), key)
+        ]
+        for name in given:
+            yield f"{name} is for BLIP (recipe=pretrain_blip), and these settings are for recipe={config.recipe}"
+        return
+    if len(set(pairs.losses)) < len(pairs.losses):
+        yield f"pairs.losses = {', '.join(pairs.losses)} names one twice"
+    if ("itc" in pairs.losses) != ("itm" in pairs.losses):
+        yield "pairs.losses: itm draws its wrong pairs by itc, so itc and itm go together; name both or neither"
+    elif pairs.compares and pairs.queue % training.batch_size:
+        near = max(1, round(pairs.queue / training.batch_size)) * training.batch_size
+        yield (
+            f"pairs.queue = {pairs.queue} is no multiple of training.batch_size = {training.batch_size}, and a step "
+            f"fills the queue with its pairs; take queue={near}"
+        )
 
 
 def _exclusive(config: RunConfig) -> Iterator[str]:

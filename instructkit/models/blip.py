@@ -8,23 +8,28 @@ parameters have the names that they have there, so that each class takes its par
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 from transformers import BlipConfig, BlipTextModel, BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
+from instructkit.models.blip2 import Candidates, Embedded, Pretraining, joined_keys
 from instructkit.models.qformer import Keys, Sharing
 
 TEMPERATURE = 0.07
 """What similarities are divided by at first (paper, section 4.1 of ALBEF, as in LAVIS); it is learned."""
+NO_IMAGE = -100
+"""Stands for an image in the queue before there are pairs (LAVIS)."""
 COLDEST, HOTTEST = 0.001, 0.5
 """Between these it stays (LAVIS)."""
 Shared = Literal["all", "all_but_cross_attention", "all_but_self_attention", "none"]
 """What encoder and decoder have in common (paper, table 3)."""
 SHARED: tuple[Shared, ...] = get_args(Shared)
+M = TypeVar("M", bound=nn.Module)
 
 
 class Seen(NamedTuple):
@@ -136,6 +141,103 @@ class Embedder(nn.Module):
         return _project(self.text_proj, hidden[:, 0])
 
 
+class Followed(NamedTuple):
+    """Pairs of image and text as both encoders see them, before it is known what each is compared with.
+
+    Attributes:
+        online: the trained encoders' view.
+        images: the momentum encoder's, `[pairs, width]`.
+        texts: likewise.
+        momentum: its queue.
+    """
+
+    online: Embedded
+    images: Tensor
+    texts: Tensor
+    momentum: Momentum
+
+
+class Momentum(Embedder):
+    """An encoder whose weights are a running mean of the trained one's, and a queue of what it made of former pairs.
+
+    (Paper, section 3.2, after MoCo and ALBEF.) Nothing of it is trained and all of it goes on with a run, so its
+    weights are buffers. They stay float32 whatever the model is cast to: a mean in bfloat16 would lose changes of half
+    a per cent.
+
+    Args:
+        trained: what it follows; it starts as its copy.
+        rate: share of the mean that stays at a step.
+        queue: pairs in the queue, which starts with random ones that belong to no image.
+
+    Attributes:
+        images: of the queue, `[queue, width]`, each of length 1.
+        texts: likewise.
+        ids: which image each pair of the queue shows, `[queue]`.
+        place: where the next pairs go, `[1]`.
+    """
+
+    images: Tensor
+    texts: Tensor
+    ids: Tensor
+    place: Tensor
+
+    def __init__(self, trained: Embedder, rate: float, queue: int) -> None:
+        super().__init__()
+        self.rate = rate
+        self.vision_model, self.text_encoder = _twin(trained.vision_model), _twin(trained.text_encoder)
+        self.vision_proj, self.text_proj = _twin(trained.vision_proj), _twin(trained.text_proj)
+        for name in ("images", "texts"):
+            random = torch.randn(queue, trained.text_proj.out_features)
+            self.register_buffer(name, nn.functional.normalize(random, dim=1))
+        self.register_buffer("ids", torch.full((queue,), NO_IMAGE))
+        self.register_buffer("place", torch.zeros(1, dtype=torch.long))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Momentum:
+        def keep(tensor: Tensor) -> Tensor:
+            new = fn(tensor)
+            return new if new.dtype == tensor.dtype else tensor.to(new.device)
+
+        return super()._apply(keep, recurse)
+
+    @torch.no_grad()
+    def follow(self, trained: Embedder) -> None:
+        """Move the mean one step towards the trained weights."""
+        for mean, weight in self.followed(trained):
+            mean.lerp_(weight.to(mean.dtype), 1 - self.rate)
+
+    def followed(self, trained: Embedder) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each weight and the trained one that it follows."""
+        for name in ("vision_model", "text_encoder", "vision_proj", "text_proj"):
+            means = dict(getattr(self, name).named_buffers())
+            for key, weight in getattr(trained, name).named_parameters():
+                yield means[key], weight
+
+    @torch.no_grad()
+    def embed(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Embeddings of pairs, `[pairs, width]` each, computed in `dtype`."""
+        with torch.autocast(pixel_values.device.type, dtype=dtype, enabled=dtype != torch.float32):
+            images = self.embed_images(self.encode_images(pixel_values))[:, 0]
+            return images, self.embed_texts(input_ids, attention_mask)
+
+    @torch.no_grad()
+    def push(self, images: Tensor, texts: Tensor, ids: Tensor) -> None:
+        """Put pairs into the queue in the place of the oldest; their number divides its length.
+
+        Args:
+            images: embeddings, `[pairs, width]`.
+            texts: likewise.
+            ids: which image each shows, `[pairs]`.
+        """
+        assert len(self.ids) % len(ids) == 0, "the settings were checked"
+        # No slice by a number: that would make the device wait for the CPU.
+        rows = self.place + torch.arange(len(ids), device=ids.device)
+        for queue, new in ((self.images, images), (self.texts, texts), (self.ids, ids)):
+            queue.index_copy_(0, rows, new.to(queue.dtype))
+        self.place.copy_((self.place + len(ids)) % len(self.ids))
+
+
 class Blip(Embedder):
     """Image encoder, text encoder and decoder, and BLIP's heads.
 
@@ -147,6 +249,7 @@ class Blip(Embedder):
         config: sizes and tokens.
         fresh: names of the parameters that no checkpoint gave.
         instruction_aware: that texts are read, so that all of it is trained.
+        momentum: its momentum encoder, where it is trained with one.
     """
 
     instruction_aware = True
@@ -155,6 +258,7 @@ class Blip(Embedder):
     def __init__(self, config: BlipConfig) -> None:
         super().__init__()
         self.config: Any = config
+        self.momentum: Momentum | None = None
         width, common = config.text_config.hidden_size, config.image_text_hidden_size
         self.vision_model = BlipVisionModel(config.vision_config)
         self.text_encoder = BlipTextModel(config.text_config, add_pooling_layer=False)
@@ -301,6 +405,58 @@ class Blip(Embedder):
         )
         return written
 
+    def pretrain(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        candidates: Callable[[Followed], Candidates] | None = None,
+        given: Tensor | None = None,
+    ) -> Pretraining:
+        """All that the three losses need of some pairs; a step of the momentum encoder comes before it is asked.
+
+        Args:
+            pixel_values: image of each pair, `[pairs, 3, height, width]`.
+            input_ids: its text, `[pairs, tokens]`.
+            attention_mask: likewise.
+            candidates: gets the pairs' embeddings and says which images and texts ITM judges; None without ITC and ITM.
+            given: so many tokens at the beginning of each text are not told, `[DEC]` among them, `[pairs]`; None where
+                no text is written (LM).
+        """
+        features = self.encode_images(pixel_values)
+        # A copy: DeepSpeed hooks what a model returns, and a parameter would gather a hook every step.
+        heat = self.temperature.float().clone()
+        # Beyond its bounds it has a gradient still, by which it comes back.
+        heat = heat + (heat.clamp(COLDEST, HOTTEST) - heat).detach()
+        images, texts, matches = heat.new_empty(0), heat.new_empty(0), heat.new_empty(0, 2)
+        keys: list[Keys] | None = None
+        if candidates is not None:
+            assert self.momentum is not None, "images and texts are compared with a momentum encoder's"
+            images, texts = self.embed_images(features), self.embed_texts(input_ids, attention_mask)
+            self.momentum.follow(self)
+            followed = self.momentum.embed(pixel_values, input_ids, attention_mask, features.dtype)
+            chosen = candidates(Followed(Embedded(features, images, texts, heat), *followed, self.momentum))
+            keys = seen = cross_keys(self.text_encoder, features)
+            if chosen.others is not None:
+                seen = joined_keys(keys, cross_keys(self.text_encoder, chosen.others))
+            hidden = self._read_with(Seen(seen, chosen.image_index), chosen.input_ids, chosen.attention_mask)
+            matches = self._judged(hidden)
+        words, targets, owners = heat.new_empty(0), input_ids.new_empty(0), input_ids.new_empty(0)
+        if given is not None:
+            bert = self.text_decoder.bert
+            if keys is None or self.config.sharing in ("all_but_cross_attention", "none"):
+                keys = cross_keys(bert, features)
+            hidden = self._written(Seen(keys, _rows_of(input_ids)), input_ids, attention_mask)
+            places = torch.arange(input_ids.shape[1], device=input_ids.device)
+            told = attention_mask.bool() & (places >= given[:, None])
+            words = self.text_decoder.cls(hidden[:, :-1][told[:, 1:]]).float()  # a token is told from the one before it
+            targets, owners = input_ids[told], told.nonzero()[:, 0]
+        return Pretraining(images, texts, heat, matches, words, targets, owners, None)
+
+    def forward(self, **batch: Any) -> Pretraining:
+        """As `pretrain`: how a training engine calls the model."""
+        return self.pretrain(**batch)
+
     def _read_with(self, seen: Seen, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         ids = _begun(input_ids, self.config.enc_token_id)
         return read_text(self.text_encoder, ids, attention_mask, seen, layer=self.read_layer)
@@ -321,6 +477,20 @@ def cross_keys(bert: Any, states: Tensor) -> list[Keys]:
         module = layer.crossattention.self
         made.append(Keys(*(_heads(module, project(states)) for project in (module.key, module.value))))
     return made
+
+
+def _twin(module: M) -> M:
+    """A copy of a module whose weights are buffers, float32."""
+    copy = deepcopy(module)
+    for part in copy.modules():
+        for name, weight in list(part.named_parameters(recurse=False)):
+            del part._parameters[name]
+            part.register_buffer(name, weight.detach().float())
+    return copy
+
+
+def _rows_of(tensor: Tensor) -> Tensor:
+    return torch.arange(len(tensor), device=tensor.device)
 
 
 def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from instructkit.models.packing import Rows
 from instructkit.models.qformer import Keys, Sharing, by_row, image_keys, read_layer
 from instructkit.models.vision import ImageTower
 
+K = TypeVar("K", Keys, Keys | None)
 TEMPERATURE = 0.07
 """What the similarities are divided by at first (paper of CLIP, as in LAVIS); it is learned."""
 QUERY, TEXT, WRITTEN, PADDING = range(4)
@@ -254,7 +255,7 @@ class Blip2Pretraining(ImageTower, Blip2ForImageTextRetrieval):
         temperature = self.temperature.clone()
         chosen = candidates(Embedded(features, images, texts, temperature))
         if chosen.others is not None:
-            keys = [_together(*both) for both in zip(keys, self._keys(chosen.others), strict=True)]
+            keys = joined_keys(keys, self._keys(chosen.others))
         matches = self._judge(keys, chosen.image_index, chosen.input_ids, chosen.attention_mask)
         words = self.itg_head(written, self.embeddings.word_embeddings.weight).float()
         return Pretraining(images, texts, temperature, matches, words, targets, owners, patches)
@@ -349,10 +350,12 @@ def similarity(images: Tensor, texts: Tensor) -> Tensor:
     return (images.flatten(0, 1) @ texts.T).unflatten(0, images.shape[:2]).max(1).values
 
 
-def _together(one: Keys | None, other: Keys | None) -> Keys | None:
-    if one is None or other is None:
-        return None
-    return Keys(torch.cat([one.key, other.key]), torch.cat([one.value, other.value]))
+def joined_keys(some: Sequence[K], others: Sequence[K]) -> list[K]:
+    """Keys of some images and then of others, layer by layer."""
+    return [
+        one if one is None or other is None else Keys(*(torch.cat(both) for both in zip(one, other, strict=True)))
+        for one, other in zip(some, others, strict=True)
+    ]
 
 
 def _first(lengths: Sequence[int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""How long a run is: epochs as steps, and how often it passes over each of its datasets."""
+"""How long a run and an epoch of it are in steps, and how often it passes over each of its datasets."""
 
 from __future__ import annotations
 
@@ -22,16 +22,27 @@ MANY_PASSES = 20
 
 
 def with_steps(config: RunConfig, mixture: Callable[[RunConfig], Mixture]) -> RunConfig:
-    """The settings with `epochs` as `max_steps`; call on every rank when the datasets are converted.
+    """The settings with epochs as steps (`max_steps`, `decay_every`); call on every rank, the datasets converted.
 
     Args:
         config: of the run.
         mixture: gives the run's mixture of its converted datasets.
     """
-    if config.training.epochs is None:
+    training = config.training
+    decays = training.schedule == "step" and training.decay_every is None
+    if training.epochs is None and not decays:
         return config
-    steps = on_first_rank(lambda: steps_of(config, mixture(config)))
-    return _of_steps(config, steps)
+
+    def count() -> tuple[int, int]:
+        drawn = mixture(config)
+        one = msgspec.structs.replace(config, training=msgspec.structs.replace(training, epochs=1.0))
+        return steps_of(config, drawn), steps_of(one, drawn)
+
+    steps, epoch = on_first_rank(count)
+    config = _of_steps(config, steps)
+    if decays:
+        config = msgspec.structs.replace(config, training=msgspec.structs.replace(config.training, decay_every=epoch))
+    return config
 
 
 def planned_steps(config: RunConfig) -> tuple[RunConfig, str | None]:

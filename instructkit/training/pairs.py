@@ -1,4 +1,4 @@
-"""Pairs of picture and caption, which BLIP-2's first stage reads: one caption of a picture a step."""
+"""Pairs of picture and caption, which a pre-training reads: one caption of a picture a step."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from instructkit.data.examples import CAPTIONED, Example
 from instructkit.data.mixture import Integers, Mixture, image_numbers
 from instructkit.errors import UserError
 from instructkit.models.batches import Captions, Picture
+from instructkit.models.blip import Blip
 from instructkit.models.blip2 import Blip2Pretraining
 from instructkit.prompts.jinja import plain_caption
 from instructkit.runs.run import Run
@@ -28,7 +29,8 @@ class PairData(MixedData):
     The mixture draws pictures: one comes once an epoch of its dataset, with a caption that the seed and the epoch draw.
     A rank's pairs stand together in the step, the first rank's first. Beside the inputs of `Blip2Pretraining.pretrain`
     a batch has `image_ids`, equal where pairs show the same file, and `chances`, two numbers from 0 to 1 a pair that
-    its negatives follow from; both follow from the pair's place in the run alone.
+    its negatives follow from; both follow from the pair's place in the run alone. `epochs` says how often the mixture's
+    pictures were passed when the step begins, `[1]`.
 
     Args:
         parts: the datasets; their examples are captions.
@@ -60,11 +62,12 @@ class PairData(MixedData):
         self.captions, self.image_size = captions, image_size
         self._pictures = [Pictures(part) for part in parts]
         mixture = _mixture(self._pictures, overrides, seed)
+        self._epoch = sum(size for name, size in mixture.sizes.items() if mixture.probabilities[name])
         super().__init__(parts, mixture, groups=groups, seed=seed, augment=augment, rank=rank, world=world, cache=cache)
 
     @classmethod
     def for_run(
-        cls, run: Run[RunConfig], parts: Sequence[Part], model: Blip2Pretraining, captions: Captions
+        cls, run: Run[RunConfig], parts: Sequence[Part], model: Blip2Pretraining | Blip, captions: Captions
     ) -> PairData:
         """The batches that a run trains on.
 
@@ -83,7 +86,7 @@ class PairData(MixedData):
             augment=config.data.augment,
             rank=run.rank,
             world=run.world,
-            cache=open_cache(config, model),
+            cache=None if isinstance(model, Blip) else open_cache(config, model),
         )
 
     def positions(self, index: int) -> Sequence[int]:
@@ -115,8 +118,14 @@ class PairData(MixedData):
             **self.captions.padded(ids),
             "image_ids": torch.tensor([_number(picture) for picture, _ in looks]),
             "chances": torch.tensor([[each.random(), each.random()] for each in chances], dtype=torch.float64),
+            "epochs": torch.tensor([self._epochs(positions[0])], dtype=torch.float64),
         }
         return Batch(inputs, examples, datasets, [("qformer",) if short else () for short in cut], unkept)
+
+    def _epochs(self, position: int) -> float:
+        """Passes over the pictures before the step in which a position stands."""
+        step = position // (self.groups * self.world)
+        return step * self.groups * self.world / self._epoch
 
 
 class Pictures:
@@ -129,7 +138,7 @@ class Pictures:
     def __init__(self, part: Part) -> None:
         if part.task not in CAPTIONED:
             raise UserError(
-                f"data.train: {part.name} holds no captions, its task is {part.task}; BLIP-2's first stage reads "
+                f"data.train: {part.name} holds no captions, its task is {part.task}; a pre-training reads "
                 "pictures with captions, such as coco_caption, or your own as web_capfilt reads them"
             )
         self.name, self._examples = part.name, part.examples
@@ -151,7 +160,7 @@ class Pictures:
         (example,) = self._examples.take([int(row)])
         if example.video is not None or len(example.images) != 1:
             shown = "a video" if example.video is not None else f"{len(example.images)} pictures"
-            raise UserError(f"{example.id}: shows {shown}; BLIP-2's first stage reads one picture with its caption")
+            raise UserError(f"{example.id}: shows {shown}; a pre-training reads one picture with its caption")
         return example
 
 

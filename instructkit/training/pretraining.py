@@ -43,8 +43,8 @@ class PretrainingObjective:
 
     def __call__(self, model: Callable[..., Any], batch: Batch) -> dict[str, LossSum]:
         """The sums of this rank's pairs; features of images that a cache lacks are written to it."""
-        comparison = Comparison(**{name: batch.inputs[name] for name in OURS})
-        inputs = {name: part for name, part in batch.inputs.items() if name not in ("image_ids", "chances")}
+        comparison = Comparison(batch.inputs)
+        inputs = {name: part for name, part in batch.inputs.items() if name not in COMPARED}
         found: Pretraining = model(candidates=comparison.candidates, **inputs)
         if batch.unkept and found.patches is not None:
             keep(batch.unkept, found.patches)
@@ -58,8 +58,8 @@ class PretrainingObjective:
         }
 
 
-OURS = ("input_ids", "attention_mask", "image_ids", "chances")
-"""Inputs of a batch that `Comparison` reads."""
+COMPARED = ("image_ids", "chances", "epochs")
+"""Inputs of a batch that say how pairs are compared: no model reads them."""
 
 
 class Comparison:
@@ -70,19 +70,23 @@ class Comparison:
     pair, ITM has no negatives and judges the pairs alone.
 
     Args:
-        input_ids: text of each pair of this rank, `[pairs, tokens]`.
-        attention_mask: likewise.
-        image_ids: equal where pairs show the same image, `[pairs]`.
-        chances: what the negatives follow from, from 0 to 1, float64, `[pairs, 2]`: of the image for the text, of the
-            text for the image.
+        inputs: of a batch (`instructkit.training.pairs.PairData`), on the model's device; read are `input_ids`,
+            `attention_mask`, `image_ids` and `chances`.
+        alone: compare the pairs of this rank with each other only.
     """
 
-    def __init__(self, input_ids: Tensor, attention_mask: Tensor, image_ids: Tensor, chances: Tensor) -> None:
-        self.input_ids, self.attention_mask, self.chances = input_ids, attention_mask, chances
-        self.pairs, self.first = len(input_ids), _rank() * len(input_ids)
-        self.same = image_ids[:, None] == gathered(image_ids)
+    def __init__(self, inputs: Mapping[str, Tensor], alone: bool = False) -> None:
+        self.input_ids, self.attention_mask = inputs["input_ids"], inputs["attention_mask"]
+        self.image_ids, self.chances = inputs["image_ids"], inputs["chances"]
+        self.alone, self.pairs = alone or _world() == 1, len(self.input_ids)
+        self.first = 0 if self.alone else _rank() * self.pairs
+        self.same = self.image_ids[:, None] == self.everyones(self.image_ids)
         self.to_texts: Tensor
         self.to_images: Tensor
+
+    def everyones(self, mine: Tensor) -> Tensor:
+        """Rows of all ranks with which those of this one are compared, without gradient."""
+        return mine if self.alone else gathered(mine)
 
     def candidates(self, embedded: Embedded) -> Candidates:
         """What ITM judges: the pairs, each text with an image that it does not belong to, each image with such a text.
@@ -90,11 +94,15 @@ class Comparison:
         Negatives are drawn by multinomial from the softmax over the similarities with all ranks' texts or images. What
         other ranks hold is compared with without gradient; images that ITM reads have it.
         """
-        texts, images = gathered(embedded.texts.detach()), gathered(embedded.images.detach())
+        texts, images = self.everyones(embedded.texts.detach()), self.everyones(embedded.images.detach())
         self.to_texts = similarity(embedded.images, texts) / embedded.temperature
         self.to_images = similarity(images, embedded.texts).T / embedded.temperature
+        return self.chosen(embedded.features)
+
+    def chosen(self, features: Tensor) -> Candidates:
+        """What ITM judges once similarities are known; `features` are those of this rank's images."""
         own = torch.arange(self.pairs, device=self.same.device)
-        everyone = gathered_with_gradient(embedded.features) if _world() > 1 else None
+        everyone = None if self.alone else gathered_with_gradient(features)
         if self.same.all():
             # The gathered features belong to the loss all the same: every rank waits for it when it goes backward.
             return Candidates(None if everyone is None else everyone[:0], own, self.input_ids, self.attention_mask)
@@ -135,11 +143,11 @@ class Comparison:
     def _texts(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """Text and mask of all rows that ITM judges; `chosen` are the wrong texts."""
         width = torch.tensor(self.input_ids.shape[1], device=chosen.device)
-        if _world() > 1:
+        if not self.alone:
             dist.all_reduce(width, op=dist.ReduceOp.MAX)
         room = (0, int(width) - self.input_ids.shape[1])
         ids, mask = (nn.functional.pad(part, room) for part in (self.input_ids, self.attention_mask))
-        wrong = gathered(torch.stack([ids, mask], dim=1))[chosen]
+        wrong = self.everyones(torch.stack([ids, mask], dim=1))[chosen]
         return torch.cat([ids, ids, wrong[:, 0]]), torch.cat([mask, mask, wrong[:, 1]])
 
 
@@ -151,9 +159,14 @@ def draw(scores: Tensor, excluded: Tensor, chances: Tensor) -> Tensor:
         excluded: True for columns that are never drawn, `[rows, columns]`; not all of a row.
         chances: where in the distribution the column lies, from 0 to 1, float64, `[rows]`.
     """
-    ends = scores.detach().double().masked_fill(excluded, -torch.inf).softmax(1).cumsum(1)
+    return draw_by_share(scores.detach().double().masked_fill(excluded, -torch.inf).softmax(1), chances)
+
+
+def draw_by_share(shares: Tensor, chances: Tensor) -> Tensor:
+    """One column of each row, by multinomial from shares `[rows, columns]`, which need not sum to 1: `[rows]`."""
+    ends = shares.cumsum(1)
     places = torch.searchsorted(ends, chances[:, None] * ends[:, -1:], right=True)[:, 0]
-    return places.clamp(max=scores.shape[1] - 1)  # of scores that are no numbers
+    return places.clamp(max=shares.shape[1] - 1)  # of scores that are no numbers
 
 
 def gathered(mine: Tensor) -> Tensor:

@@ -167,12 +167,9 @@ def join_blip(
     words = tokenizer() if text is None else _tokenizer(text)
     add_marks(words)
     shape: Any = nano.qformer_config if bert is None else bert.config
-    config = blip_config(
-        BlipTextConfig(**{**{key: getattr(shape, key) for key in _TEXT.split()}, "vocab_size": len(words)}),
-        eye,
-        words,
-        NANO_WIDTH if bert is None else WIDTH,
-    )
+    sizes = {key: getattr(shape, key) for key in _TEXT.split()} | {"vocab_size": len(words)}
+    width = NANO_WIDTH if bert is None else WIDTH
+    config = blip_config(BlipTextConfig(**sizes, **_marks(words)), eye, words, width)
     config.sharing = sharing
     config.initializer_range = shape.initializer_range
     with seeded(seed):
@@ -201,9 +198,8 @@ def blip_config(
         width: of the embeddings that are compared.
     """
     config = BlipConfig(text_config=text, vision_config=vision, image_text_hidden_size=width)
-    text = config.text_config
-    text.bos_token_id, text.pad_token_id = tokenizer.bos_token_id, tokenizer.pad_token_id
-    text.sep_token_id = text.eos_token_id = tokenizer.sep_token_id
+    for name, token in _marks(tokenizer).items():
+        setattr(config.text_config, name, token)
     config.enc_token_id = int(tokenizer.convert_tokens_to_ids(ENC))
     config.sharing = "all_but_self_attention"
     return config
@@ -215,6 +211,13 @@ def add_marks(tokenizer: PreTrainedTokenizerBase) -> None:
         tokenizer.add_special_tokens({"bos_token": DEC})
     if ENC not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"additional_special_tokens": [ENC]})
+
+
+def _marks(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """The tokens that a text's configuration names."""
+    end = tokenizer.sep_token_id
+    tokens = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    return tokens | {"sep_token_id": end, "eos_token_id": end}
 
 
 def _nano_eye(nano: Any) -> BlipVisionConfig:
