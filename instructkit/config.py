@@ -370,6 +370,7 @@ class CaptionerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             LAVIS. null writes none: the web's own texts are filtered.
         decoding: nucleus draws a caption from the most probable words, beams searches for the most probable one.
         captions: number of captions for each picture; more than one are drawn.
+        prompt: what the model was trained to begin captions with, which is no part of them; null for nothing.
         top_p: probability that the words of the nucleus have together.
         beams: number of beams.
         min_tokens: minimum length of a caption in tokens, without prompt and end.
@@ -379,6 +380,7 @@ class CaptionerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: Text | None = None
     decoding: Literal["nucleus", "beams"] = "nucleus"
     captions: Annotated[int, Meta(ge=1, le=1000)] = 1
+    prompt: Text | None = "a picture of"
     top_p: Annotated[float, Meta(gt=0, le=1)] = 0.9
     beams: Annotated[int, Meta(ge=1, le=1000)] = 3
     min_tokens: Annotated[int, Meta(ge=0, le=512)] = 5

@@ -70,6 +70,8 @@ def contents(config: CapFiltRun, tally: Tally, settings: dict[str, Any]) -> list
     ]
     if tally.unreadable:
         blocks.append(Line(f" {tally.unreadable:,} of {tally.pictures:,} pictures cannot be read.", "Warning:", "warn"))
+    if tally.cut:
+        blocks.append(Line(f" the filter read only the beginning of {tally.cut:,} texts.", "Note:", "warn"))
     blocks += [_counts(tally), _pictures(tally), Line(_DEFINED, kind="soft"), Line(_PUBLISHED, kind="soft")]
     figures = [_histogram(config, tally, origin) for origin in _origins(tally) if _scored(tally, origin)]
     blocks += [Figures(figures)] if figures else []

@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from instructkit.conversion.convert import convert
+from instructkit.evaluation.capfilt.judge import Scored
 from tests.sources import test_vg_caption, write_json, write_picture
 
+LONG = 15
+"""Letters of a text that are read."""
 WORDS = ["red", "green", "blue", "round", "long", "old", "new", "big", "small", "one", "two", "three"]
 
 
@@ -34,11 +37,10 @@ class Fake:
         assert len(features) == len(draws)
         return [[" ".join(draw.choices(WORDS, k=3)) + "." for draw in each] for each in draws]
 
-    def score(self, features: Tensor, image_index: Tensor, texts: Sequence[str]) -> Tensor:
+    def score(self, features: Tensor, image_index: Tensor, texts: Sequence[str]) -> Scored:
         self.read += texts
-        return torch.tensor(
-            [fit(features[index, 0], text) for index, text in zip(image_index.tolist(), texts, strict=True)]
-        )
+        fits = [fit(features[index, 0], text) for index, text in zip(image_index.tolist(), texts, strict=True)]
+        return Scored(torch.tensor(fits), [len(text) > LONG for text in texts])
 
 
 def fit(colour: Tensor, text: str) -> float:

@@ -21,14 +21,14 @@ from instructkit.errors import UserError
 from instructkit.evaluation.capfilt import join, judge
 from instructkit.evaluation.capfilt.decide import Rule, decide
 from instructkit.evaluation.capfilt.join import Tally
-from instructkit.evaluation.capfilt.judge import Judged, Models, Settings, Text, judge_pictures
+from instructkit.evaluation.capfilt.judge import Judged, Models, Scored, Settings, Text, judge_pictures
 from instructkit.evaluation.capfilt.pictures import Captioned, WebPicture, WebPictures
 from instructkit.evaluation.capfilt.run import caption_and_filter
 from instructkit.runs.ranks import Ranks
 from instructkit.training.data import Part
 from instructkit.training.pairs import Pictures
 from tests import forks
-from tests.evaluation.capfilt_fakes import WORDS, Fake, fit, many, settings, write_human, write_web
+from tests.evaluation.capfilt_fakes import LONG, WORDS, Fake, fit, many, settings, write_human, write_web
 from tests.sources import write_picture
 from tests.training.mini import ranks_of
 
@@ -155,7 +155,7 @@ def test_pictures_that_cannot_be_read_are_no_end(tmp_path: Path) -> None:
 
 def test_scores_that_are_no_numbers_are_one_line(tmp_path: Path) -> None:
     scorer = Fake()
-    scorer.score = lambda features, index, texts: torch.full((len(texts),), float("nan"))  # type: ignore[method-assign]
+    scorer.score = lambda features, index, texts: Scored(torch.full((len(texts),), float("nan")), [False])  # type: ignore[method-assign]
     with pytest.raises(UserError, match=r"scores are not finite.*dtype=float32"):
         judge_pictures(Models(None, scorer), pictures_of(tmp_path, [["a"]]), Settings())
 
@@ -249,6 +249,7 @@ def test_a_run_writes_what_was_kept_and_what_was_dropped(
     assert (tally.pictures, tally.listed, tally.human) == (len(images), len(PAIRS), 4)
     assert tally.unreadable == sum("bad" in image for image in images)
     assert tally.repeated == sum(sum(name == image for name, _ in PAIRS) > 1 for image in images)
+    assert tally.cut == sum("score" in each and len(each["caption"]) > LONG for each in (*kept, *lost)) > 0
     some = {pair["image"] for pair in kept}
     assert tally.emptied == len(images) - tally.unreadable - len(some)
     for origin in ("web", "synthetic"):

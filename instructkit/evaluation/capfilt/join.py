@@ -63,6 +63,7 @@ class Tally(msgspec.Struct):
         unreadable: pictures that could not be read.
         emptied: pictures that could be read, of which no text was kept.
         human: pairs written by people.
+        cut: texts of which the filter read only the beginning.
         kept: texts that were kept, by origin.
         dropped: texts that were dropped, by origin and reason.
         low: lower end of the histograms; scores go up to 1.
@@ -77,6 +78,7 @@ class Tally(msgspec.Struct):
     unreadable: int = 0
     emptied: int = 0
     human: int = 0
+    cut: int = 0
     kept: dict[str, int] = {}
     dropped: dict[str, dict[str, int]] = {}
     low: float = 0.0
@@ -153,6 +155,7 @@ def _count(tally: Tally, judged: Judged, decided: Sequence[Decided]) -> None:
     tally.pictures += 1
     tally.unreadable += bool(judged.error)
     tally.emptied += not judged.error and all(why for _, why in decided)
+    tally.cut += sum(text.cut for text, _ in decided)
     for text, why in decided:
         if why:
             reasons = tally.dropped.setdefault(text.origin, {})

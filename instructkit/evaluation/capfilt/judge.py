@@ -46,11 +46,23 @@ class Captioner(Sees, Protocol):
         """Captions of each picture, one for each of its random number generators."""
 
 
+class Scored(NamedTuple):
+    """What a filter says about texts.
+
+    Attributes:
+        scores: of each text with its picture, the higher the better, `[texts]`.
+        cut: whether it read only the beginning of a text.
+    """
+
+    scores: Tensor
+    cut: Sequence[bool]
+
+
 class Filter(Sees, Protocol):
     """Says how well texts fit pictures."""
 
-    def score(self, features: Tensor, image_index: Tensor, texts: Sequence[str]) -> Tensor:
-        """A score of each text with its picture, `[texts]`, the higher the better; pictures come in order."""
+    def score(self, features: Tensor, image_index: Tensor, texts: Sequence[str]) -> Scored:
+        """Scores of texts with the pictures that `image_index` names, `[texts]`, in ascending order."""
 
 
 class Models(NamedTuple):
@@ -75,12 +87,14 @@ class Text(msgspec.Struct, omit_defaults=True):
         origin: who wrote it.
         score: the filter's; None without a filter, or for a text that was not looked at.
         unread: why the filter did not look at it: `blank`, or `repeat` of a text of this picture; empty if it did.
+        cut: whether the filter read only its beginning.
     """
 
     text: str
     origin: Origin
     score: float | None = None
     unread: str = ""
+    cut: bool = False
 
 
 class Judged(msgspec.Struct, omit_defaults=True):
@@ -255,8 +269,9 @@ def _score(scorer: Filter, features: Tensor, pictures: Sequence[Judged], batch_s
         part = read[start : start + batch_size]
         numbers, index = torch.unique(torch.tensor([number for number, _ in part]), return_inverse=True)
         seen = features[numbers.to(features.device)]
-        scores = scorer.score(seen, index.to(features.device), [text.text for _, text in part]).float().cpu()
+        found = scorer.score(seen, index.to(features.device), [text.text for _, text in part])
+        scores = found.scores.float().cpu()
         if not scores.isfinite().all():
             raise UserError("the filter's scores are not finite, so nothing can be kept or dropped; try dtype=float32")
-        for (_, text), score in zip(part, scores.tolist(), strict=True):
-            text.score = round(score, 6)
+        for (_, text), score, cut in zip(part, scores.tolist(), found.cut, strict=True):
+            text.score, text.cut = round(score, 6), cut

@@ -82,7 +82,7 @@ def told(tally: Tally) -> list[str]:
             noise = tally.noise(origin)
             share = "" if noise is None else f" (noise ratio {100 * noise:.1f}%)"
             lines.append(f"{origin:<9} {kept:,} kept{parts}{share}")
-    return lines
+    return [*lines, f"cut       the filter read only the beginning of {tally.cut:,} texts"] if tally.cut else lines
 
 
 def _check_names(web: list[Captioned], human: list[Captioned]) -> None:
