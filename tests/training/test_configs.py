@@ -27,6 +27,8 @@ from tests.models.checkpoints import write_bert, write_blip2, write_llm, write_v
 from tests.training.mini import ROOT, log, losses, run_all, write_model, write_releases
 
 CONFIGS = sorted(path for path in (ROOT / "recipes" / "configs").glob("*.yaml") if path.stem != "capfilt")
+QUICK = ("easy_vqa", "flan_t5_xl", "gemma_270m", "retrieval_coco", "stage2_opt", "vicuna_7b")
+"""One of each kind: all from random weights, each family of LLMs, joined parts, the first stage, the second."""
 PAPER = ("flan_t5_xl", "flan_t5_xxl", "vicuna_7b", "vicuna_13b")
 RECORDED = Path(__file__).with_name("golden_losses.json")
 GOLDEN = json.loads(RECORDED.read_text())
@@ -40,35 +42,44 @@ def family(config: RunConfig) -> str:
     return "t5" if "t5" in config.model.name else "llama"
 
 
-@pytest.fixture(scope="session")
-def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("configs")
-    easy = write_releases(folder / "easy")
-    models = {name: write_model(folder / name, name) for name in ("llama", "t5")}
-    runs = {}
-    for path in CONFIGS:
-        config = load_config(path)
+class Started:
+    """Runs of ten steps by the name of their config, each started when a test first asks for it: `started / name`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.easy = write_releases(folder / "easy")
+        self.models = {name: write_model(folder / name, name) for name in ("llama", "t5")}
+
+    def __truediv__(self, name: str) -> Path:
+        run = self.folder / "runs" / name
+        if not run.is_dir():
+            path = next(path for path in CONFIGS if path.stem == name)
+            run_all(1, run.parent, {name: [str(path), *self.words(load_config(path))]})
+            if os.environ.get("RECORD_LOSSES"):
+                GOLDEN[name] = [round(loss, 4) for loss in losses(run)]
+                lines = ",\n".join(f' "{k}": {v}' for k, v in sorted(GOLDEN.items()))
+                RECORDED.write_text(f"{{\n{lines}\n}}\n")
+        return run
+
+    def words(self, config: RunConfig) -> list[str]:
+        """Settings that make a config's run small."""
         shrunk = ["max_steps=10", "warmup_steps=5", "log_every=1", "data.workers=0", "benchmarks=[]", "batch_size=8"]
         if config.recipe == "pretrain_qformer":
             # In bf16 rounding decides which negatives are drawn, on another CPU others.
-            parts = first_stage_parts(config, folder)
-            runs[path.stem] = [str(path), *shrunk, *easy, "data.train=[coco_caption]", "precision=fp32", *parts]
-            continue
+            parts = first_stage_parts(config, self.folder)
+            return [*shrunk, *self.easy, "data.train=[coco_caption]", "precision=fp32", *parts]
         if config.model.name == "nano":
-            runs[path.stem] = [str(path), *shrunk, *easy, "group_size=1", *tiny_parts(config, folder)]
-            continue
+            return [*shrunk, *self.easy, "group_size=1", *tiny_parts(config, self.folder)]
         for split in splits_of(config)[: len(config.data.train)]:
-            convert_mini(split, folder)
-        words = [f"data.root={folder / 'data'}", f"model.name={models[family(config)]}", "checkpoint_every=0"]
+            convert_mini(split, self.folder)
+        words = [f"data.root={self.folder / 'data'}", f"model.name={self.models[family(config)]}", "checkpoint_every=0"]
         words += ["model.image_size=32"] if config.model.image_size else []
-        runs[path.stem] = [str(path), *shrunk, *words]
-    # DeepSpeed's ZeRO 3 replaces torch's linear layer in the process, so those runs come last.
-    stage = {path.stem: load_config(path).training.zero_stage for path in CONFIGS}
-    run_all(1, folder / "runs", dict(sorted(runs.items(), key=lambda item: (stage[item[0]] == 3, item[0]))))
-    if os.environ.get("RECORD_LOSSES"):
-        GOLDEN.update({name: [round(loss, 4) for loss in losses(folder / "runs" / name)] for name in runs})
-        RECORDED.write_text("".join(["{\n", ",\n".join(f' "{k}": {v}' for k, v in sorted(GOLDEN.items())), "\n}\n"]))
-    return folder / "runs"
+        return [*shrunk, *words]
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Started:
+    return Started(tmp_path_factory.mktemp("configs"))
 
 
 def tiny_parts(config: RunConfig, folder: Path) -> list[str]:
@@ -133,7 +144,9 @@ def test_a_lora_form_differs_from_its_config_in_the_llm_alone(name):
     assert lora == {key: value for key, value in plain.items() if key not in ("towers", "output")}
 
 
-@pytest.mark.parametrize("name", [path.stem for path in CONFIGS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(path.stem, marks=() if path.stem in QUICK else pytest.mark.full) for path in CONFIGS]
+)
 def test_a_configs_run_starts_and_its_ten_losses_are_those_recorded(started, name):
     run = started / name
     assert not list(run.glob("error-*.txt")), (run / "error-0.txt").read_text()
