@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText
 
 from instructkit.models.save import load_model
 from instructkit.prompts.templates import Prompt
+from tests.matrix import mostly_full
 from tests.training.mini import log, losses, repeatable, write_model
 
 STAGES = [f"zero{stage}-fp32" for stage in (0, 1, 2, 3)]
@@ -33,7 +34,7 @@ def test_the_same_seed_gives_the_same_losses_bit_for_bit_and_another_seed_others
     assert losses(one / "other-seed") != losses(one / "zero0-fp32")
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", mostly_full(STAGES[1:], "zero2-fp32", "zero3-fp32"))
 def test_zero_stages_agree_with_plain_training(one, stage):
     assert losses(one / stage) == pytest.approx(losses(one / "zero0-fp32"), abs=1e-5)
     plain, sharded = weights(one / "zero0-fp32"), weights(one / stage)
@@ -42,12 +43,16 @@ def test_zero_stages_agree_with_plain_training(one, stage):
         torch.testing.assert_close(sharded[name], plain[name], atol=2e-4, rtol=0, msg=name)
 
 
-def test_a_users_own_deepspeed_file_and_offloading_change_no_loss(one):
+def test_a_users_own_deepspeed_file_changes_no_loss(one):
     assert losses(one / "own-file") == pytest.approx(losses(one / "zero2-fp32"), abs=1e-5)
+
+
+@pytest.mark.full
+def test_offloading_changes_no_loss(one):
     assert losses(one / "hard-offload") == pytest.approx(losses(one / "hard-zero3"), abs=1e-5)
 
 
-@pytest.mark.parametrize("stage", ["zero0-fp32", "zero2-fp32", "zero3-fp32"])
+@pytest.mark.parametrize("stage", mostly_full([STAGES[0], *STAGES[2:]], "zero0-fp32", "zero2-fp32"))
 def test_two_ranks_train_as_one_does(one, two, stage):
     assert losses(two / stage) == pytest.approx(losses(one / "zero0-fp32"), abs=1e-5)
     assert [line["samples"] for line in log(two / stage)] == [line["samples"] for line in log(one / "zero0-fp32")]
@@ -61,7 +66,7 @@ def test_micro_batches_add_up_to_the_whole_batch(one, two):
     assert losses(two / "split") == pytest.approx(losses(one / "zero0-fp32"), abs=1e-5)
 
 
-@pytest.mark.parametrize("stage", HALF)
+@pytest.mark.parametrize("stage", mostly_full(HALF, "zero2-bf16"))
 def test_bf16_follows_fp32_within_its_precision(one, stage):
     assert losses(one / stage) == pytest.approx(losses(one / "zero0-fp32"), abs=0.05)
     assert losses(one / stage) != losses(one / "zero0-fp32")
@@ -79,7 +84,9 @@ HARD = ["hard", "hard-zero2", "hard-zero3", "hard-offload"]
 FROZEN = ["frozen", "frozen-zero2", "frozen-zero3"]
 
 
-@pytest.mark.parametrize("name", [*STAGES, *HALF, *HARD, *FROZEN, "own-file"])
+@pytest.mark.parametrize(
+    "name", mostly_full([*STAGES, *HALF, *HARD, *FROZEN, "own-file"], "zero2-bf16", "hard", "hard-zero3")
+)
 def test_a_resumed_run_repeats_the_log_bit_for_bit(one, name):
     assert [line["step"] for line in log(one / f"{name}-resumed")] == [1, 2, 3, 4]
     assert repeatable(one / f"{name}-resumed") == repeatable(one / name)
@@ -87,7 +94,9 @@ def test_a_resumed_run_repeats_the_log_bit_for_bit(one, name):
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
-@pytest.mark.parametrize("name", ["zero0-fp32", "zero2-fp32", "zero2-bf16", "zero3-fp32", *HARD, *FROZEN])
+@pytest.mark.parametrize(
+    "name", mostly_full(["zero0-fp32", "zero2-fp32", "zero2-bf16", "zero3-fp32", *HARD, *FROZEN], "hard-zero2")
+)
 def test_a_resumed_run_on_two_ranks_repeats_the_log_bit_for_bit(two, name):
     assert repeatable(two / f"{name}-resumed") == repeatable(two / name)
 
@@ -99,7 +108,7 @@ def test_going_on_with_other_settings_is_refused_and_names_them(one):
     assert "weight_decay" not in message
 
 
-@pytest.mark.parametrize("ranks", ["one", "two"])
+@pytest.mark.parametrize("ranks", mostly_full(["one", "two"], "two"))
 def test_a_loss_that_is_no_number_stops_the_run_and_leaves_its_batch_behind(ranks, request):
     run = request.getfixturevalue(ranks) / "nan"
     assert "not_finite.json" in (run / "error-0.txt").read_text()
@@ -122,7 +131,12 @@ def test_a_checkpoint_holds_no_frozen_weight(one):
     assert not any(name.startswith("vision_model.") and "post_layernorm" not in name for name in names)
 
 
-@pytest.mark.parametrize("run", [f"{ranks}/{name}" for ranks in ("one", "two") for name in HARD[1:]])
+@pytest.mark.parametrize(
+    "run",
+    mostly_full(
+        [f"{ranks}/{name}" for ranks in ("one", "two") for name in HARD[1:]], "one/hard-zero3", "two/hard-zero2"
+    ),
+)
 def test_lora_and_the_trained_part_are_the_same_whatever_is_sharded(run, request):
     ranks, _, name = run.partition("/")
     folder = request.getfixturevalue(ranks)
@@ -167,7 +181,7 @@ def test_the_models_of_which_one_rank_and_two_are_compared_draw_nothing(llm, tmp
 
 
 def test_dropout_is_drawn_by_rank_so_that_another_split_has_other_losses(one, two):
-    same = [abs(a - b) for a, b in zip(losses(one / "frozen"), losses(two / "frozen"), strict=True)]
+    same = [abs(a - b) for a, b in zip(losses(one / "zero0-fp32"), losses(two / "zero0-fp32"), strict=True)]
     apart = [abs(a - b) for a, b in zip(losses(one / "hard"), losses(two / "hard"), strict=True)]
     assert max(same) < 1e-5
     assert max(apart) > 1e-4, "other machines draw otherwise: 0.0008 on one of them"
