@@ -57,12 +57,14 @@ class ModelConfig(WholeModelConfig, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         vision: image encoder that replaces `name`'s, by folder or hub name: BLIP-2, InstructBLIP, CLIP, SigLIP, DINO,
-            or another encoder whose features are patches or a feature map, such as EfficientNet.
+            or another encoder whose features are patches or a feature map, such as EfficientNet; or `package:MODULE`
+            for a Python package that contains one.
         vision_layer: layer of the image encoder whose output is read: 1 is the first, -1 the last. In encoders with
             stages a stage counts as a layer. null reads the final features (of CLIP, those one layer earlier).
         text: BERT that BLIP's text transformer starts from, by folder or hub name; `vision` then names a ViT or DeiT.
         sharing: what BLIP's text encoder and decoder have in common (table 3 of its paper).
-        qformer: Q-Former and query tokens that replace `name`'s, by folder or hub name: BLIP-2, InstructBLIP or BERT.
+        qformer: Q-Former and query tokens that replace `name`'s, by folder, hub name or `package:MODULE`: BLIP-2,
+            InstructBLIP or BERT.
         llm: LLM that replaces `name`'s: a causal or T5-like one by folder or hub name, a GGUF file, or
             `package:MODULE` for a Python package that assembles or contains one.
         llm_bits: store the LLM's linear layers in 4 or 8 bits (bitsandbytes); the LLM must be frozen or trained by

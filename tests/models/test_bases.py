@@ -157,7 +157,7 @@ def test_a_packages_file_is_compared(tmp_path, monkeypatch):
     assert bases.keys() == {"llm"}  # nano has no checkpoint
     check_package(bases["llm"], tmp_path)
     file.write_bytes(b"two")
-    with pytest.raises(UserError, match="the GGUF file of package:some_llm is not the one"):
+    with pytest.raises(UserError, match="what package:some_llm ships is not what"):
         check_package(bases["llm"], tmp_path)
 
 

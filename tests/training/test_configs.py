@@ -23,7 +23,7 @@ from instructkit.models.load.trained import load_tokenizers
 from instructkit.models.save import load_model
 from instructkit.prompts.protocols import load_protocol
 from instructkit.training.datasets import splits_of
-from tests.models.checkpoints import write_bert, write_blip2, write_llm, write_vision
+from tests.models.checkpoints import write_bert, write_blip2, write_encoder, write_llm
 from tests.training.mini import ROOT, log, losses, run_all, write_model, write_releases
 
 CONFIGS = sorted(path for path in (ROOT / "recipes" / "configs").glob("*.yaml") if path.stem != "capfilt")
@@ -35,7 +35,7 @@ GOLDEN = json.loads(RECORDED.read_text())
 """Losses of ten steps by config, seed 0, recorded on x86-64."""
 
 
-LLMS = {"gemma3": "gemma3_text", "opt": "opt", "t5": "t5", "vicuna": "llama"}
+LLMS = {"gemma3": "gemma3_text", "opt": "opt", "smollm2": "llama", "t5": "t5", "vicuna": "llama"}
 
 
 def family(config: RunConfig) -> str:
@@ -102,8 +102,10 @@ def first_stage_parts(config: RunConfig, folder: Path) -> list[str]:
         return [f"model.name={write_blip2(folder / 'first', retrieval=True)}", "model.image_size=24"]
     if config.model.vision is None:
         return []
-    vision = write_vision(folder / "clip", "clip") if "clip" in config.model.vision else write_blip2(folder / "blip2")
-    return [f"model.vision={vision}", f"model.qformer={write_bert(folder / 'bert')}"]
+    family = next((family for family in ("clip", "efficientnet") if family in config.model.vision), None)
+    vision = write_encoder(folder / family, family) if family else write_blip2(folder / "blip2")
+    layer = ["model.vision_layer=1"] if config.model.vision_layer else []
+    return [f"model.vision={vision}", f"model.qformer={write_bert(folder / 'bert')}", *layer]
 
 
 def convert_mini(split: str, folder: Path) -> None:

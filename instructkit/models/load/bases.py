@@ -14,7 +14,7 @@ from transformers.utils import cached_file
 from instructkit.config import ModelConfig
 from instructkit.errors import UserError
 from instructkit.files import sha256_of
-from instructkit.models.load.llm import PACKAGE, packaged
+from instructkit.models.load.packages import PACKAGE, packaged, shipped
 from instructkit.models.load.parts import failing, place_of, quiet
 
 PARTS = ("name", "vision", "qformer", "llm")
@@ -30,7 +30,7 @@ class Base(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     Attributes:
         place: absolute path, or the hub's name, a published size, `package:MODULE`.
         relative: the path from the folder of the trained part, for those that move together; None for other places.
-        digest: SHA-256 over configuration and weights of a path, or over a package's GGUF file.
+        digest: SHA-256 over configuration and weights of a path, or of what a package ships.
         commit: of the hub.
     """
 
@@ -64,8 +64,11 @@ def find_base(base: Base, folder: Path) -> str:
         folder: of the trained part.
 
     Raises:
-        UserError: it is not there, or something else is. A package is not looked at (`check_package`).
+        UserError: it is not there, or something else is. A package that has to be imported is not looked at
+            (`check_package`).
     """
+    if base.place.startswith(PACKAGE) and shipped(base.place) is not None:
+        check_package(base, folder)
     if base.relative is None:
         _check_commit(base, folder)
         return base.place
@@ -96,13 +99,13 @@ def lying(base: Base, folder: Path) -> list[Path]:
 
 
 def check_package(base: Base, folder: Path) -> None:
-    """Compare the GGUF file of a package; call when the package was imported for the LLM, which runs its code.
+    """Compare what a package ships; call where it may be imported, as one that puts its file together is.
 
     Raises:
         UserError: it is another file than the one that was trained on.
     """
     if base.place.startswith(PACKAGE) and base.digest not in (None, checkpoint_digest(packaged(base.place))):
-        raise UserError(f"{folder}: the GGUF file of {base.place} is not the one that this was trained on")
+        raise UserError(f"{folder}: what {base.place} ships is not what this was trained on")
 
 
 def checkpoint_digest(place: Path) -> str:

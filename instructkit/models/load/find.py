@@ -10,6 +10,7 @@ from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_c
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidationError, RepositoryNotFoundError
 
 from instructkit.errors import UserError
+from instructkit.models.load.packages import PACKAGE, installed, not_installed, opened
 from instructkit.models.load.presets import PUBLISHED
 
 PATIENCE = 10.0
@@ -21,6 +22,8 @@ _FEW = 3
 
 def place_of(name: str) -> str:
     """Folder or hub name that a part's name stands for."""
+    if name.startswith(PACKAGE):
+        return str(opened(name) or name)
     return PUBLISHED.get(name, name)
 
 
@@ -28,7 +31,7 @@ def find_model(name: str, part: str = "name", where: str | None = None) -> None:
     """Look whether a folder holds a model, or the hub has one of that name; nothing of it is read.
 
     Args:
-        name: folder, published size or hub name.
+        name: folder, published size, hub name or `package:MODULE`.
         part: setting that named it.
         where: begins the message; None for the setting.
 
@@ -40,6 +43,10 @@ def find_model(name: str, part: str = "name", where: str | None = None) -> None:
         raise UserError(f"{where}: that is a shape that training starts from random weights; name a model with weights")
     if _holds_model(path):
         return
+    if name.startswith(PACKAGE):
+        module = name.removeprefix(PACKAGE)
+        ships = f"the package {module} ships no model that can be read as model.{part}"
+        raise UserError(f"{where}: {ships if installed(name) else not_installed(module)}")
     if path.is_dir():
         above = (path.parent / "model", path.parent.parent / "model")  # as of a run's checkpoints
         inside = _models_below(path) or [each for each in above if _holds_model(each)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,12 +20,12 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as DECODERS
 
 from instructkit.errors import UserError
+from instructkit.models.load.packages import PACKAGE, packaged
 from instructkit.models.load.parts import Loaded, failing, is_blip, place_of, quiet, read_config, read_part
 
 IMAGE = "<image>"
 OWN_ROWS = "llm_rows"
 """Key of a saved model's configuration: rows of the LLM's embeddings without the image token's."""
-PACKAGE = "package:"
 
 
 class Llm(NamedTuple):
@@ -162,33 +161,6 @@ def _locate(name: str) -> tuple[str, dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"model.llm={name}: no such file")
     return str(path.parent), {"gguf_file": path.name}
-
-
-def packaged(name: str) -> Path:
-    """The GGUF file of a Python package: what its `assemble()` gives, or the only one that lies in it.
-
-    Raises:
-        UserError: there is no such package, or no such file in it.
-    """
-    module = name.removeprefix(PACKAGE)
-    try:
-        package = import_module(module)
-        if hasattr(package, "assemble"):
-            return Path(package.assemble())
-    except ModuleNotFoundError as error:
-        missing = (error.name or module).replace("_", "-")
-        raise UserError(f"model.llm={name}: {missing} is not installed; run pip install {missing}") from error
-    except (AttributeError, OSError, ValueError) as error:
-        raise UserError(f"model.llm={name}: the package gives no GGUF file ({error})") from error
-    folders = [Path(folder) for folder in getattr(package, "__path__", ())]
-    files = sorted(file for folder in folders for file in folder.rglob("*.gguf"))
-    if len(files) != 1:
-        found = f"{len(files)} of them ({', '.join(file.name for file in files[:3])})" if files else "none"
-        raise UserError(
-            f"model.llm={name}: the package gives no GGUF file: it has no assemble() and holds {found}; name one by "
-            "its path as model.llm"
-        )
-    return files[0]
 
 
 def _config(name: str, place: str, options: dict[str, Any]) -> PreTrainedConfig:

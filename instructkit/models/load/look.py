@@ -12,7 +12,8 @@ from instructkit.models.load.bases import lying
 from instructkit.models.load.find import find_model
 from instructkit.models.load.join import base_config
 from instructkit.models.load.lavis import is_lavis
-from instructkit.models.load.llm import PACKAGE, check_quantiser, llm_config
+from instructkit.models.load.llm import check_quantiser, llm_config
+from instructkit.models.load.packages import PACKAGE
 from instructkit.models.load.parts import is_blip, read_config
 from instructkit.models.load.trained import Facts, facts_of
 

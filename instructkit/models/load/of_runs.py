@@ -16,8 +16,9 @@ from instructkit.config import ModelConfig
 from instructkit.errors import UserError
 from instructkit.models.load.bases import find_base
 from instructkit.models.load.lavis import is_lavis
-from instructkit.models.load.llm import PACKAGE, Llm, load_llm
+from instructkit.models.load.llm import Llm, load_llm
 from instructkit.models.load.nano import Nano
+from instructkit.models.load.packages import PACKAGE
 from instructkit.models.load.parts import Loaded, read_config
 from instructkit.models.load.qformer import Queries, load_qformer, may_be_made_anew
 from instructkit.models.load.trained import TOKENIZERS, Facts, facts_of, load_tokenizers, merge_adapters, weights_of

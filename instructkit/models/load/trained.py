@@ -30,7 +30,7 @@ from instructkit.files import write_atomically
 from instructkit.models.batches import Texts
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.load.bases import Base, bases_of, find_base, with_places
-from instructkit.models.load.llm import PACKAGE
+from instructkit.models.load.packages import PACKAGE, shipped
 from instructkit.models.resolution import set_image_size
 from instructkit.models.towers import without_lora
 
@@ -59,9 +59,10 @@ class Facts(msgspec.Struct, forbid_unknown_fields=True):
 
     @property
     def package(self) -> str | None:
-        """The Python package that the LLM is to come from, if one is named."""
+        """The Python package that would be imported for the LLM, if one is named that does not ship it as a file."""
         places = [self.model.llm or "", *(base.place for base in self.bases.values())]
-        return next((place.removeprefix(PACKAGE) for place in places if place.startswith(PACKAGE)), None)
+        named = (place for place in places if place.startswith(PACKAGE) and shipped(place) is None)
+        return next((place.removeprefix(PACKAGE) for place in named), None)
 
     def places(self, folder: Path) -> dict[str, str]:
         """Where the bases lie now, by setting.
