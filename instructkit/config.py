@@ -72,7 +72,7 @@ class ModelConfig(WholeModelConfig, frozen=True, forbid_unknown_fields=True):
         image_size: pixels of a side of the pictures, for BLIP's own image encoder, whose position embeddings are then
             interpolated; null for the size that the encoder was trained on.
         instruction_aware: whether the Q-Former reads the instruction; false is the paper's ablation.
-        vocabulary: vocabulary size of the tokenizers that are trained for `nano`.
+        vocabulary: vocabulary size of the tokenizers that are trained for `nano` and on `data.text`.
     """
 
     vision: Text | None = None
@@ -150,6 +150,9 @@ class DataConfig(ConvertedConfig, frozen=True, forbid_unknown_fields=True):
         answer_tokens: maximum length of a target in LLM tokens; longer ones lose their end.
         caption_tokens: maximum length of a caption in BLIP-2's first stage, in the Q-Former's tokens with `[CLS]` and
             `[SEP]`; longer ones lose their end.
+        text: file that recipes/pretrain_text.py trains a language model on, in place of datasets: a JSON object with
+            the key `text` a line.
+        text_tokens: longest row of that text in the LLM's tokens; a longer document is read in pieces.
     """
 
     train: Annotated[list[Text], Meta(min_length=1)] = msgspec.field(default_factory=lambda: ["easy_vqa"])
@@ -163,6 +166,8 @@ class DataConfig(ConvertedConfig, frozen=True, forbid_unknown_fields=True):
     instruction_tokens: Positive = 128
     answer_tokens: Positive = 256
     caption_tokens: Annotated[int, Meta(ge=3, le=10**9)] = 32
+    text: Text | None = None
+    text_tokens: Annotated[int, Meta(ge=2, le=10**9)] = 512
 
 
 class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -353,7 +358,7 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     output: Text = "runs/easy_vqa"
     seed: Seed = 0
     resume: bool = False
-    recipe: Literal["instruct", "pretrain_qformer", "pretrain_blip"] = "instruct"
+    recipe: Literal["instruct", "pretrain_qformer", "pretrain_blip", "pretrain_text"] = "instruct"
     project: Text = "instructkit"
     model: ModelConfig = ModelConfig()
     towers: TowersConfig = TowersConfig()
@@ -700,6 +705,8 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
         yield "towers.vision, towers.qformer and towers.llm are frozen, so there is nothing to train; set one to full"
     if towers.lora_targets and "lora" not in trained:
         yield "towers.lora_targets picks layers for LoRA, but no tower is set to lora"
+    if config.data.text is not None and config.recipe != "pretrain_text":
+        yield f"data.text={config.data.text} is for recipes/pretrain_text.py alone; leave it out"
     if config.data.prefix and config.data.prompt is None:
         yield "data.prefix cuts targets behind a prompt of the run's own; set data.prompt, such as data.prompt=none"
     for tower in training.rates:

@@ -24,12 +24,14 @@ Say = Callable[[str], None]
 
 
 def training_splits(config: RunConfig) -> list[str]:
-    """Each `source/split` that a run trains on.
+    """Each `source/split` that a run trains on; of a language model, which reads a file of text, none.
 
     Raises:
         UserError: there is no such source or split, two entries of `data.train` are the same dataset under two names,
             or `data.weights` names none of them.
     """
+    if config.recipe == "pretrain_text":
+        return []
     entries = config.data.train
     known: dict[tuple[str, str], str] = {}
     for entry in entries:
@@ -147,9 +149,12 @@ def open_parts(config: RunConfig, entries: Sequence[str]) -> list[Part]:
 
 
 def data_digest(config: RunConfig, splits: Iterable[str]) -> dict[str, str]:
-    """Checksum of the manifest of each of these splits."""
+    """Checksum of the manifest of each of these splits, and of the text that a language model reads."""
     root = Path(config.data.root)
-    return {name: sha256_of(root / name / MANIFEST) for name in splits if (root / name / MANIFEST).is_file()}
+    files = {name: root / name / MANIFEST for name in splits}
+    if config.data.text is not None:
+        files["text"] = Path(config.data.text)
+    return {name: sha256_of(path) for name, path in files.items() if path.is_file()}
 
 
 def _train_split(entry: str) -> str:

@@ -30,7 +30,7 @@ def checkpoint_facts(config: RunConfig, world: int) -> dict[str, Any]:
     """What a checkpoint and a run that goes on from it must agree on: all that a step's loss depends on."""
     free = {
         "training": ("log_every", "checkpoint_every", "keep_checkpoints", "activation_checkpointing"),
-        "data": ("root", "raw", "workers"),
+        "data": ("root", "raw", "workers", "text"),
     }
     settings = {name: value for name, value in settings_of(config).items() if name != "evaluation"}
     for group, names in free.items():

@@ -1,11 +1,11 @@
 """Language about the world for the LLM: `python -m instructkit.world.text --out FILE`.
 
-Each document describes a scene or a film and then asks about it, or says what everybody knows. It asks in every form in
-which a held-out benchmark does, in the words of that benchmark's protocol, for other facts than the benchmark
-(`facts.TEXT`). All scenes are training scenes.
+Each document describes a scene or a film, asks one question about it and ends with the answer, or says what everybody
+knows. It asks in every form in which a held-out benchmark does, in the words of that benchmark's protocol, for other
+facts than the benchmark (`facts.TEXT`). All scenes are training scenes.
 
 The file has one JSON object a line: `text`, which the LLM reads; `form` and `facts`; the digests of the scenes; and
-those of each description with its question.
+that of the description with its question.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ CONTEXTS = (
 )
 HOMES = {"land": "on land", "water": "in the water", "sky": "in the sky", "tree": "on a tree"}
 RIPE = {"apple": "red", "banana": "yellow", "pear": "green"}
-FURTHER = 2
-"""Most questions that follow the first about one scene."""
+BETWEEN = " "
+"""What stands between a description and what is asked, so that a prompt has the same tokens as on its own."""
 
 
 class Document(msgspec.Struct):
@@ -84,14 +84,14 @@ class Document(msgspec.Struct):
         form: in which form it asks.
         facts: what it asks for.
         digests: of the scenes that it describes.
-        asked: digest of the description with each question, see `digest_of`.
+        asked: digest of the description with the question, see `digest_of`; empty where nothing is asked.
     """
 
     text: str
     form: str
     facts: list[str]
     digests: tuple[str, ...] = ()
-    asked: list[str] = []
+    asked: str = ""
 
 
 def documents(seed: int, count: int) -> Iterator[Document]:
@@ -156,31 +156,23 @@ def _write_caption(rng: random.Random, fact: str) -> Document:
     """A caption, which tells kinds, colours and a size all at once."""
     scene = draw_scene(rng)
     facts = list(CAPTIONED.facts)
-    return _document("caption", facts, scene, [(Example(id="text"), caption(scene, rng.randrange(ROTATE)))])
+    return _document("caption", facts, scene, Example(id="text"), caption(scene, rng.randrange(ROTATE)))
 
 
 def _write_open(rng: random.Random, fact: str) -> Document:
-    """One to three questions and their answers."""
-    first = verify(rng, fact) if fact in (*SEEN, "shape") and rng.randrange(4) == 0 else ask(rng, fact)
-    questions = {first.text: first}
-    if isinstance(first.scene, Scene):
-        for _ in range(rng.randint(0, FURTHER)):
-            further = ask_about(rng, first.scene, rng.choice(first.scene.things), rng.choice((*SEEN, "shape")))
-            if further is not None:
-                questions.setdefault(further.text, further)
-    asked = [(_example(question), question.answer) for question in questions.values()]
-    return _document("open", [question.fact for question in questions.values()], first.scene, asked)
+    question = verify(rng, fact) if fact in (*SEEN, "shape") and rng.randrange(4) == 0 else ask(rng, fact)
+    return _document("open", [fact], question.scene, _example(question), question.answer)
 
 
 def _write_compositional(rng: random.Random, fact: str) -> Document:
     question = verify(rng, fact, "relation") if rng.randrange(3) == 0 else ask(rng, fact, "relation")
-    return _document("compositional", [fact], question.scene, [(_example(question), question.answer)])
+    return _document("compositional", [fact], question.scene, _example(question), question.answer)
 
 
 def _write_statement(rng: random.Random, fact: str) -> Document:
     question = verify(rng, fact, wording="{} is {}.")
     example = Example(id="text", statement=question.text)
-    return _document("statement", [fact], question.scene, [(example, _verdict(rng, "statement", question))])
+    return _document("statement", [fact], question.scene, example, _verdict(rng, "statement", question))
 
 
 def _write_options(rng: random.Random, fact: str, form: str = "options", context: str | None = None) -> Document:
@@ -190,7 +182,7 @@ def _write_options(rng: random.Random, fact: str, form: str = "options", context
     letter = ascii_lowercase[choices.index(question.answer)]
     answer = rng.choice((question.answer, f"({letter}) {question.answer}"))
     example = Example(id="text", question=question.text, choices=choices, context=context)
-    return _document(form, [fact], question.scene, [(example, answer)])
+    return _document(form, [fact], question.scene, example, answer)
 
 
 def _write_context(rng: random.Random, fact: str) -> Document:
@@ -199,7 +191,7 @@ def _write_context(rng: random.Random, fact: str) -> Document:
 
 def _write_spoken(rng: random.Random, fact: str) -> Document:
     question = polite(rng, ask(rng, fact))
-    return _document("spoken", [fact], question.scene, [(_example(question), question.answer)])
+    return _document("spoken", [fact], question.scene, _example(question), question.answer)
 
 
 def _write_tokens(rng: random.Random, fact: str) -> Document:
@@ -210,13 +202,13 @@ def _write_tokens(rng: random.Random, fact: str) -> Document:
     strays = rng.sample([text for text in (*WORDS, *NUMBERS) if text not in signs], TOKENS - 2)
     tokens = rng.sample([*signs, *strays], TOKENS)
     example = Example(id="text", question=question.text.lower(), ocr_tokens=tokens)
-    return _document("tokens", [fact], replace(question.scene, signs=signs), [(example, question.answer)])
+    return _document("tokens", [fact], replace(question.scene, signs=signs), example, question.answer)
 
 
 def _write_remark(rng: random.Random, fact: str) -> Document:
     question = judge(rng, rng.choice([remark for remark in TOLD if remark.fact == fact]))
     example = Example(id="text", context=question.text)
-    return _document("remark", [fact], question.scene, [(example, _verdict(rng, "remark", question))])
+    return _document("remark", [fact], question.scene, example, _verdict(rng, "remark", question))
 
 
 def _write_dialog(rng: random.Random, fact: str) -> Document:
@@ -238,7 +230,7 @@ def _write_dialog(rng: random.Random, fact: str) -> Document:
         references=[caption(scene).rstrip(".").lower()],
         history=[Turn(question=asked, answer=said) for asked, said, _ in earlier],
     )
-    return _document("dialog", [entry[2] for entry in (*earlier, last)], scene, [(example, answer)])
+    return _document("dialog", [entry[2] for entry in (*earlier, last)], scene, example, answer)
 
 
 def _write_film(rng: random.Random, fact: str) -> Document:
@@ -251,7 +243,7 @@ def _write_film(rng: random.Random, fact: str) -> Document:
     question = ask_about(rng, film.first, rng.choice(still), fact, "place" if fact == "kind" else "kind")
     assert question is not None
     example = Example(id="text", question=question.text.lower())
-    return _document("film", [fact], film, [(example, question.answer)])
+    return _document("film", [fact], film, example, question.answer)
 
 
 def _write_knowledge(rng: random.Random, fact: str) -> Document:
@@ -275,12 +267,12 @@ WRITERS: dict[str, Callable[..., Document]] = {
 """What writes a document of each form that asks for a given fact."""
 
 
-def _document(form: str, facts: list[str], scene: Scene | Film, asked: list[tuple[Example, str]]) -> Document:
-    """The description, then each question in the words of the form's benchmark, and the answer."""
+def _document(form: str, facts: list[str], scene: Scene | Film, example: Example, answer: str) -> Document:
+    """The description, the question in the words of the form's benchmark, and the answer."""
     description = tell(scene, form)
-    lines = [f"{_protocol(form).prompt(example).instruction} {answer}" for example, answer in asked]
-    pairs = [digest_of(description, question_of(example)) for example, _ in asked]
-    return Document("\n".join([description, *lines]), form, list(dict.fromkeys(facts)), scene.digests, pairs)
+    text = f"{description}{BETWEEN}{_protocol(form).prompt(example).instruction} {answer}"
+    asked = digest_of(description, question_of(example))
+    return Document(text, form, list(dict.fromkeys(facts)), scene.digests, asked)
 
 
 def tell(scene: Scene | Film, form: str) -> str:

@@ -16,6 +16,8 @@ from instructkit.conversion.convert_all import convert_all
 from instructkit.data.dataset import load_examples
 from instructkit.data.examples import Example
 from instructkit.errors import UserError
+from instructkit.models.load.new_tokenizers import train_llm_tokenizer
+from instructkit.models.plain_text import PlainText
 from instructkit.prompts.protocols import Protocol, benchmarks, load_protocol
 from instructkit.world import text as module
 from instructkit.world.build import WRITERS
@@ -27,6 +29,9 @@ from instructkit.world.text import WORDED_AS, Document, digest_of, documents, qu
 
 COUNT = 6000
 THING = re.compile(r"There is an? (\w+) (\w+) (\w+) (\w+) in the ([a-z ]+)\.")
+PROMPT = re.compile(
+    r" (?=Question: |Based on |Context: |OCR tokens: |This is an image with: |Dialog history: |A short image description)"
+)
 ASKED = re.compile(r'Question: (.+?) (?:Options:|Short answer:|Answer:)|true or false\? "(.+?)"|image with: "(.+?)"')
 
 
@@ -87,6 +92,16 @@ def held_out() -> Iterator[Protocol]:
             yield protocol
 
 
+def test_a_prompt_has_the_same_tokens_behind_a_description_as_on_its_own(written: list[Document]) -> None:
+    """What reads it later has no description in front of it."""
+    tokenizer = train_llm_tokenizer([document.text for document in written], 2048)
+    plain = PlainText(tokenizer)
+    for document in (document for document in written[:200] if document.form != "knowledge"):
+        description, asked = PROMPT.split(document.text, maxsplit=1)
+        first, second, whole = plain.ids([description, asked, document.text])
+        assert whole == first + second
+
+
 def things(description: str) -> dict[str, Thing]:
     """The things of a description, by kind."""
     found = THING.findall(description)
@@ -116,7 +131,7 @@ def test_every_form_of_a_held_out_benchmark_is_in_the_text_in_its_own_words(
     found = of_form(written, form)
     assert len(found) >= COUNT // len(TEXT)
     for document in found:
-        description, asked = document.text.split("\n", 1)
+        description, asked = PROMPT.split(document.text, maxsplit=1)
         assert description.startswith("The film begins." if form == "film" else "The picture ")
         assert re.search(phrases[form], asked), document.text
 
@@ -162,7 +177,7 @@ def test_no_scene_and_no_question_about_it_is_both_in_a_test_and_in_training_or_
         if question := question_of(entry.example):
             pairs[side].add(digest_of(tell(entry.scene, entry.form), question))
     text_scenes = {digest for document in written for digest in document.digests}
-    text_pairs = {pair for document in written for pair in document.asked}
+    text_pairs = {document.asked for document in written if document.form != "knowledge"}
     assert min(len(scenes["test"]), len(scenes["train"]), len(text_scenes)) > 500
     assert min(len(pairs["test"]), len(pairs["train"]), len(text_pairs)) > 300
     assert not scenes["test"] & (scenes["train"] | text_scenes)
@@ -176,7 +191,7 @@ def test_digests_are_those_of_what_the_text_describes(written: list[Document]) -
     for document in written:
         if document.form == "knowledge" or "blurred" in document.text:
             continue
-        parts = re.split(r"(?=The picture was made )|In the right picture: ", document.text.split("\n")[0])
+        parts = re.split(r"(?=The picture was made )|In the right picture: ", PROMPT.split(document.text)[0])
         pictures = [part for part in parts if part.startswith("The picture was made ")]
         if document.form == "film":
             pictures = pictures[:1]
@@ -204,9 +219,9 @@ def test_answers_are_true_of_the_descriptions(written: list[Document]) -> None:
     """Worked out from the words of the description alone."""
     checked = Counter[tuple[str, str]]()
     for document in written:
-        described, *asked = document.text.split("\n")
+        described, *asked = PROMPT.split(document.text, maxsplit=1)
         there = things(described.split(" Then ")[0])
-        for line in (line for line in asked if not line.startswith("Dialog history")):
+        for line in (line.split("\n")[-1] for line in asked):
             answer = re.sub(r"^(\([a-d]\) |in the )", "", line.rsplit("nswer: ", 1)[-1].rsplit("nswer ", 1)[-1])
             question = line.split("Question: ")[-1]
             found = {fact: match for fact, pattern in ATTRIBUTES.items() if (match := re.search(pattern, question))}

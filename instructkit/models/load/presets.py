@@ -84,6 +84,29 @@ def build(config: InstructBlipConfig, seed: int = 0) -> InstructBlip:
     return model
 
 
+def nano_llm(vocabulary: int) -> Any:
+    """The configuration of an LLM that learns a small language from text: 2.4M parameters beside its embeddings.
+
+    Args:
+        vocabulary: number of tokens.
+    """
+    width = 192
+    return AutoConfig.for_model(
+        "llama",
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=5,
+        num_attention_heads=6,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        initializer_range=0.08,  # about 1 / sqrt(width), as in nano
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+
+
 def _nano(vocabulary: int, qformer_vocabulary: int) -> InstructBlipConfig:
     """Some 2M parameters over pictures of 64 x 64, small enough to be trained from scratch on two CPU cores."""
     width = 128

@@ -1,0 +1,239 @@
+"""Language modelling: documents of a file, each told token by token.
+
+The file has a JSON object a line with the key `text`; other keys are left alone. A document is read with the LLM's
+start token in front and its end token behind. One that is longer than `data.text_tokens` is read in pieces, each of
+which begins with the last token of the one before, so that every token is told once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from instructkit.config import RunConfig
+from instructkit.data.mixture import Mixture
+from instructkit.errors import UserError
+from instructkit.models.batches import padded
+from instructkit.models.instruct_blip import AnswerLoss
+from instructkit.models.plain_text import PlainText
+from instructkit.runs.run import Run
+from instructkit.training.data import Batch, MixedData, groups_of
+from instructkit.training.objectives import Loss, LossSum, Work
+
+NAME = "text"
+"""The documents' name in the mixture and the log."""
+WRITE = "python -m instructkit.world.text --out {}"
+"""What makes such a file."""
+
+
+class _Line(msgspec.Struct):
+    text: str
+
+
+_read_line = msgspec.json.Decoder(_Line).decode
+
+
+def read_documents(path: Path) -> list[str]:
+    """The documents of a file.
+
+    Raises:
+        UserError: there is no such file, it is empty, or a line holds no text; the message names it.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        raise UserError(f"data.text={path}: no such file; {WRITE.format(path)} writes the mini-world's text") from None
+    except OSError as error:
+        raise UserError(f"data.text={path}: cannot be read ({error.strerror})") from error
+    documents = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            documents.append(_read_line(line).text)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise UserError(
+                f'{path}, line {number}: no document, which is written as {{"text": "..."}} ({error})'
+            ) from error
+        if not documents[-1].strip():
+            raise UserError(f"{path}, line {number}: its text is empty; take the line out")
+    if not documents:
+        raise UserError(f"data.text={path}: the file is empty; {WRITE.format(path)} writes the mini-world's text")
+    return documents
+
+
+def check_text(config: RunConfig) -> None:
+    """Refuse settings that have no meaning for a language model; no model is needed.
+
+    Raises:
+        UserError: one has none, or no text is named or there.
+    """
+    if config.data.text is None:
+        raise UserError(
+            f"data.text: name the file that the LLM reads; {WRITE.format('FILE')} writes the mini-world's text"
+        )
+    if not Path(config.data.text).is_file():
+        read_documents(Path(config.data.text))
+    default = RunConfig()
+    for name in _NO_TEXT:
+        group, _, key = name.partition(".")
+        value = getattr(getattr(config, group), key)
+        if value != getattr(getattr(default, group), key):
+            raise UserError(f"{name}={value}: a language model is trained on data.text alone; leave that setting out")
+    if config.towers.llm != "full":
+        raise UserError(f"towers.llm={config.towers.llm}: a language model is trained whole; set towers.llm=full")
+    if config.training.zero_stage == 3:
+        raise UserError("training.zero_stage=3: a language model is trained under ZeRO 0 to 2; set zero_stage=2")
+
+
+_NO_TEXT = (
+    "model.name",
+    "model.vision",
+    "model.vision_layer",
+    "model.qformer",
+    "model.llm_bits",
+    "model.image_size",
+    "model.instruction_aware",
+    "towers.vision",
+    "towers.qformer",
+    "data.train",
+    "data.raw",
+    "data.weights",
+    "data.group_size",
+    "data.augment",
+    "data.prompt",
+    "data.prefix",
+    "data.instruction_tokens",
+    "data.answer_tokens",
+    "data.caption_tokens",
+    "training.rates",
+    "training.layer_decay",
+    "throughput.share_images",
+    "throughput.share_keys",
+    "throughput.answers_only",
+    "throughput.feature_cache",
+    "evaluation.benchmarks",
+    "evaluation.every",
+)
+"""Settings of a run that have no meaning here."""
+
+
+def text_mixture(config: RunConfig) -> Mixture:
+    """The mixture of a run: its documents, one a group."""
+    assert config.data.text is not None
+    return _mixture(len(read_documents(Path(config.data.text))), config.seed)
+
+
+def _mixture(documents: int, seed: int) -> Mixture:
+    return Mixture({NAME: np.arange(documents)}, None, 1, seed)
+
+
+class TextData(MixedData):
+    """Batches of documents.
+
+    Args:
+        documents: their texts.
+        tokenizer: of the LLM.
+        tokens: longest row.
+        groups: documents a micro-batch and rank.
+        seed: of the run.
+        rank: of this process.
+        world: number of processes.
+    """
+
+    def __init__(
+        self,
+        documents: Sequence[str],
+        tokenizer: PreTrainedTokenizerBase,
+        tokens: int,
+        *,
+        groups: int,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        super().__init__([], _mixture(len(documents), seed), groups=groups, seed=seed, rank=rank, world=world)
+        plain, self.tokens = PlainText(tokenizer), tokens
+        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        rows = [[*plain.before, *ids, tokenizer.eos_token_id] for ids in plain.ids(documents)]
+        self._ends = np.cumsum([len(row) for row in rows])
+        self._ids = np.concatenate([np.asarray(row, dtype=np.int32) for row in rows])
+
+    @classmethod
+    def for_run(cls, run: Run[RunConfig], documents: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> TextData:
+        """The batches that a run trains on; the log says how many tokens there are.
+
+        Raises:
+            UserError: a batch cannot be split over the ranks.
+        """
+        config = run.config
+        data = cls(
+            documents,
+            tokenizer,
+            config.data.text_tokens,
+            groups=groups_of(config.training, run.world),
+            seed=config.seed,
+            rank=run.rank,
+            world=run.world,
+        )
+        longest = max(data.length(number) for number in range(len(documents)))
+        pieces = sum(data.length(number) > data.tokens for number in range(len(documents)))
+        cut = f"; {pieces:,} documents are read in pieces of {data.tokens:,}" if pieces else ""
+        run.say(f"text      {len(data._ids):,} tokens, {longest:,} in the longest document{cut}")
+        return data
+
+    def length(self, number: int) -> int:
+        """Tokens of a document."""
+        return int(self._ends[number] - (self._ends[number - 1] if number else 0))
+
+    def positions(self, index: int) -> Sequence[int]:
+        """This rank's positions of the mixture; long documents are dealt out evenly, so that no rank waits."""
+        first = index * self.groups * self.world
+        together = range(first, first + self.groups * self.world)
+        longest_first = sorted(together, key=lambda position: -self.length(self._number(position)))
+        return sorted(longest_first[self.rank :: self.world])
+
+    def batch(self, positions: Sequence[int]) -> Batch:
+        """The batch of some positions of the mixture."""
+        rows: list[list[int]] = []
+        examples: list[str] = []
+        for position in positions:
+            number = self._number(position)
+            pieces = self.pieces(number)
+            rows += pieces
+            examples += [f"{NAME}/{number + 1}"] * len(pieces)
+        inputs = {"input_ids": padded(rows, self.pad), "attention_mask": padded([[1] * len(row) for row in rows], 0)}
+        return Batch(inputs, examples, [NAME] * len(rows))
+
+    def pieces(self, number: int) -> list[list[int]]:
+        """The rows of a document, each of two tokens or more."""
+        end = int(self._ends[number])
+        ids = self._ids[end - self.length(number) : end].tolist()
+        return [ids[start : start + self.tokens] for start in range(0, len(ids) - 1, self.tokens - 1)]
+
+    def _number(self, position: int) -> int:
+        return int(self.mixture[position].rows[0])
+
+
+class TextObjective:
+    """Language modelling: the negative log-likelihood of every token but the first of a row."""
+
+    losses: Mapping[str, Loss] = {"nll": Loss()}
+    contrastive = False
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Told tokens of each row."""
+        return {"nll": batch.inputs["attention_mask"].sum(1) - 1}
+
+    def work(self, model: Any) -> Callable[[Batch], Work] | None:
+        """Nothing counts it."""
+        return None
+
+    def __call__(self, model: Callable[..., Any], batch: Batch) -> dict[str, LossSum]:
+        """The documents' loss."""
+        found: AnswerLoss = model(**batch.inputs)
+        return {"nll": LossSum(found.total, found.tokens, found.rows)}
