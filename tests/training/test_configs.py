@@ -24,6 +24,7 @@ from instructkit.models.save import load_model
 from instructkit.prompts.protocols import load_protocol
 from instructkit.training.datasets import splits_of
 from tests.models.checkpoints import write_bert, write_blip2, write_encoder, write_llm
+from tests.tiny import SENTENCES
 from tests.training.mini import ROOT, log, losses, run_all, write_model, write_releases
 
 CONFIGS = sorted(path for path in (ROOT / "recipes" / "configs").glob("*.yaml") if path.stem != "capfilt")
@@ -64,6 +65,8 @@ class Started:
     def words(self, config: RunConfig) -> list[str]:
         """Settings that make a config's run small."""
         shrunk = ["max_steps=10", "warmup_steps=5", "log_every=1", "data.workers=0", "benchmarks=[]", "batch_size=8"]
+        if config.recipe == "pretrain_text":
+            return [*shrunk, f"data.text={write_sentences(self.folder)}"]
         if config.recipe == "pretrain_qformer":
             # In bf16 rounding decides which negatives are drawn, on another CPU others.
             parts = first_stage_parts(config, self.folder)
@@ -80,6 +83,14 @@ class Started:
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Started:
     return Started(tmp_path_factory.mktemp("configs"))
+
+
+def write_sentences(folder: Path) -> Path:
+    """A text of 25 documents, two sentences each."""
+    path = folder / "text.jsonl"
+    texts = [f"{first} {second}" for first in SENTENCES for second in SENTENCES]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
 
 
 def tiny_parts(config: RunConfig, folder: Path) -> list[str]:

@@ -30,7 +30,8 @@ from instructkit.world.text import WORDED_AS, Document, digest_of, documents, qu
 COUNT = 6000
 THING = re.compile(r"There is an? (\w+) (\w+) (\w+) (\w+) in the ([a-z ]+)\.")
 PROMPT = re.compile(
-    r" (?=Question: |Based on |Context: |OCR tokens: |This is an image with: |Dialog history: |A short image description)"
+    r" (?=Question: |Based on |Context: |OCR tokens: |This is an image with: |Dialog history: "
+    r"|A short image description)"
 )
 ASKED = re.compile(r'Question: (.+?) (?:Options:|Short answer:|Answer:)|true or false\? "(.+?)"|image with: "(.+?)"')
 
