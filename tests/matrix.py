@@ -11,11 +11,13 @@ import pytest
 def mostly_full(cases: Iterable[Any], *quick: Any) -> list[Any]:
     """Parameters of `pytest.mark.parametrize`: all cases, of which those that are not `quick` are marked full.
 
-    A case of several values is a tuple.
+    A case of several values is a tuple; one that has marks of its own, as `pytest.param` makes it, keeps them.
     """
     cases = list(cases)
     assert all(case in cases for case in quick), "no such case"
-    return [
-        pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=() if case in quick else pytest.mark.full)
-        for case in cases
-    ]
+    parameters = []
+    for case in cases:
+        values = case.values if hasattr(case, "marks") else case if isinstance(case, tuple) else (case,)
+        marks = [*getattr(case, "marks", ()), *([] if case in quick else [pytest.mark.full])]
+        parameters.append(pytest.param(*values, marks=marks))
+    return parameters

@@ -21,6 +21,7 @@ from PIL import Image
 import instructkit as ik
 from instructkit.evaluation.run import read_evaluation
 from instructkit.training.recipe import launch_command, word
+from tests import forks
 from tests.evaluation.world import World
 from tests.miniatures import write_release
 from tests.ports import free_port
@@ -30,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PHOTOS = ("photo.jpg", "a.jpg", "b.jpg", "before.jpg", "after.jpg")
 ABSENT = {'device="cuda", dtype="bf16"': 'device="cpu"', '"flan-t5-xl"': '"runs/finetune/model"'}
 """What examples name and tests have not, and what stands in."""
+RANK_VARIABLES = {"RANK", "WORLD_SIZE", "MASTER_PORT"}
 RECIPE = """
 output: runs/tiny
 data: {train: [vqav2]}
@@ -146,7 +148,7 @@ def test_the_modules_own_example_runs(place: Path) -> None:
     assert (place / "out" / "report" / "report.html").is_file()
 
 
-def test_the_examples_of_train_run(place: Path) -> None:
+def test_the_examples_of_train_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a process of their own: one after the other, and no variable of ranks is left behind."""
     sources = "\n".join(source_of(example) for example in examples("train"))
     script = f"""
@@ -155,16 +157,21 @@ torch.set_num_threads(1)
 import instructkit as ik
 {sources}
 report = ik.Report("runs/short")
-print(len(report.scores), report.folder / "model", {{"RANK", "WORLD_SIZE", "MASTER_PORT"}} & set(os.environ))
+print("said", len(report.scores), report.folder / "model", {RANK_VARIABLES!r} & set(os.environ))
 try:
     ik.train("easy_vqa", max_step=3)
 except ik.UserError as error:
-    print(error)
+    print("said", error)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=place)
-    assert done.returncode == 0, done.stderr[-3000:]
-    first, second = done.stdout.splitlines()[-2:]
-    assert first == "1 runs/short/model set()"
+    (place / "script.py").write_text(f"import os\nos.chdir({str(place)!r})\n{script}")
+    for name in RANK_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    said = place / "said"
+    (process,) = forks.start(place / "script.py", [], said, [{**os.environ, **forks.QUIET}])
+    process.join()
+    assert process.exitcode == 0, said.read_text()[-3000:]
+    first, second = (line for line in said.read_text().splitlines() if line.startswith("said "))
+    assert first == "said 1 runs/short/model set()"
     assert "max_step" in second
     assert "did you mean max_steps" in second
     assert (place / "runs" / "short" / "model" / "config.json").is_file()
@@ -308,6 +315,7 @@ def test_the_launchers_options_pass_through(place: Path) -> None:
             launch_command(words)
 
 
+@pytest.mark.full
 def test_the_command_starts_the_launcher(place: Path) -> None:
     """`instructkit train` to its end: one rank under DeepSpeed's launcher, its exit code handed on."""
     words = [sys.executable, "-m", "instructkit.cli", "train", "easy_vqa", "max_steps=1", "--num_accelerators", "1"]

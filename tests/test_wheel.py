@@ -76,6 +76,18 @@ def test_the_sources(installed: Installed) -> None:
     assert all(f"{name} " in listed for name in sources.names())
 
 
+def test_a_recipe_reads_its_config_and_tells_its_settings(installed: Installed) -> None:
+    told = installed.python(str(installed.target / "instructkit" / "recipes" / "instruct.py"), "--help")
+    assert "training.max_steps=" in told
+    assert (installed.target / "instructkit" / "recipes" / "configs" / "easy_vqa.yaml").is_file()
+
+
+def test_a_conversion_is_shown_in_the_words_of_the_templates(installed: Installed) -> None:
+    installed.python("-m", "instructkit.cli", "convert", "easy_vqa", "--out", "data", "--split", "test", "--limit", "3")
+    assert installed.python("-m", "instructkit.cli", "render", "data").count("wording") == 3
+
+
+@pytest.mark.full
 def test_five_steps_of_training(installed: Installed) -> None:
     recipe = installed.target / "instructkit" / "recipes" / "instruct.py"
     installed.python(str(recipe), "max_steps=5", "log_every=1", "batch_size=2", "evaluation.limit=20")

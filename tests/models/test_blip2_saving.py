@@ -29,6 +29,7 @@ from instructkit.models.load.qformer_text import TEXT, is_text
 from instructkit.models.load.trained import save_trained
 from instructkit.models.save import export, load_model, save_model
 from instructkit.models.towers import merge_lora, prepare_towers, without_lora
+from tests.matrix import mostly_full
 from tests.models.checkpoints import write_blip2, write_instructblip, write_llm
 from tests.models.test_blip2_generators import QUESTIONS, line_break, photo
 from tests.tiny import SENTENCES, tiny_model
@@ -71,7 +72,7 @@ def is_read_by_transformers(folder: Path, model: InstructBlip, texts: Texts, pic
         assert ik.Model(model, texts).ask(picture, question, beams=3, max_new_tokens=6) == said
 
 
-@pytest.mark.parametrize("llm", LLMS)
+@pytest.mark.parametrize("llm", mostly_full(LLMS, "opt", "t5"))
 def test_saved_without_instructions_it_is_a_blip2_and_loses_nothing(llm: str, tmp_path: Path) -> None:
     model, texts = blind(llm)
     save_model(model, texts, tmp_path / "saved")
@@ -130,7 +131,7 @@ def tokenizers() -> tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast]:
 
 
 @pytest.mark.parametrize("aware", [True, False])
-@pytest.mark.parametrize("base", ["blip2", "blip2-retrieval", "instructblip", "nano"])
+@pytest.mark.parametrize("base", mostly_full(["blip2", "blip2-retrieval", "instructblip", "nano"], "blip2-retrieval"))
 @pytest.mark.parametrize("towers", [{"qformer": "full"}, {"vision": "lora", "qformer": "lora", "llm": "lora"}])
 def test_parts_come_from_a_folder_that_holds_only_what_was_trained(
     base: str, aware: bool, towers: dict[str, Any], tmp_path: Path

@@ -17,6 +17,7 @@ from instructkit.models.load.join import join
 from instructkit.models.save import load_model, save_model
 from instructkit.models.towers import prepare_towers, set_modes
 from instructkit.training.features import FeatureCache, encoder_digest, keep, open_cache
+from tests.matrix import mostly_full
 from tests.models.checkpoints import ENCODERS, MAPS, write_blip2, write_encoder, write_instructblip
 from tests.models.test_instruct_blip import batch
 from tests.models.test_joining import joined, own_pixels, pixels_for, tokenizers
@@ -68,7 +69,7 @@ def pictures(model, count=2):
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", mostly_full(FAMILIES, "clip", "siglip", "beit", "swin", "resnet"))
 def test_features_are_those_of_the_encoders_own_library(family, tmp_path):
     folder = write_encoder(tmp_path / "encoder", family)
     model, texts = joined(vision=folder)
@@ -84,8 +85,8 @@ def test_features_are_those_of_the_encoders_own_library(family, tmp_path):
     torch.testing.assert_close(again.eval().encode_patches(seen), expected, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("layer", [1, -2])
+@pytest.mark.parametrize("family", mostly_full(FAMILIES, "clip", "swin", "resnet"))
+@pytest.mark.parametrize("layer", mostly_full([1, -2], -2))
 def test_the_layer_that_is_asked_for_is_read(family, layer, tmp_path):
     folder = write_encoder(tmp_path / "encoder", family)
     model, texts = joined_at(layer, vision=folder)
@@ -155,8 +156,8 @@ def test_pictures_are_normalised_as_the_preprocessor_does(facts, scale, twice, t
     torch.testing.assert_close(model.encode_patches(seen), features, atol=1e-2, rtol=1e-3)
 
 
-@pytest.mark.parametrize("trained", TRAINED)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("trained", mostly_full(TRAINED, "all but the encoder"))
+@pytest.mark.parametrize("family", mostly_full(FAMILIES, "vit", "swin", "resnet", "efficientnet"))
 def test_a_frozen_encoder_stays_as_it_is_whatever_is_trained_beside_it(family, trained, tmp_path):
     model, texts = joined(vision=write_encoder(tmp_path / "encoder", family, dropout=0.3))
     seen = pictures(model)
@@ -223,7 +224,7 @@ def test_a_tower_without_linear_layers_has_no_lora(tmp_path):
         prepare_towers(model, TowersConfig(vision="lora"))
 
 
-@pytest.mark.parametrize("family", ["resnet", "efficientnet", "convnext", "swin"])
+@pytest.mark.parametrize("family", mostly_full(["resnet", "efficientnet", "convnext", "swin"], "resnet", "swin"))
 def test_features_of_a_map_are_kept_and_read_again(family, tmp_path):
     model, texts = joined(vision=write_encoder(tmp_path / "encoder", family))
     config = load_config(

@@ -114,10 +114,23 @@ def test_every_source_has_a_miniature_release() -> None:
         assert reading(name, sources.source(name).split)[1]
 
 
-@pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(data=st.data())
-def test_a_mutated_record_is_a_reject_or_holds_together(name: str, data: st.DataObject) -> None:
+def tried(times: int) -> settings:
+    return settings(max_examples=times, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+def often(quick: int, full: int) -> Any:
+    """The name of each source and how often it is tried; the quick suite tries less often."""
+    counts = [pytest.param(quick, id="quick"), pytest.param(full, id="full", marks=pytest.mark.full)]
+    names = pytest.mark.parametrize("name", NAMES)
+    return lambda test: names(pytest.mark.parametrize("times", counts)(test))
+
+
+@often(12, 60)
+def test_a_mutated_record_is_a_reject_or_holds_together(name: str, times: int) -> None:
+    tried(times)(given(data=st.data())(mutated_record))(name=name)
+
+
+def mutated_record(name: str, data: st.DataObject) -> None:
     split = data.draw(st.sampled_from(sorted(sources.source(name).splits)))
     found, records = reading(name, split)
     chosen = data.draw(st.integers(0, len(records) - 1))
@@ -143,10 +156,12 @@ def test_a_record_that_comes_twice_is_rejected_the_second_time(name: str) -> Non
     assert len(rejected) == len(with_examples)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(data=st.data())
-def test_a_mutated_file_is_a_clear_error_or_its_examples_hold_together(name: str, data: st.DataObject) -> None:
+@often(8, 25)
+def test_a_mutated_file_is_a_clear_error_or_its_examples_hold_together(name: str, times: int) -> None:
+    tried(times)(given(data=st.data())(mutated_file))(name=name)
+
+
+def mutated_file(name: str, data: st.DataObject) -> None:
     split = data.draw(st.sampled_from(sorted(sources.source(name).splits)))
     files = [path for path in reading(name, split)[0].files if path.is_file()]
     path = data.draw(st.sampled_from(files))
@@ -167,14 +182,14 @@ def test_a_mutated_file_is_a_clear_error_or_its_examples_hold_together(name: str
     assert all(reject.reason.strip() for reject in rejected)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_bytes_that_are_no_utf8_are_a_reject_or_a_clear_error(name: str) -> None:
+@often(15, 60)
+def test_bytes_that_are_no_utf8_are_a_reject_or_a_clear_error(name: str, times: int) -> None:
     split = sources.source(name).split
     for path in [path for path in reading(name, split)[0].files if path.is_file()]:
         whole = path.read_bytes()
         quotes = [place for place, byte in enumerate(whole) if byte == ord('"')]
         try:
-            for place in quotes[:: max(1, len(quotes) // 60)]:
+            for place in quotes[:: max(1, len(quotes) // times)]:
                 path.write_bytes(whole[: place + 1] + b"\xff" + whole[place + 1 :])
                 told = str(release(name))
                 try:
