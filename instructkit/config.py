@@ -539,6 +539,7 @@ def _recipe_of(path: Path) -> Any:
 
 def _with_base(path: Path, kind: type[msgspec.Struct]) -> dict[str, Any]:
     """The keys of a config file over those of the one that it names as its `base`."""
+    _check_kind(path, _recipe_of(path), kind)
     tree = _read(path, kind)
     if "base" not in tree:
         return tree
@@ -649,7 +650,6 @@ def _mapping(path: Path) -> dict[str, Any]:
 def _read(path: Path, kind: type[msgspec.Struct]) -> dict[str, Any]:
     """The keys of one config file, checked by name, type and range."""
     tree = _mapping(path)
-    _check_kind(path, tree.get("recipe"), kind)
     fit({key: value for key, value in tree.items() if key != "base"}, kind, str(path))
     if kind is RunConfig and all(tree.get("training", {}).get(name) is not None for name in LENGTHS):
         raise UserError(f"{path}: {_BOTH_LENGTHS}")

@@ -11,7 +11,16 @@ from typing import Any, get_args, get_origin, get_type_hints
 import pytest
 import yaml
 
-from instructkit.config import GROUPS, RunConfig, TrainingConfig, load_config, to_dict
+from instructkit.config import (
+    GROUPS,
+    CapFiltRun,
+    RunConfig,
+    TrainingConfig,
+    load_capfilt,
+    load_config,
+    load_settings,
+    to_dict,
+)
 from instructkit.errors import UserError
 from instructkit.prompts.protocols import Protocol, load_protocol
 from instructkit.prompts.templates import Templates
@@ -357,3 +366,64 @@ def test_epochs_and_max_steps_replace_each_other_and_never_stand_side_by_side(
     else:
         training = load_config(path, words).training
         assert (training.max_steps, training.epochs) == lengths
+
+
+# ---- CapFilt ----
+
+CAPFILT = CONFIGS / "capfilt.yaml"
+
+
+def test_capfilts_settings_are_the_papers_and_words_go_over_them() -> None:
+    config = load_settings(CAPFILT, ["captioner.model=a", "filter.model=b", "human=[]", "seed=3"])
+    assert isinstance(config, CapFiltRun)
+    how = config.captioner
+    assert (how.decoding, how.captions, how.top_p, how.min_tokens, how.max_tokens) == ("nucleus", 1, 0.9, 5, 20)
+    assert (config.filter.score, config.filter.least, config.filter.keep) == ("itm", 0.5, None)
+    assert (config.data.human, config.seed, config.captioner.model, config.filter.model) == ([], 3, "a", "b")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], r"capfilt\.yaml: captioner\.model and filter\.model are both null"),
+        (["model=a"], r"key model is in several groups: write captioner\.model or filter\.model"),
+        (["filter.model=a", "web=[]"], r"data\.web names no dataset"),
+        (["filter.model=a", "web=[cc3m,cc3m]"], r"data\.web names 'cc3m' twice"),
+        (["filter.model=a", "score=itc"], r"filter\.score=itc needs filter\.threshold"),
+        (["filter.model=a", "threshold=-0.1"], r"filter\.threshold = -0\.1: for filter\.score=itm it is a probability"),
+        (["filter.model=a", "threshold=0.4", "keep=2"], r"filter\.keep and filter\.threshold both"),
+        (["captioner.model=a", "captions=2", "decoding=beams"], r"captioner\.captions = 2: beams give one"),
+        (["captioner.model=a", "min_tokens=21"], r"captioner\.min_tokens = 21 is above captioner\.max_tokens = 20"),
+        (["captioner.model=a", "top_p=0"], r"'top_p=0': captioner\.top_p = 0: Expected `float` > 0"),
+        (["captioner.model=a", "max_steps=3"], r"unknown key max_steps"),
+        (["keep"], r"'keep': settings are given as key=value, such as filter\.threshold=0\.4"),
+    ],
+)
+def test_settings_of_capfilt_that_cannot_be_are_told(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_capfilt(CAPFILT, words)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "words", [["score=itc", "keep=2"], ["score=itc", "threshold=0.3"], ["keep=2"], ["threshold=0"]]
+)
+def test_a_threshold_or_a_number_decides(words: list[str]) -> None:
+    config = load_capfilt(CAPFILT, ["filter.model=a", *words])
+    assert (config.filter.least is None) == (config.filter.keep is not None)
+
+
+def test_a_file_of_capfilt_has_a_base_and_is_no_file_of_training(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("base: capfilt\nfilter: {model: b}\ncaptioner: {top_p: 0.5}")
+    config = load_settings(mine)
+    assert isinstance(config, CapFiltRun)
+    assert (config.captioner.top_p, config.captioner.max_tokens, config.filter.model) == (0.5, 20, "b")
+    for path in (CAPFILT, mine):
+        with pytest.raises(UserError, match=r"recipe = 'capfilt': these settings are for that recipe"):
+            load_config(path)
+    with pytest.raises(UserError, match=r"recipe = 'pretrain_qformer': these settings are for that recipe"):
+        load_capfilt(CONFIGS / "stage1_world.yaml")
+    mine.write_text("captioner: {top_p: 0.5}")
+    with pytest.raises(UserError, match=r"unknown key captioner"):
+        load_settings(mine)

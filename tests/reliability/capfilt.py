@@ -164,7 +164,7 @@ class Trial:
         moments = sorted(rng.randrange(self.blocks) for _ in range(kills - late)) + [self.blocks] * late
         struck = 0
         for moment in moments:
-            seen = self.run(output, ranks, moment, rng.uniform(0, writing if moment == self.blocks else 0.5))
+            seen = self.run(output, ranks, moment, rng.uniform(0, writing / 2 if moment == self.blocks else 0.5))
             struck += any(code != 0 for code in seen.codes)
             print(f"killed with {len(self.made(output)):,} of {self.blocks:,} blocks made", flush=True)
         self.whole(output, ranks)
