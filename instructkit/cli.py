@@ -365,16 +365,19 @@ def train(
 def export_model(
     model: Annotated[str, typer.Argument(help="Model folder, published size or hub name.")],
     out: Annotated[Path, typer.Argument(help="Folder to write; must be new or empty.")],
+    task: Annotated[
+        str | None, typer.Option("--as", help="Of a BLIP: captioning, retrieval or vqa.", show_default=False)
+    ] = None,
     dtype: Dtype = "float32",
     allow_packages: AllowPackages = False,
 ) -> None:
     """Write a model as one folder for plain transformers.
 
-    LoRA is merged, and the processor is written too.
+    LoRA is merged, and the processor is written too. A BLIP is written as the class of one task.
     """
     from instructkit.models.save import export
 
-    print(export(model, out, dtype=dtype, allow_packages=allow_packages))
+    print(export(model, out, dtype=dtype, allow_packages=allow_packages, task=task))
 
 
 @app.command("configs")

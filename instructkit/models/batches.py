@@ -209,6 +209,10 @@ class Captions:
         rows = self._plain.ids(texts)
         return [before + row[:room] + behind for row in rows], [len(row) > room for row in rows]
 
+    def words(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens of each text alone, however many."""
+        return self._plain.ids(texts)
+
     def rows(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask` of texts, `[texts, longest]`."""
         return self.padded(self.encode(texts)[0])

@@ -101,10 +101,14 @@ def read_text(
     visible = attention_mask.bool()[:, None, None]
     if causal:
         visible = visible & torch.ones_like(visible[0, 0, 0]).expand(visible.shape[-1], -1).tril()
+    return _read(bert, bert.embeddings(input_ids), visible, seen, layer)
+
+
+def _read(bert: Any, hidden: Tensor, visible: Tensor, seen: Seen | None, layer: Callable[..., Tensor]) -> Tensor:
+    """As `read_text`, from embeddings and what each of them sees (`read_layer`)."""
     reads: Sharing | tuple[Tensor, Tensor] | None = None
     if seen is not None:
         reads = Sharing(seen.which) if seen.mask is None else (seen.which, seen.mask)
-    hidden: Tensor = bert.embeddings(input_ids)
     for number, module in enumerate(bert.encoder.layer):
         hidden = layer(module, hidden, visible, None if seen is None else seen.keys[number], reads)
     return hidden
@@ -248,12 +252,14 @@ class Blip(Embedder):
     Attributes:
         config: sizes and tokens.
         fresh: names of the parameters that no checkpoint gave.
+        tasks: what its parts can do: all, but for a model that was opened from one of transformers' classes.
         instruction_aware: that texts are read, so that all of it is trained.
         momentum: its momentum encoder, where it is trained with one.
     """
 
     instruction_aware = True
     fresh: frozenset[str] = frozenset()
+    tasks: tuple[str, ...] = ("captioning", "retrieval", "vqa")
 
     def __init__(self, config: BlipConfig) -> None:
         super().__init__()
@@ -368,6 +374,23 @@ class Blip(Embedder):
         told = self.tell(states, index, input_ids, attention_mask, states_mask).log_softmax(-1)
         each = told[:, :-1].gather(2, input_ids[:, 1:, None])[..., 0] * attention_mask[:, 1:]
         return each[:, prompt - 1 :].sum(1)
+
+    def write_branches(self, seen: Seen, input_ids: Tensor, places: Tensor, visible: Tensor) -> Tensor:
+        """Hidden states of the decoder for texts that have beginnings in common, each of which is read once.
+
+        Args:
+            seen: what they are written about, with keys of the decoder (`cross_keys`).
+            input_ids: tokens of a tree, all in one row, `[rows, tokens]`; the root's is any.
+            places: tokens between the root, whose place is 0, and each of them, `[rows or 1, tokens]`.
+            visible: whether a token (rows) is behind another (columns) or itself, `[rows or 1, tokens, tokens]`.
+
+        Returns:
+            `[rows, tokens, width]`; `text_decoder.cls` makes logits of them.
+        """
+        bert = self.text_decoder.bert
+        ids = input_ids.masked_fill(places == 0, self.config.text_config.bos_token_id)
+        hidden = bert.embeddings(ids, position_ids=places)
+        return _read(bert, hidden, visible[:, None], seen, self.read_layer)
 
     @torch.no_grad()
     def generate(

@@ -14,9 +14,6 @@ from transformers import (
     AutoTokenizer,
     Blip2Config,
     Blip2Processor,
-    BlipForConditionalGeneration,
-    BlipForImageTextRetrieval,
-    BlipForQuestionAnswering,
     BlipImageProcessorPil,
     BlipProcessor,
     InstructBlipProcessor,
@@ -30,8 +27,9 @@ from instructkit.models.blip import Blip
 from instructkit.models.blip2 import Blip2Pretraining
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.load.bases import check_package
-from instructkit.models.load.blip import WEIGHTS, load_blip
+from instructkit.models.load.blip import WEIGHTS
 from instructkit.models.load.blip2 import blip2_config, load_blip2, save_weights
+from instructkit.models.load.blip_tasks import TASKS, blip_tasks, open_blip
 from instructkit.models.load.join import join
 from instructkit.models.load.lavis import base_of, is_lavis, load_lavis_state, read_lavis
 from instructkit.models.load.llm import OWN_ROWS, answer_end, drop_added_rows, image_token
@@ -123,14 +121,6 @@ def save_pretraining(
     (folder / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-TASKS = {
-    "captioning": BlipForConditionalGeneration,
-    "retrieval": BlipForImageTextRetrieval,
-    "vqa": BlipForQuestionAnswering,
-}
-"""transformers' classes of BLIP, by what they are for."""
-
-
 def save_blip(model: Blip, captions: Captions, folder: Path, state: dict[str, Tensor] | None = None) -> None:
     """Write BLIP's mixture of encoder and decoder; `load_blip` reads it.
 
@@ -151,32 +141,38 @@ def save_blip(model: Blip, captions: Captions, folder: Path, state: dict[str, Te
     (folder / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def export_blip(name: str, out: Path, task: str, dtype: str = "float32") -> str:
-    """Write one part of BLIP's mixture as the class that transformers has for it, with its processor.
+def export_blip(name: str, out: Path, task: str | None, dtype: str = "float32") -> str:
+    """Write one part of a BLIP as the class that transformers has for it, with its processor.
 
     Args:
-        name: as for `load_blip`.
+        name: as for `open_blip`.
         out: folder to write, new or empty.
-        task: one of `TASKS`.
+        task: one of `TASKS`; None for the whole of a pre-trained file of BLIP or LAVIS, as our folder.
         dtype: of the weights that are written.
 
     Returns:
         What opens the folder, in a line for people.
 
     Raises:
-        UserError: there is no such model or task, or the folder cannot be written.
+        UserError: there is no such model or task, the model has no such part, or the folder cannot be written.
     """
     kind = _dtype_to(out, dtype)
-    if task not in TASKS:
+    if task is not None and task not in TASKS:
         raise UserError(f"as {task!r}: there are {', '.join(TASKS)}")
-    model, captions = load_blip(name, dtype=kind)
+    model, captions = open_blip(name, dtype=kind)
     widths = (model.config.vision_config.hidden_size, model.config.text_config.hidden_size)
     if task == "vqa" and widths[0] != widths[1]:
         raise UserError(
             f"{name}: its image encoder is {widths[0]} wide and its text transformer {widths[1]}; the decoder of "
             "BlipForQuestionAnswering reads both by the same weights, so they must be equal"
         )
+    whole = is_lavis(name) and not model.fresh and None not in (model.text_encoder, model.text_decoder)
+    if task not in model.tasks and not (task is None and whole):
+        raise UserError(f"{name}: is a BLIP for {' and '.join(model.tasks)}; export it --as {' or '.join(model.tasks)}")
     with writing(out):
+        if task is None:
+            save_blip(model, captions, out)
+            return f"wrote {out}: a whole BLIP, which recipes/pretrain_blip.py goes on from (model.name={out})"
         part = as_transformers(model, task)
         part.to(kind).save_pretrained(out)
         BlipProcessor(_image_processor(model), captions.tokenizer).save_pretrained(out)
@@ -280,21 +276,26 @@ def load_model(
     return _load(name, limits, allow_packages, base_places(name) if places is None else places, (), options)
 
 
-def export(name: str, out: Path, dtype: str = "float32", allow_packages: bool = False) -> str:
-    """Write a model whole into one folder, what was trained by LoRA merged into its weights.
+def export(name: str, out: Path, dtype: str = "float32", allow_packages: bool = False, task: str | None = None) -> str:
+    """Write a model whole into one folder, what was trained by LoRA merged into its weights; of a BLIP one part.
 
     Args:
-        name: as for `load_model`.
+        name: as for `load_model`, or a BLIP.
         out: folder to write, new or empty.
         dtype: of the weights that are written.
         allow_packages: as for `load_model`.
+        task: of a BLIP, as for `export_blip`.
 
     Returns:
         What opens the folder, in a line for people.
 
     Raises:
-        UserError: there is no such model, its LLM is quantised, or the folder cannot be written.
+        UserError: there is no such model or part, its LLM is quantised, or the folder cannot be written.
     """
+    if blip_tasks(name):
+        return export_blip(name, out, task, dtype)
+    if task is not None:
+        raise UserError(f"{name}: is no BLIP, so there are no parts of it to choose from; leave --as out")
     model, texts = load_model(name, allow_packages=allow_packages, dtype=_dtype_to(out, dtype))
     with writing(out):
         save_model(model, texts, out)

@@ -25,9 +25,10 @@ from instructkit.errors import UserError
 from instructkit.models.batches import Captions
 from instructkit.models.blip import SHARED, Blip
 from instructkit.models.load.blip import join_blip, load_blip
+from instructkit.models.load.blip_tasks import TASKS
 from instructkit.models.load.new_tokenizers import train_qformer_tokenizer
 from instructkit.models.resolution import set_image_size
-from instructkit.models.save import TASKS, as_transformers, export_blip, save_blip
+from instructkit.models.save import as_transformers, export_blip, save_blip
 from tests import lavis_med
 from tests.lavis_stage1 import recorded
 from tests.models.checkpoints import write_bert

@@ -111,8 +111,12 @@ def is_lavis(name: str) -> bool:
     return Path(name).suffix in SUFFIXES
 
 
-def read_lavis(path: Path) -> Mapping[str, Tensor]:
+def read_lavis(path: Path, device: str = "cpu") -> Mapping[str, Tensor]:
     """The tensors of a checkpoint file by LAVIS's names; no code of it runs.
+
+    Args:
+        path: the file.
+        device: where they are put; `meta` reads names and shapes alone.
 
     Raises:
         UserError: no such file, or a file with more than tensors.
@@ -120,7 +124,7 @@ def read_lavis(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location=device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise UserError(f"{path}: no checkpoint of tensors alone ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(content, Mapping):

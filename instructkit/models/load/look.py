@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 from instructkit.config import ModelConfig, WholeModelConfig
 from instructkit.errors import UserError
 from instructkit.models.load.bases import lying
+from instructkit.models.load.blip_tasks import blip_tasks
 from instructkit.models.load.find import find_model
 from instructkit.models.load.join import base_config
 from instructkit.models.load.lavis import is_lavis
@@ -28,6 +29,8 @@ def look_for_model(settings: WholeModelConfig) -> None:
         UserError: one is not there, or is of a kind that cannot be taken.
     """
     parts = settings if isinstance(settings, ModelConfig) else None
+    if parts is None and blip_tasks(settings.name):
+        return
     joined = parts is not None and parts.joined
     if parts is None or settings.name != "nano":
         _look_for_whole(settings.name, joined, ())
