@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from instructkit.config import TowersConfig
 from instructkit.errors import UserError
+from instructkit.models.blip import Blip
 from instructkit.models.blip2 import Blip2Pretraining
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.load.qformer_text import is_text
@@ -29,7 +30,7 @@ TOWERS = ("vision_model", "qformer", "language_model")
 """The towers' names as parameters carry them; what belongs to none is trained with the Q-Former."""
 
 
-def prepare_towers(model: InstructBlip | Blip2Pretraining, config: TowersConfig, seed: int = 0) -> None:
+def prepare_towers(model: InstructBlip | Blip2Pretraining | Blip, config: TowersConfig, seed: int = 0) -> None:
     """Set what is trained, in place; the same seed gives the same LoRA weights.
 
     A frozen tower needs no gradient and runs without dropout. What a Q-Former needs to read text stays as it is where
@@ -95,7 +96,7 @@ def set_modes(model: nn.Module, training: bool) -> None:
             module.eval()
 
 
-def lora_targets(model: InstructBlip | Blip2Pretraining, config: TowersConfig) -> dict[str, set[str]]:
+def lora_targets(model: InstructBlip | Blip2Pretraining | Blip, config: TowersConfig) -> dict[str, set[str]]:
     """Linear layers that get LoRA adapters, by tower, with their names inside it; GPT-2's Conv1D counts as one.
 
     Raises:

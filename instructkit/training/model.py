@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from instructkit.config import RunConfig
 from instructkit.errors import UserError
 from instructkit.files import replacing
 from instructkit.models.batches import Captions, Limits, Texts
+from instructkit.models.blip import Blip
 from instructkit.models.blip2 import Blip2Pretraining
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.load.join import join
@@ -87,11 +88,7 @@ def check_pretraining(config: RunConfig) -> None:
     Raises:
         UserError: one has none.
     """
-    for name in _NO_FIRST_STAGE:
-        group, _, key = name.partition(".")
-        value = getattr(getattr(config, group), key)
-        if value != getattr(getattr(RunConfig(), group), key):
-            raise UserError(f"{name}={value}: BLIP-2's first stage {_NO_FIRST_STAGE[name]}; leave that setting out")
+    refuse(config, "BLIP-2's first stage", _NO_FIRST_STAGE)
     if config.model.name != "nano" and config.model.joined:
         raise UserError(
             f"model.name={config.model.name}: the parts of a first stage are put together from model.vision and "
@@ -99,6 +96,24 @@ def check_pretraining(config: RunConfig) -> None:
         )
     if config.training.zero_stage == 3:
         raise UserError("training.zero_stage=3: BLIP-2's first stage runs under ZeRO 0 to 2; its model is a small one")
+
+
+def refuse(config: RunConfig, what: str, reasons: Mapping[str, str]) -> None:
+    """Refuse settings that have no meaning in a training.
+
+    Args:
+        config: of the run.
+        what: is trained, for the message.
+        reasons: why a setting has none, by its name.
+
+    Raises:
+        UserError: one is given.
+    """
+    for name, reason in reasons.items():
+        group, _, key = name.partition(".")
+        value = getattr(getattr(config, group), key)
+        if value != getattr(getattr(RunConfig(), group), key):
+            raise UserError(f"{name}={value}: {what} {reason}; leave that setting out")
 
 
 def prepare_pretraining(
@@ -116,21 +131,7 @@ def prepare_pretraining(
     limit = config.data.caption_tokens
 
     def tokenizer() -> PreTrainedTokenizerBase:
-        place = folder / "tokenizers"
-
-        def train() -> None:
-            if not (config.resume and place.is_dir()):
-                texts = [
-                    plain_caption(text)
-                    for part in parts
-                    for one in islice(part.examples, TOKENIZER_EXAMPLES)
-                    for text in one.references
-                ]
-                with replacing(place) as aside:
-                    train_qformer_tokenizer(texts, config.model.vocabulary).save_pretrained(aside / "qformer")
-
-        on_first_rank(train)
-        return load_tokenizer(place / "qformer")
+        return caption_tokenizer(config, parts, folder / "tokenizers")
 
     if config.model.name == "nano":
         model, captions = join_pretraining(config.model, dtype, tokenizer, limit, config.seed, say)
@@ -141,6 +142,24 @@ def prepare_pretraining(
     if config.model.image_size is not None:
         set_image_size(model.vision_model, model.config.vision_config, config.model.image_size)
     return model, captions
+
+
+def caption_tokenizer(config: RunConfig, parts: Sequence[Part], folder: Path) -> PreTrainedTokenizerBase:
+    """A tokeniser trained on the run's captions, and kept in a folder; call on every rank."""
+
+    def train() -> None:
+        if not (config.resume and folder.is_dir()):
+            texts = [
+                plain_caption(text)
+                for part in parts
+                for one in islice(part.examples, TOKENIZER_EXAMPLES)
+                for text in one.references
+            ]
+            with replacing(folder) as aside:
+                train_qformer_tokenizer(texts, config.model.vocabulary).save_pretrained(aside / "qformer")
+
+    on_first_rank(train)
+    return load_tokenizer(folder / "qformer")
 
 
 _NO_FIRST_STAGE = {
@@ -163,7 +182,7 @@ _NO_FIRST_STAGE = {
 """Settings of a run that have no meaning in the first stage, and why."""
 
 
-def frozen_warnings(config: RunConfig, model: InstructBlip | Blip2Pretraining) -> list[str]:
+def frozen_warnings(config: RunConfig, model: InstructBlip | Blip2Pretraining | Blip) -> list[str]:
     """A line for each tower of which weights stay as they were drawn at random, though it is trained by nothing.
 
     Args:
@@ -192,7 +211,7 @@ def frozen_warnings(config: RunConfig, model: InstructBlip | Blip2Pretraining) -
     return lines
 
 
-def warn_of_random(run: Run[RunConfig], model: InstructBlip | Blip2Pretraining) -> None:
+def warn_of_random(run: Run[RunConfig], model: InstructBlip | Blip2Pretraining | Blip) -> None:
     """Warn of weights that stay random (`frozen_warnings`)."""
     for line in frozen_warnings(run.config, model):
         run.log.warn(line)

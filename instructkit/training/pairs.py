@@ -30,7 +30,8 @@ class PairData(MixedData):
     A rank's pairs stand together in the step, the first rank's first. Beside the inputs of `Blip2Pretraining.pretrain`
     a batch has `image_ids`, equal where pairs show the same file, and `chances`, two numbers from 0 to 1 a pair that
     its negatives follow from; both follow from the pair's place in the run alone. `epochs` says how often the mixture's
-    pictures were passed when the step begins, `[1]`.
+    pictures were passed when the step begins, `[1]`. Where texts have a prompt, `given` is the number of tokens before
+    the caption, `[CLS]` among them, `[pairs]`.
 
     Args:
         parts: the datasets; their examples are captions.
@@ -43,6 +44,7 @@ class PairData(MixedData):
         rank: of this process.
         world: number of processes.
         cache: kept features of images.
+        prompt: what captions come behind, blank for nothing; None where nothing is said of prompts.
     """
 
     def __init__(
@@ -58,8 +60,9 @@ class PairData(MixedData):
         rank: int = 0,
         world: int = 1,
         cache: FeatureCache | None = None,
+        prompt: str | None = None,
     ) -> None:
-        self.captions, self.image_size = captions, image_size
+        self.captions, self.image_size, self.prompt = captions, image_size, prompt
         self._pictures = [Pictures(part) for part in parts]
         mixture = _mixture(self._pictures, overrides, seed)
         self._epoch = sum(size for name, size in mixture.sizes.items() if mixture.probabilities[name])
@@ -87,6 +90,7 @@ class PairData(MixedData):
             rank=run.rank,
             world=run.world,
             cache=None if isinstance(model, Blip) else open_cache(config, model),
+            prompt=(config.data.prompt or "") if isinstance(model, Blip) else None,
         )
 
     def positions(self, index: int) -> Sequence[int]:
@@ -108,7 +112,7 @@ class PairData(MixedData):
             picture = Picture(part.root / example.images[0])
             examples.append(example.id)
             datasets.append(part.name)
-            texts.append(plain_caption(drawn.choice(example.references)))
+            texts.append(" ".join([*(self.prompt or "").split(), plain_caption(drawn.choice(example.references))]))
             looks.append((picture, self.chance(picture, part.root, draw.epoch)))
         ids, cut = self.captions.encode(texts)
         chances = [Random(f"{self.seed}/negatives/{position}") for position in positions]
@@ -120,7 +124,14 @@ class PairData(MixedData):
             "chances": torch.tensor([[each.random(), each.random()] for each in chances], dtype=torch.float64),
             "epochs": torch.tensor([self._epochs(positions[0])], dtype=torch.float64),
         }
+        if self.prompt is not None:
+            inputs["given"] = torch.full((len(positions),), self._given())
         return Batch(inputs, examples, datasets, [("qformer",) if short else () for short in cut], unkept)
+
+    def _given(self) -> int:
+        """Tokens of a row before its caption."""
+        (bare,), (prompt,) = (self.captions.encode([text])[0] for text in ("", self.prompt or ""))
+        return 1 + len(prompt) - len(bare)
 
     def _epochs(self, position: int) -> float:
         """Passes over the pictures before the step in which a position stands."""

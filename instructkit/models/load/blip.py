@@ -26,6 +26,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from instructkit.config import ModelConfig
 from instructkit.errors import UserError
 from instructkit.models.batches import DEC, Captions
 from instructkit.models.blip import Blip, Shared
@@ -72,6 +73,19 @@ def _of_mixture(config: PreTrainedConfig) -> bool:
     return config.model_type == "blip" and hasattr(config, "sharing")
 
 
+def look_for_blip(settings: ModelConfig) -> None:
+    """Look for the model of a training, or its parts; no weights are read.
+
+    Raises:
+        UserError: one is not there, or is of a kind that cannot be taken.
+    """
+    if settings.name != "nano":
+        _mixture_config(settings.name)
+    for name, read in ((settings.vision, _vit_config), (settings.text, _bert_config)):
+        if name is not None:
+            read(name)
+
+
 def load_blip(name: str, limit: int = CAPTION_TOKENS, dtype: torch.dtype = torch.float32) -> tuple[Blip, Captions]:
     """Load a model that `save_blip` wrote, and its tokeniser.
 
@@ -83,18 +97,23 @@ def load_blip(name: str, limit: int = CAPTION_TOKENS, dtype: torch.dtype = torch
     Raises:
         UserError: there is no such model, or it is another.
     """
-    config = read_config(name, "name")
-    if not _of_mixture(config):
-        raise UserError(
-            f"model.name={name}: a {config.model_type}, no mixture of encoder and decoder; name a folder that "
-            "recipes/pretrain_blip.py wrote"
-        )
+    config = _mixture_config(name)
     with failing(f"model.name={name}", "no BLIP can be loaded from there"):
         tokenizer = AutoTokenizer.from_pretrained(place_of(name))
         with seeded(0):
             model = Blip(config)
         put(model, load_file(_weights(name)), f"model.name={name}")
     return model.to(dtype), Captions(tokenizer, min(limit, config.text_config.max_position_embeddings))
+
+
+def _mixture_config(name: str) -> Any:
+    config = read_config(name, "name")
+    if not _of_mixture(config):
+        raise UserError(
+            f"model.name={name}: a {config.model_type}, no mixture of encoder and decoder; name a folder that "
+            "recipes/pretrain_blip.py wrote"
+        )
+    return config
 
 
 def put(model: Blip, state: dict[str, Tensor], where: str) -> None:
@@ -262,11 +281,16 @@ def _from_bert(bert: dict[str, Tensor], model: Blip) -> dict[str, Tensor]:
     return state
 
 
-def _load_vit(name: str) -> tuple[BlipVisionConfig, dict[str, Tensor]]:
-    """Shape and weights of a ViT or DeiT as BLIP's image encoder."""
+def _vit_config(name: str) -> PreTrainedConfig:
     config = read_config(name, "vision")
     if config.model_type not in ("vit", "deit"):
         raise UserError(f"model.vision={name}: a {config.model_type}; BLIP's image encoder starts from a ViT or DeiT")
+    return config
+
+
+def _load_vit(name: str) -> tuple[BlipVisionConfig, dict[str, Tensor]]:
+    """Shape and weights of a ViT or DeiT as BLIP's image encoder."""
+    config = _vit_config(name)
     loaded = read_part(AutoModel, name, "vision", config=config)
     if lost := sorted(key for key in loaded.fresh if not key.startswith("pooler.")):
         raise UserError(f"model.vision={name}: the checkpoint lacks {len(lost)} tensors, among them {lost[0]}")
