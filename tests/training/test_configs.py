@@ -20,10 +20,11 @@ from instructkit.config import RunConfig, load_config, to_dict
 from instructkit.conversion.convert import convert
 from instructkit.evaluation.select import GROUPS
 from instructkit.models.load.trained import load_tokenizers
-from instructkit.models.save import load_model
+from instructkit.models.save import load_model, save_blip
 from instructkit.prompts.protocols import load_protocol
 from instructkit.training.datasets import splits_of
 from tests.models.checkpoints import write_bert, write_blip2, write_encoder, write_llm
+from tests.models.test_blip import joined, write_vit
 from tests.tiny import SENTENCES
 from tests.training.mini import ROOT, log, losses, run_all, write_model, write_releases
 
@@ -71,6 +72,9 @@ class Started:
             # In bf16 rounding decides which negatives are drawn, on another CPU others.
             parts = first_stage_parts(config, self.folder)
             return [*shrunk, *self.easy, "data.train=[coco_caption]", "precision=fp32", *parts]
+        if config.recipe == "pretrain_blip":
+            shrunk += ["precision=fp32", *([] if config.pairs.losses == ["lm"] else ["queue=16"])]
+            return [*shrunk, *self.easy, "data.train=[coco_caption]", *blip_parts(config, self.folder)]
         if config.model.name == "nano":
             return [*shrunk, *self.easy, "group_size=1", *tiny_parts(config, self.folder)]
         for split in splits_of(config)[: len(config.data.train)]:
@@ -117,6 +121,17 @@ def first_stage_parts(config: RunConfig, folder: Path) -> list[str]:
     vision = write_encoder(folder / family, family) if family else write_blip2(folder / "blip2")
     layer = ["model.vision_layer=1"] if config.model.vision_layer else []
     return [f"model.vision={vision}", f"model.qformer={write_bert(folder / 'bert')}", *layer]
+
+
+def blip_parts(config: RunConfig, folder: Path) -> list[str]:
+    """Tiny parts in place of those that a config of BLIP names."""
+    if config.model.name != "nano":
+        if not (folder / "blip").is_dir():
+            save_blip(*joined(), folder / "blip")
+        return [f"model.name={folder / 'blip'}", "model.image_size=48"]
+    if config.model.vision is None:
+        return []
+    return [f"model.vision={write_vit(folder / 'vit', 'vit')}", f"model.text={write_bert(folder / 'bert')}"]
 
 
 def convert_mini(split: str, folder: Path) -> None:
