@@ -3,7 +3,6 @@
 
 import gc
 import tempfile
-from functools import cache
 from pathlib import Path
 
 import instructkit.evaluation.run
@@ -12,15 +11,13 @@ import instructkit.training.data
 import instructkit.training.engine
 import instructkit.training.watch
 from instructkit.models.save import load_model, save_model
-from instructkit.prompts.protocols import benchmarks
-from instructkit.reports import averages
+from instructkit.prompts.protocols import benchmarks, load_protocol
 from tests.tiny import tiny_model
 
 with tempfile.TemporaryDirectory() as folder:
     for llm in ("llama", "t5"):
         save_model(*tiny_model(llm), Path(folder, llm))
         load_model(str(Path(folder, llm)))
-averages.load_protocol = cache(averages.load_protocol)  # every report reads all of them
 for name in benchmarks():
-    averages.load_protocol(name)
+    load_protocol(name)  # every report reads all of them
 gc.freeze()  # no collection looks through the libraries again

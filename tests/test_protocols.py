@@ -11,6 +11,7 @@ import pytest
 from instructkit.data.examples import Example, Turn
 from instructkit.errors import UserError
 from instructkit.prompts.protocols import Decoding, Protocol, Row, benchmarks, load_protocol, merge_scores
+from instructkit.prompts.templates import templates_folder
 from instructkit.sources import source
 
 TOKENS = [f"w{number}" for number in range(31)]
@@ -421,3 +422,17 @@ def test_a_mistake_is_one_line_that_says_where(tmp_path: Path, changes: dict[str
 def test_a_name_nearly_right_is_answered_with_the_right_one() -> None:
     with pytest.raises(UserError, match="no benchmark is called 'scienceQA'; did you mean scienceqa"):
         load_protocol("scienceQA")
+
+
+def test_a_protocol_is_read_once_until_its_file_changes(tmp_path):
+    (tmp_path / "eval").mkdir()
+    file = tmp_path / "eval" / "gqa.yaml"
+    text = (templates_folder() / "eval" / "gqa.yaml").read_text()
+    file.write_text(text)
+    first = load_protocol("gqa", tmp_path)
+    assert load_protocol("gqa", tmp_path) is first
+    file.write_text(text.replace(f"version: {first.version}", f"version: {first.version + 10}"))
+    assert load_protocol("gqa", tmp_path).version == first.version + 10
+    file.write_text(text + "nothing: 1\n")
+    with pytest.raises(UserError, match="nothing"):
+        load_protocol("gqa", tmp_path)

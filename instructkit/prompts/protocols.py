@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -251,7 +251,7 @@ def benchmarks(folder: Path | None = None) -> list[str]:
 
 
 def load_protocol(benchmark: str, folder: Path | None = None) -> Protocol:
-    """Read a protocol.
+    """Read a protocol; a file that has not changed since is not read again.
 
     Raises:
         UserError: there is none of that name, or it is not well formed.
@@ -259,6 +259,15 @@ def load_protocol(benchmark: str, folder: Path | None = None) -> Protocol:
     if benchmark not in benchmarks(folder):
         raise UserError(f"no benchmark is called {quote(benchmark)}; {did_you_mean(benchmark, benchmarks(folder))}")
     path = (folder or templates_folder()) / "eval" / f"{benchmark}.yaml"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    found = path.stat()
+    return _read(path, found.st_mtime_ns, found.st_size)
+
+
+@lru_cache(maxsize=256)
+def _read(path: Path, changed: int, size: int) -> Protocol:
+    """The protocol in a file as it was when it last changed; reading YAML takes some ten milliseconds."""
     protocol: Protocol = read_yaml(path, Protocol)
     for problem in _problems(protocol, path):
         raise UserError(f"{path}: {problem}")
