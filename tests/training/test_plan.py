@@ -196,6 +196,24 @@ def test_transfers_end_the_scaling_and_a_faster_network_moves_that():
     assert slow.scales[0].traffic == pytest.approx(3 * 7 / 8 * trained * 2)
 
 
+def marks_what_is_assumed(output: str) -> None:
+    lines = [
+        line
+        for line in output.splitlines()
+        if any(word in line for word in ("steps", "speeds", "Evaluation,", "transfers take"))
+    ]
+    assert len(lines) > 2
+    for line in lines:
+        assert "assumed" in line, line
+
+
+def test_the_command_marks_what_is_assumed():
+    done = CliRunner().invoke(app, ["plan", "--config", "easy_vqa", "--gpus", "8,512", "--memory", "80"])
+    assert done.exit_code == 0, done.output
+    marks_what_is_assumed(done.output)
+
+
+@pytest.mark.full
 def test_the_command_plans_13b_without_a_gpu_and_marks_what_is_assumed():
     began = time.process_time()
     done = CliRunner().invoke(app, ["plan", "--config", "vicuna_13b", "--gpus", "8,512", "--memory", "80"])
@@ -203,9 +221,7 @@ def test_the_command_plans_13b_without_a_gpu_and_marks_what_is_assumed():
     assert time.process_time() - began < 60
     assert "13,015,874,560" in done.output
     assert "3 *   none" in done.output
-    for line in done.output.splitlines():
-        if any(word in line for word in ("steps", "speeds", "Evaluation,", "transfers take")):
-            assert "assumed" in line, line
+    marks_what_is_assumed(done.output)
     lines = done.output.splitlines()
     assert all(option in done.output for option in ("--peak ", "--efficiency", "--network", "--link"))
     assert any(line.startswith("msrvtt_qa") for line in lines)
