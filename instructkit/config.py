@@ -373,8 +373,8 @@ class CaptionerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What writes captions for web pictures.
 
     Attributes:
-        model: a BLIP that was finetuned to write captions: a folder, a name on the Hugging Face hub or a `.pth` file of
-            LAVIS. null writes none: the web's own texts are filtered.
+        model: a BLIP that was finetuned to write captions: a folder, a name on the Hugging Face hub, or a `.pth` file
+            of BLIP or LAVIS. null writes none: the web's own texts are filtered.
         decoding: nucleus draws a caption from the most probable words, beams searches for the most probable one.
         captions: number of captions for each picture; more than one are drawn.
         prompt: what the model was trained to begin captions with, which is no part of them; null for nothing.

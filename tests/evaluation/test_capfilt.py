@@ -264,7 +264,7 @@ def test_a_run_writes_what_was_kept_and_what_was_dropped(
     assert any("noise ratio" in line for line in lines)
     assert {*tally.shown} == {"synthetic dropped", "synthetic kept", "web dropped", "web kept"}
     for kind, shown in tally.shown.items():
-        assert 0 < len(shown) <= join.SHOWN
+        assert 0 < len(shown) == len({each.image for each in shown}) <= join.SHOWN
         for each in shown:
             assert each.texts[each.index].origin == kind.split()[0]
             assert bool(each.why[each.index]) == kind.endswith("dropped")

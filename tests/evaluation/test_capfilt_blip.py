@@ -23,6 +23,8 @@ from instructkit.models.save import save_blip
 from instructkit.training.recipe import run_recipe
 from tests.evaluation.capfilt_fakes import many, write_human, write_web
 from tests.evaluation.test_capfilt import listed, pictures_of
+from tests.models.checkpoints import write_bert
+from tests.models.test_blip_tasks import write_class
 from tests.tiny import SENTENCES
 
 TEXTS = ["a red circle on a light background", "is there a triangle", "yes no red green blue " * 8]
@@ -147,6 +149,26 @@ def test_each_models_encoder_reads_a_picture_once(tmp_path: Path, monkeypatch: p
 def run_config(folder: Path, captioner: str, scorer: str) -> CapFiltRun:
     plain = {"captioner": {"model": str(folder / captioner)}, "filter": {"model": str(folder / scorer)}}
     return msgspec.convert(plain, CapFiltRun)
+
+
+def test_transformers_classes_do_what_they_are_for(tmp_path: Path) -> None:
+    for task in ("captioning", "retrieval"):
+        write_class(tmp_path / task, task)
+    loaded = load_models(run_config(tmp_path, "captioning", "retrieval"))
+    given = pictures_of(tmp_path, [["a red circle"], ["a blue circle"]])
+    for each in judge_pictures(loaded, given, Settings(batch_size=2)):
+        assert [text.origin for text in each.texts] == ["web", "synthetic"]
+        assert all(text.score is not None for text in each.texts)
+    with pytest.raises(
+        UserError, match=r"filter\.model=.*: is a BLIP for captioning; CapFilt's filter is a BLIP for ret"
+    ):
+        load_models(run_config(tmp_path, "captioning", "captioning"))
+    with pytest.raises(UserError, match=r"captioner\.model=.*: is a BLIP for retrieval; CapFilt's captioner is"):
+        load_models(run_config(tmp_path, "retrieval", "retrieval"))
+    with pytest.raises(
+        UserError, match=r"captioner\.model=.*: is no BLIP; CapFilt's captioner is a BLIP for captioning"
+    ):
+        load_models(run_config(tmp_path, str(write_bert(tmp_path / "bert")), "retrieval"))
 
 
 def test_captions_do_not_depend_on_the_batch(blip: tuple[Blip, Captions], tmp_path: Path) -> None:

@@ -168,24 +168,29 @@ def _count(tally: Tally, judged: Judged, decided: Sequence[Decided]) -> None:
 
 
 class _Sample:
-    """A few pictures of each kind: those whose address has the lowest digest, so that they are spread over all."""
+    """A few pictures of each kind: those whose address has the lowest digest, so that they are spread over all.
+
+    A picture is shown once of a kind, for its first such text.
+    """
 
     def __init__(self) -> None:
-        self._found: dict[str, list[tuple[bytes, int, Shown]]] = {}
+        self._found: dict[str, list[tuple[bytes, Shown]]] = {}
 
     def look(self, judged: Judged, decided: Sequence[Decided]) -> None:
         digest = blake2b(judged.image.encode(), digest_size=16).digest()
+        kinds: dict[str, int] = {}
         for index, (text, why) in enumerate(decided):
-            if why not in ("", "unmatched", "ranked lower"):
-                continue
-            best = self._found.setdefault(f"{text.origin} {'dropped' if why else 'kept'}", [])
-            if len(best) < SHOWN or (digest, index) < best[-1][:2]:
+            if why in ("", "unmatched", "ranked lower"):
+                kinds.setdefault(f"{text.origin} {'dropped' if why else 'kept'}", index)
+        for kind, index in kinds.items():
+            best = self._found.setdefault(kind, [])
+            if len(best) < SHOWN or digest < best[-1][0]:
                 pairs = [Pair(judged.image, each.text, each.origin, each.score) for each, _ in decided]
-                best.append((digest, index, Shown(judged.image, pairs, [each for _, each in decided], index)))
-                best.sort(key=lambda each: each[:2])
+                best.append((digest, Shown(judged.image, pairs, [each for _, each in decided], index)))
+                best.sort(key=lambda each: each[0])
                 del best[SHOWN:]
 
     def shown(self) -> dict[str, list[Shown]]:
         """What was found, the web's texts first."""
         kinds = sorted(self._found, key=lambda kind: (not kind.startswith("web"), kind))
-        return {kind: [each for _, _, each in self._found[kind]] for kind in kinds}
+        return {kind: [each for _, each in self._found[kind]] for kind in kinds}

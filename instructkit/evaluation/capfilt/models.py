@@ -11,12 +11,13 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 
 from instructkit.config import CapFiltRun, CaptionerConfig, FilterConfig
+from instructkit.errors import UserError
 from instructkit.evaluation.capfilt.judge import Models, Scored
 from instructkit.evaluation.nucleus import NucleusDraw
 from instructkit.models.batches import Captions
 from instructkit.models.blip import Blip
-from instructkit.models.load.blip import load_blip
-from instructkit.runs.waiting import first_on_machine
+from instructkit.models.load.blip_tasks import blip_tasks, open_blip
+from instructkit.runs.waiting import first_on_machine, on_first_rank
 
 
 class BlipTool:
@@ -68,9 +69,11 @@ def load_models(config: CapFiltRun) -> Models:
     """The captioner and the filter of a run, where they compute; one object where both are one model.
 
     Raises:
-        UserError: a model is not there, or is no BLIP.
+        UserError: a model is not there, or is no BLIP that can do its work.
     """
     captioner, scorer = config.captioner, config.filter
+    on_first_rank(lambda: _check(captioner.model, "captioner", "captioning"))
+    on_first_rank(lambda: _check(scorer.model, "filter", "retrieval"))
     tools = {
         name: first_on_machine(lambda name=name: _load(name, config))  # type: ignore[misc]
         for name in dict.fromkeys((captioner.model, scorer.model))
@@ -82,7 +85,15 @@ def load_models(config: CapFiltRun) -> Models:
     )
 
 
+def _check(name: str | None, role: str, task: str) -> None:
+    """Look what a model can do before it is loaded."""
+    tasks = () if name is None else blip_tasks(name)
+    if name is not None and task not in tasks:
+        can = f"a BLIP for {' and '.join(tasks)}" if tasks else "no BLIP"
+        raise UserError(f"{role}.model={name}: is {can}; CapFilt's {role} is a BLIP for {task}")
+
+
 def _load(name: str, config: CapFiltRun) -> BlipTool:
-    model, captions = load_blip(name, dtype=getattr(torch, config.dtype))
+    model, captions = open_blip(name, dtype=getattr(torch, config.dtype))
     model.to(f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu")
     return BlipTool(model, captions, config.captioner, config.filter)
