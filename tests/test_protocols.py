@@ -253,6 +253,24 @@ def test_published_retrieval_has_both_directions(name: str, how: str, rows: list
         assert found[model].details == dict(zip(names, others, strict=True))
 
 
+BESIDE = {  # arXiv 2301.12597, tables 2, 3 and 4
+    ("coco_caption", "bleu_4", "finetuned"): {"OPT-2.7B": 43.7, "OPT-6.7B": 43.5, "FlanT5-XL": 42.4},
+    ("vqav2", "test_std", "finetuned"): {"OPT-2.7B": 81.74, "OPT-6.7B": 82.3, "FlanT5-XL": 81.66},
+    ("vqav2", "test_dev", "zero-shot"): {"OPT-2.7B": 52.3, "OPT-6.7B": 52.6, "FlanT5-XL": 63.0, "FlanT5-XXL": 65.0},
+}
+
+
+@pytest.mark.parametrize(("name", "measure", "how"), BESIDE)
+def test_what_blip2s_paper_gives_beside_the_main_figure(name: str, measure: str, how: str) -> None:
+    expected = {f"BLIP-2 {llm}, {how}": value for llm, value in BESIDE[name, measure, how].items()}
+    plain = {row.model: row.details[measure] for row in load_protocol(name).published if measure in row.details}
+    assert plain == expected
+    for other in benchmarks():
+        if other.startswith(f"{name}_blip2"):
+            rows = [row for row in load_protocol(other).published if row.model in expected]
+            assert all(row.details == {measure: expected[row.model]} for row in rows)
+
+
 # ---- candidates, references, which examples ----
 
 

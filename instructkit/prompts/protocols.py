@@ -76,7 +76,8 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         source: where the number stands, and on which split where that is not the protocol's.
         verified: whether the number was read in a copy of `source`; False for one that was only remembered, which
             reports mark.
-        details: the metric's other measures, by its names for them.
+        details: what else was published of it: the metric's other measures by its names for them, `bleu_4`, or the
+            main one on other splits (`test_dev`, `test_std`).
     """
 
     model: str

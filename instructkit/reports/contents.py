@@ -177,12 +177,12 @@ def _wordings(entry: dict[str, Any]) -> list[Block]:
 def _published(entry: dict[str, Any]) -> list[Block]:
     if not entry["published"]:
         return []
-    others = [name for name in entry["details"] if any(name in row.get("details", {}) for row in entry["published"])]
+    others = list(dict.fromkeys(name for row in entry["published"] for name in row.get("details", {})))
     rows = [
         [
             row["model"],
             f"{row['value']:.1f}",
-            *(f"{row['details'][name]:.1f}" if name in row["details"] else "-" for name in others),
+            *(f"{row['details'][name]:.1f}" if name in row.get("details", {}) else "-" for name in others),
             row["source"],
             "read" if row["verified"] else "unverified",
         ]

@@ -20,7 +20,11 @@ _MEASURES = {
     "visdial": "MRR",
     "retrieval": "TR R@1",
 }
-_DETAILS = {f"{kind}_r{depth}": f"{kind.upper()} R@{depth}" for kind in ("tr", "ir") for depth in (1, 5, 10)}
+_DETAILS = {f"{kind}_r{depth}": f"{kind.upper()} R@{depth}" for kind in ("tr", "ir") for depth in (1, 5, 10)} | {
+    "bleu_4": "BLEU@4",
+    "test_dev": "on test-dev",
+    "test_std": "on test-std",
+}
 
 
 def measure(entry: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from instructkit.cli import app
 from instructkit.config import evaluation_settings, find_config, load_config
 from instructkit.data.dataset import load_examples, write_shard
 from instructkit.errors import UserError
+from instructkit.evaluation import retrieve
 from instructkit.evaluation.assistant import protocol_of
 from instructkit.evaluation.blocks import Blocks
 from instructkit.evaluation.run import evaluate
@@ -30,7 +31,7 @@ from instructkit.reports.compare import write_comparison
 from instructkit.reports.report import failed, last_lines, write_evaluation_report
 from instructkit.runs.ranks import Ranks
 from instructkit.training.datasets import splits_of
-from tests.evaluation.world import World, report_bytes, start
+from tests.evaluation.world import World, evaluate_on_two_ranks, report_bytes, start
 
 NAME = "coco_retrieval"
 
@@ -298,3 +299,18 @@ def test_killed_and_started_again_the_report_is_the_same(own: World, tmp_path: P
     report_of(own, tmp_path / "whole", batch_size=2)
     assert lines_of(run) == lines_of(tmp_path / "whole")
     assert report_bytes(run) == report_bytes(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("limit", [30, 1])
+def test_two_ranks_and_one_give_the_same_report(
+    own: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """Of several blocks each; with one picture the second rank has none."""
+    for name, size in (("IMAGES", 3), ("TEXTS", 7), ("MATCHED", 2)):
+        monkeypatch.setattr(retrieve, name, size)
+    options = {"limit": limit, "batch_size": 2}
+    evaluate_on_two_ranks(own.settings(NAME, tmp_path / "two", **options))
+    own.evaluate(NAME, tmp_path / "one", **options)
+    report_of(own, tmp_path / "one", **options)
+    assert lines_of(tmp_path / "two") == lines_of(tmp_path / "one")
+    assert report_bytes(tmp_path / "two") == report_bytes(tmp_path / "one")

@@ -20,8 +20,7 @@ from instructkit.errors import UserError
 from instructkit.evaluation.responses import Response, ResponseLog
 from instructkit.reports.report import failed, write_evaluation_report
 from instructkit.runs.ranks import Ranks
-from tests.evaluation.world import World, recipe, report_bytes, start
-from tests.ports import free_port
+from tests.evaluation.world import World, evaluate_on_two_ranks, report_bytes, start
 
 IDENTITY = {"model": "m", "protocol_version": 1, "limit": None}
 BATCHES = [["a", "b"], ["c", "d"], ["e"]]
@@ -151,13 +150,7 @@ def test_two_ranks_and_one_give_the_same_report(world: World, tmp_path: Path, li
     world.benchmark("easy_vqa")
     world.benchmark("vqav2")
     settings = world.settings("easy_vqa,vqav2", tmp_path / "two", limit=limit, batch_size=4, spread=1)
-    words = [f"{name}={value}" for name, value in settings.items()]
-    main = recipe("evaluate")
-    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    ranks = [start(main, words, RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank in range(2)]
-    for rank in ranks:
-        rank.join(timeout=300)
-        assert rank.exitcode == 0
+    evaluate_on_two_ranks(settings)
     assert not list((tmp_path / "two").rglob("responses.*.jsonl"))
     assert report_bytes(tmp_path / "two") == whole(world, tmp_path / "one", limit=limit, batch_size=4, spread=1)
 

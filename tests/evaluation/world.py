@@ -23,6 +23,7 @@ from instructkit.models.save import save_model, save_pretraining
 from instructkit.prompts.protocols import load_protocol
 from instructkit.runs.ranks import Ranks
 from tests.miniatures import write_release
+from tests.ports import free_port
 from tests.tiny import tiny_first_stage, tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,6 +98,17 @@ def start(function: Callable[[list[str]], None], words: list[str], **environment
     process = get_context("fork").Process(target=run)
     process.start()
     return process
+
+
+def evaluate_on_two_ranks(settings: dict[str, Any]) -> None:
+    """Run the recipe of evaluation on two ranks of this machine; both must end well."""
+    words = [f"{name}={value}" for name, value in settings.items()]
+    main = recipe("evaluate")
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [start(main, words, RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank in range(2)]
+    for rank in ranks:
+        rank.join(timeout=300)
+        assert rank.exitcode == 0
 
 
 def recipe(name: str) -> Callable[[list[str]], None]:

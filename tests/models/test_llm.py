@@ -17,7 +17,7 @@ from instructkit.models.load.join import join
 from instructkit.models.load.trained import save_trained
 from instructkit.models.save import load_model, save_model
 from instructkit.models.towers import prepare_towers
-from tests.models.checkpoints import bare_tokenizer, write_llm
+from tests.models.checkpoints import bare_tokenizer, write_blip2, write_llm
 from tests.models.test_instruct_blip import batch
 from tests.models.test_joining import pixels_for, tokenizers
 
@@ -79,6 +79,31 @@ def test_a_gguf_file_gives_the_llm_that_it_was_written_from(tmp_path, monkeypatc
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match=r"tiny\.gguf: no GGUF file that can be read"):
         joined(llm=str(path))
+
+
+@torch.no_grad()
+def test_a_gguf_files_llm_is_joined_and_saved_whole_like_any_other(tmp_path):
+    """Its weights are unpacked, so nothing may take them for quantised ones."""
+    path, _ = write_gguf(tmp_path)
+    blip2 = write_blip2(tmp_path / "blip2")
+    model, texts = joined(llm=str(path), qformer=str(blip2), vision=str(blip2))
+    save_model(model, texts, tmp_path / "whole")
+    again, _ = load_model(str(tmp_path / "whole"))
+    assert "quantization_config" not in (tmp_path / "whole" / "config.json").read_text()
+    ids = torch.tensor([[5, 9, 60, 7]])
+    torch.testing.assert_close(again.language_model(ids).logits, model.language_model(ids).logits, atol=0, rtol=0)
+    lora = TowersConfig(llm="lora", lora_rank=2)
+    prepare_towers(model, lora)
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:
+            parameter += 0.1
+    state = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    state |= {name: value.detach() for name, value in model.named_parameters() if name in model.fresh}
+    settings = ModelConfig(llm=str(path), qformer=str(blip2), vision=str(blip2))
+    save_trained(tmp_path / "run", model, state, settings, lora, texts)
+    merged, _ = load_model(str(tmp_path / "run"))
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+    torch.testing.assert_close(merged.language_model(ids).logits, model.language_model(ids).logits, atol=1e-4, rtol=0)
 
 
 def test_a_package_that_only_holds_a_gguf_file(tmp_path, monkeypatch):

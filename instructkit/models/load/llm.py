@@ -73,6 +73,8 @@ def load_llm(name: str, dtype: torch.dtype, bits: int | None = None) -> Llm:
     loaded = read_part(auto, place, "llm", dtype=dtype, **options)
     if loaded.fresh:
         raise UserError(f"model.llm={name}: lacks {len(loaded.fresh)} tensors, among them {min(loaded.fresh)}")
+    if "gguf_file" in options:
+        _forget_quantiser(loaded.module)
     drop_added_rows(loaded.module, whole)
     _check(name, loaded.module)
     note = f"{type(loaded.module).__name__}, {loaded.module.num_parameters():,} parameters"
@@ -151,6 +153,13 @@ def _quantised(bits: int, dtype: torch.dtype) -> dict[str, Any]:
         )
     device: Any = int(os.environ.get("LOCAL_RANK", 0)) if torch.cuda.is_available() else "cpu"
     return {"quantization_config": settings, "device_map": {"": device}}
+
+
+def _forget_quantiser(llm: Any) -> None:
+    """Let a GGUF file's unpacked weights count as the plain ones that they are: saved, merged and joined like any."""
+    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+        vars(llm).pop(name, None)
+    vars(llm.config).pop("quantization_config", None)
 
 
 def _locate(name: str) -> tuple[str, dict[str, Any]]:
