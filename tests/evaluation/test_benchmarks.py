@@ -16,6 +16,7 @@ from instructkit.prompts.protocols import benchmarks, load_protocol
 from instructkit.reports.report import write_evaluation_report
 from instructkit.runs.ranks import Ranks
 from tests.evaluation.world import World
+from tests.matrix import mostly_full
 from tests.tiny import LLMS
 
 
@@ -65,7 +66,7 @@ def test_a_benchmark_end_to_end(name: str, world: World, tmp_path: Path) -> None
     assert page.count("data:image/jpeg;base64,") == len(entry["cases"]) > 0
 
 
-@pytest.mark.parametrize("llm", ["t5", "opt"])
+@pytest.mark.parametrize("llm", mostly_full(["t5", "opt"], "t5"))
 @pytest.mark.parametrize("name", ["msvd_qa", "vqav2", "visdial"])
 def test_the_batch_size_changes_no_answer(name: str, llm: str, world: World, tmp_path: Path) -> None:
     world.benchmark(name)

@@ -29,6 +29,7 @@ from instructkit.evaluation import rank
 from instructkit.evaluation.rank import Rule, score_candidates
 from instructkit.evaluation.trie import CandidateTrie
 from instructkit.models.packing import COMPARED_DECODERS
+from tests.matrix import mostly_full
 
 VOCABULARY, WIDTH, END = 41, 16, 1
 SIZES = {
@@ -190,7 +191,7 @@ def test_only_unknown_classes_take_rows(name: str, monkeypatch: pytest.MonkeyPat
     assert bool(calls) == (name in ROW_MODELS)
 
 
-@pytest.mark.parametrize("name", ["llama", "opt", "t5", "gemma3"])
+@pytest.mark.parametrize("name", mostly_full(["llama", "opt", "t5", "gemma3"], "llama", "t5"))
 @settings(max_examples=15, deadline=None)
 @given(
     count=st.integers(1, 60),
@@ -216,7 +217,7 @@ def test_equals_brute_force_at_any_budget(
 
 
 @pytest.mark.parametrize("name", ["llama", "t5"])
-@pytest.mark.parametrize("budget", [700, 16384])
+@pytest.mark.parametrize("budget", mostly_full([700, 16384], 700))
 def test_equals_brute_force_for_2500_candidates(name: str, budget: int) -> None:
     model = tiny(name)
     embeds, mask = random_prefixes(2, 8, seed=1, sides="left")
