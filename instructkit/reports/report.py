@@ -123,6 +123,8 @@ class _Whole(msgspec.Struct):
 
 def _read(path: Path, remedy: str) -> dict[str, Any]:
     content: dict[str, Any] = read_json(path, Any, remedy)
+    if isinstance(content, dict) and "capfilt" in content:
+        raise UserError(f"{path}: is the report of CapFilt, which has no benchmarks; open report.html beside it")
     with reading(path, remedy):
         msgspec.convert(content, _Whole)
     return content

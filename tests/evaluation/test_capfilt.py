@@ -355,6 +355,16 @@ def test_without_pictures_there_is_an_error_and_with_no_pair_an_empty_list(web: 
     )
 
 
+def test_a_folder_that_holds_something_else_is_refused(web: Path, tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"run: another run lies here, with checkpoints/; choose another folder"):
+        run(web, Models(Fake(), Fake()), tmp_path / "run")
+    (tmp_path / "release").mkdir()
+    (tmp_path / "release" / "ccs_filtered.json").write_text('[{"image": "a.jpg", "caption": "a dog"}]')
+    with pytest.raises(UserError, match=r"release: ccs_filtered\.json lies here, too, which web_capfilt reads first"):
+        run(web, Models(Fake(), Fake()), tmp_path / "release")
+
+
 def test_a_dataset_is_named_once(web: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cc3m/train is named twice"):
         run(web, Models(Fake(), Fake()), tmp_path, data={"web": ["cc3m", "cc3m/train"]})

@@ -46,12 +46,14 @@ class Watched(NamedTuple):
         codes: exit codes of its ranks.
         seconds: from the first block's begin to the last block's end.
         early: most memory of a rank while the first fifth of the blocks was made, in bytes.
-        most: most memory of a rank over the whole run.
+        late: likewise while the others were made.
+        most: likewise over the whole run, in which the first rank then writes the pairs.
     """
 
     codes: list[int | None]
     seconds: float
     early: int
+    late: int
     most: int
 
 
@@ -115,12 +117,16 @@ class Trial:
         """Start a run and wait for its end, or kill all ranks a moment after so many blocks are there."""
         script = Path(__file__).with_name("capfilt_rank.py")
         processes = forks.start(script, self.words(output), self.folder / f"{output}.said", ranks_of(ranks))
-        early = most = 0
+        early = late = most = 0
         try:
             while any(process.exitcode is None for process in processes):
                 blocks = len(self.made(output))
-                most = max([most, *(memory_of(process.pid) for process in processes)])
-                early = most if blocks <= self.blocks / 5 else early
+                now = max(memory_of(process.pid) for process in processes)
+                most = max(most, now)
+                if blocks <= self.blocks / 5:
+                    early = most
+                elif blocks < self.blocks:
+                    late = max(late, now)
                 if kill_at is not None and blocks >= kill_at:
                     time.sleep(delay)
                     break
@@ -130,7 +136,7 @@ class Trial:
         made = [path.stat().st_mtime for path in self.made(output)]
         begin = self.folder / output / "blocks" / "identity.json"
         seconds = max(made) - begin.stat().st_mtime if made else 0.0
-        return Watched([process.exitcode for process in processes], seconds, early, most)
+        return Watched([process.exitcode for process in processes], seconds, early, late, most)
 
     def whole(self, output: str, ranks: int) -> Watched:
         """A run that nobody kills."""
@@ -186,7 +192,9 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=512, help="pictures of a block")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ratio", type=float, default=1.7, help="least speed of two ranks, in that of one")
-    parser.add_argument("--growth", type=float, default=1.1, help="most memory, in that of the first fifth")
+    parser.add_argument(
+        "--growth", type=float, default=1.1, help="most memory of the later blocks, in that of the first fifth"
+    )
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="for some GB that are removed")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -212,7 +220,7 @@ def measure(trial: Trial, options: argparse.Namespace) -> None:
         "pictures_per_second": [round(trial.pictures / each.seconds, 1) for each in (one, two)],
         "ratio": round(one.seconds / two.seconds, 3),
         "memory_mb": [round(each.most / 1e6) for each in (one, two)],
-        "growth": round(max(each.most / each.early for each in (one, two)), 3),
+        "growth": round(max(each.late / each.early for each in (one, two)), 3),
         "kills": options.kills,
         "struck": struck,
         "same_bytes": files[0] == files[1] == files[2],

@@ -7,11 +7,14 @@ import re
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from instructkit.config import CapFiltRun
+from instructkit.errors import UserError
 from instructkit.evaluation.capfilt.join import BINS, Pair, Shown, Tally
 from instructkit.reports.capfilt import write_capfilt_report
 from instructkit.reports.plots import histogram
+from instructkit.reports.report import read_report
 from tests.sources import write_picture
 
 
@@ -66,6 +69,12 @@ def test_counts_noise_and_pictures_are_shown(tmp_path: Path) -> None:
     assert report["capfilt"]["noise"] == {"web": 0.7, "synthetic": 0.25}
     assert report["config"]["filter"]["model"] == "scorer"
     assert "output" not in report["config"]
+
+
+def test_who_wants_benchmarks_is_told_that_it_has_none(tmp_path: Path) -> None:
+    write_capfilt_report(config(tmp_path), tally(tmp_path), tmp_path)
+    with pytest.raises(UserError, match=r"report\.json: is the report of CapFilt, which has no benchmarks"):
+        read_report(tmp_path)
 
 
 def test_a_report_without_a_filter_has_no_histogram_and_no_noise(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def caption_and_filter(config: CapFiltRun, ranks: Ranks, say: Say, load: Callabl
         UserError: data, pictures or a model are missing, or the folder holds blocks of other models, data or seed.
     """
     root, folder = Path(config.data.root), Path(config.output)
+    on_first_rank(lambda: _check_folder(folder))
     web, human = first_on_machine(
         lambda: ([Captioned(each, root) for each in names] for names in (config.data.web, config.data.human))
     )
@@ -83,6 +84,13 @@ def told(tally: Tally) -> list[str]:
             share = "" if noise is None else f" (noise ratio {100 * noise:.1f}%)"
             lines.append(f"{origin:<9} {kept:,} kept{parts}{share}")
     return [*lines, f"cut       the filter read only the beginning of {tally.cut:,} texts"] if tally.cut else lines
+
+
+def _check_folder(folder: Path) -> None:
+    """Look that no other run lies there, whose report would be replaced."""
+    for name in ("checkpoints", "model", "evaluation"):
+        if (folder / name).exists():
+            raise UserError(f"{folder}: another run lies here, with {name}/; choose another folder (output=...)")
 
 
 def _check_names(web: list[Captioned], human: list[Captioned]) -> None:
@@ -132,6 +140,8 @@ def _write(config: CapFiltRun, pictures: WebPictures, human: list[Captioned], bl
         tally = write_pairs(lambda: judged(blocks, len(pictures)), rule, human, folder, low)
     tally.listed, tally.repeated = pictures.listed, pictures.repeated
     outcome = convert(SOURCE.name, folder, folder / CONVERTED, split=SOURCE.split)
+    if (read := outcome.manifest.files[0].path) != OWN_LIST:
+        raise UserError(f"{folder}: {read} lies here, too, which {SOURCE.name} reads first; choose another folder")
     if outcome.too_many_rejects:
         raise UserError(outcome.complaint())
     return tally
