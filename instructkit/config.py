@@ -34,7 +34,7 @@ Rate = Annotated[float, Meta(gt=0, le=1e6)]
 Setting = Literal["frozen", "lora", "full"]
 Tower = Literal["vision", "qformer", "llm"]
 Dtype = Literal["float32", "bfloat16", "float16"]
-PairLoss = Literal["itc", "itm", "lm"]
+PairLoss = Literal["itc", "itm", "lm", "vqa"]
 
 
 class WholeModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -246,7 +246,7 @@ class PairsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         losses: itc (which text belongs to an image), itm (whether the two belong together), lm (write the caption). itc
-            and itm go together.
+            and itm go together. vqa (write the answers of a question about the picture) stands alone.
         negatives: where the wrong images and texts of itm come from: all ranks, or each rank's own pairs, as in LAVIS,
             where itc compares these alone with the queue, too.
         similarity: what wrong ones are drawn by: similarity to what the momentum encoder makes of them (BLIP's
@@ -744,6 +744,8 @@ def _of_pairs(config: RunConfig) -> Iterator[str]:
         for name in given:
             yield f"{name} is for BLIP (recipe=pretrain_blip), and these settings are for recipe={config.recipe}"
         return
+    if "vqa" in pairs.losses and len(pairs.losses) > 1:
+        yield "pairs.losses: vqa reads questions and the others read captions; name vqa alone, or the others"
     if len(set(pairs.losses)) < len(pairs.losses):
         yield f"pairs.losses = {', '.join(pairs.losses)} names one twice"
     if ("itc" in pairs.losses) != ("itm" in pairs.losses):

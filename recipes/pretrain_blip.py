@@ -1,9 +1,9 @@
-"""Pre-train BLIP, a mixture of encoder and decoder, on pictures with captions; or finetune it on pairs.
+"""Pre-train BLIP, a mixture of encoder and decoder, on pictures with captions; or finetune it on these or questions.
 
     deepspeed recipes/pretrain_blip.py [--config recipes/configs/pretrain_blip_world.yaml] [key=value ...]
 
 What it does, and the settings that govern it (`instructkit/config.py` explains every one):
-    data        sources of captions; a step reads one caption of a picture                              data.*
+    data        sources of captions, of which a step reads one of a picture, or of questions            data.*
     model       image encoder from a ViT, text transformer from BERT, either from random weights, or both from an
                 earlier BLIP (model.name); what encoder and decoder share                               model.*
     pairs       the losses: ITC with momentum encoder and queue, ITM with hard negatives, LM            pairs.*
@@ -30,11 +30,12 @@ from instructkit.training.blip_model import check_blip, prepare_blip, save_run_b
 from instructkit.training.datasets import parts_of
 from instructkit.training.engine import Engine
 from instructkit.training.identity import identity
-from instructkit.training.length import say_mixture
+from instructkit.training.length import mixture_of, say_mixture
 from instructkit.training.loop import Loop
 from instructkit.training.model import warn_of_random
 from instructkit.training.pairs import PairData, pair_mixture
 from instructkit.training.prepare import prepare_run
+from instructkit.training.questions import QuestionData
 
 
 def pretrain_blip(run: Run[RunConfig]) -> None:
@@ -42,7 +43,8 @@ def pretrain_blip(run: Run[RunConfig]) -> None:
     folder = run.folder
     check_recipe(run.config, "pretrain_blip")
     check_blip(run.config)
-    config = prepare_run(run, pair_mixture, look_for_blip)
+    answers = "vqa" in run.config.pairs.losses
+    config = prepare_run(run, mixture_of if answers else pair_mixture, look_for_blip)
     known = on_first_rank(lambda: identity(config, run.say))
     finished = finished_report(folder, known)
     run.begin(anew=not (finished or config.resume))
@@ -63,8 +65,13 @@ def train(run: Run[RunConfig]) -> None:
     parts = parts_of(config, config.data.train)
     model, captions = prepare_blip(config, parts, run.folder, run.say)
     warn_of_random(run, model)
-    data = PairData.for_run(run, parts, model, captions)
-    say_mixture(run, data.mixture, "pictures")
+    data: PairData | QuestionData
+    if "vqa" in config.pairs.losses:
+        data = QuestionData.for_run(run, parts, model, captions)
+        say_mixture(run, data.mixture)
+    else:
+        data = PairData.for_run(run, parts, model, captions)
+        say_mixture(run, data.mixture, "pictures")
     engine = Engine(model, BlipObjective(config.pairs), config.training, run.folder)
     loop = Loop(run, engine, data, Best(config.evaluation, []))
     for _ in loop:  # restored, timed, logged and kept by the loop

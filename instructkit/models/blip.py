@@ -295,6 +295,16 @@ class Blip(Embedder):
         head = self.text_decoder.cls.predictions
         head.decoder.weight, head.decoder.bias = bert.embeddings.word_embeddings.weight, head.bias
 
+    def separate(self) -> None:
+        """Give the decoder modules of its own in place of those it has in common with the encoder.
+
+        Answers to questions need this: the decoder then reads what the encoder made of a question, not images (BLIP,
+        appendix).
+        """
+        self.text_decoder = deepcopy(self.text_decoder)
+        self.config.sharing = "none"
+        self.share()
+
     def match(self, features: Tensor, image_index: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """How well texts fit images that are read together with them (ITM).
 
@@ -469,16 +479,40 @@ class Blip(Embedder):
             bert = self.text_decoder.bert
             if keys is None or self.config.sharing in ("all_but_cross_attention", "none"):
                 keys = cross_keys(bert, features)
-            hidden = self._written(Seen(keys, _rows_of(input_ids)), input_ids, attention_mask)
-            places = torch.arange(input_ids.shape[1], device=input_ids.device)
-            told = attention_mask.bool() & (places >= given[:, None])
-            words = self.text_decoder.cls(hidden[:, :-1][told[:, 1:]]).float()  # a token is told from the one before it
-            targets, owners = input_ids[told], told.nonzero()[:, 0]
+            words, targets, owners = self._told(Seen(keys, _rows_of(input_ids)), input_ids, attention_mask, given)
         return Pretraining(images, texts, heat, matches, words, targets, owners, None)
 
-    def forward(self, **batch: Any) -> Pretraining:
-        """As `pretrain`: how a training engine calls the model."""
-        return self.pretrain(**batch)
+    def answer(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        answer_ids: Tensor,
+        answer_mask: Tensor,
+        answered: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What is needed to learn answers to questions: the decoder reads what the encoder makes of image and question.
+
+        Args:
+            pixel_values: image of each question, `[questions, 3, height, width]`.
+            input_ids: the questions, `[questions, tokens]`.
+            attention_mask: likewise.
+            answer_ids: their answers, of one or several for each, `[answers, tokens]`.
+            answer_mask: likewise.
+            answered: question of each answer, `[answers]`.
+
+        Returns:
+            Logits of the answers' tokens behind `[DEC]`, `[tokens, vocabulary]`, float32, these tokens, `[tokens]`, and
+            the answer of each, `[tokens]`.
+        """
+        features = self.encode_images(pixel_values)
+        states = self.read_with(features, _rows_of(input_ids), input_ids, attention_mask)
+        seen = Seen(cross_keys(self.text_decoder.bert, states), answered, attention_mask.bool())
+        return self._told(seen, answer_ids, answer_mask, torch.ones_like(answered))
+
+    def forward(self, **batch: Any) -> Any:
+        """As `answer` with answers, as `pretrain` without: how a training engine calls the model."""
+        return self.answer(**batch) if "answer_ids" in batch else self.pretrain(**batch)
 
     def _read_with(self, seen: Seen, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         ids = _begun(input_ids, self.config.enc_token_id)
@@ -491,6 +525,15 @@ class Blip(Embedder):
     def _written(self, seen: Seen, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         ids = _begun(input_ids, self.config.text_config.bos_token_id)
         return read_text(self.text_decoder.bert, ids, attention_mask, seen, causal=True, layer=self.read_layer)
+
+    def _told(
+        self, seen: Seen, input_ids: Tensor, attention_mask: Tensor, given: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of all tokens of texts but the first `given`, these tokens, and the text of each."""
+        hidden = self._written(seen, input_ids, attention_mask)
+        told = attention_mask.bool() & (torch.arange(input_ids.shape[1], device=input_ids.device) >= given[:, None])
+        words = self.text_decoder.cls(hidden[:, :-1][told[:, 1:]]).float()  # a token is told from the one before it
+        return words, input_ids[told], told.nonzero()[:, 0]
 
 
 def cross_keys(bert: Any, states: Tensor) -> list[Keys]:

@@ -229,6 +229,12 @@ def plain_caption(caption: str) -> str:
     return " ".join(caption.lower().translate(_NO_MARKS).split()[:_CAPTION_WORDS])
 
 
+def plain_question(question: str) -> str:
+    """A question as BLIP reads it (LAVIS: `pre_question`): as `plain_caption`, but with nothing in place of marks."""
+    return " ".join(question.lower().translate(_WITHOUT_MARKS).split()[:_CAPTION_WORDS])
+
+
+_WITHOUT_MARKS = str.maketrans("", "", '.!"()*#:;~')
 _NO_MARKS = str.maketrans(dict.fromkeys('.!"()*#:;~', " "))
 _CAPTION_WORDS = 50
 

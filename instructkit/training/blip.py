@@ -4,6 +4,10 @@ itc  which text belongs to an image, and which image to a text, among the pairs 
      soft targets from a momentum encoder
 itm  whether an image and a text belong together, beside the pairs such as ITC takes for one
 lm   the text, told token by token from the image
+
+And what it is finetuned for, to answer:
+
+vqa  the answers of a question, told token by token from what the encoder makes of image and question
 """
 
 from __future__ import annotations
@@ -38,12 +42,14 @@ class BlipObjective:
 
     def __init__(self, settings: PairsConfig) -> None:
         self.settings = settings
-        units = {"itc": "pairs", "itm": "pairs", "lm": "tokens"}
+        units = {"itc": "pairs", "itm": "pairs", "lm": "tokens", "vqa": "questions"}
         self.losses: Mapping[str, Loss] = {name: Loss(unit=units[name]) for name in settings.losses}
         self.contrastive = settings.compares
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """One of each pair for ITC and ITM; for LM the tokens behind `[DEC]` and the prompt."""
+        """One of each pair for ITC and ITM, and of each question; for LM the tokens behind `[DEC]` and the prompt."""
+        if "vqa" in self.losses:
+            return {"vqa": torch.ones(len(batch.examples), dtype=torch.long)}
         tokens = batch.inputs["attention_mask"].sum(1) - batch.inputs["given"]
         every = {"itc": torch.ones_like(tokens), "itm": torch.ones_like(tokens), "lm": tokens}
         return {name: every[name] for name in self.losses}
@@ -53,7 +59,10 @@ class BlipObjective:
         return None
 
     def __call__(self, model: Callable[..., Any], batch: Batch) -> dict[str, LossSum]:
-        """The sums of this rank's pairs."""
+        """The sums of this rank's pairs or questions."""
+        if "vqa" in self.losses:
+            rows = self._answers(model, batch)
+            return {"vqa": LossSum(rows.sum(), len(rows), rows.detach())}
         inputs: dict[str, Any] = {name: part for name, part in batch.inputs.items() if name not in COMPARED}
         comparison = None
         if self.settings.compares:
@@ -71,6 +80,15 @@ class BlipObjective:
             rows = words.new_zeros(len(batch.examples)).index_add(0, found.owners, words.detach())
             sums["lm"] = LossSum(words.sum(), len(words), rows)
         return sums
+
+    def _answers(self, model: Callable[..., Any], batch: Batch) -> Tensor:
+        """What the answers of each question cost: the sum over their tokens, times their weights, `[questions]`."""
+        inputs = dict(batch.inputs)
+        weights = inputs.pop("weights")
+        words, targets, answers = model(**inputs)
+        tokens = nn.functional.cross_entropy(words, targets, reduction="none", label_smoothing=SMOOTHING)
+        costs = torch.zeros_like(weights).index_add(0, answers, tokens) * weights
+        return costs.new_zeros(len(batch.examples)).index_add(0, inputs["answered"], costs)
 
 
 class MomentumComparison(Comparison):

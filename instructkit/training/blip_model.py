@@ -66,9 +66,9 @@ def check_blip(config: RunConfig) -> None:
         )
     if training.zero_stage == 3:
         raise UserError("training.zero_stage=3: BLIP is trained under ZeRO 0 to 2; its model is a small one")
-    if prompt is not None and config.pairs.compares:
+    if prompt is not None and config.pairs.losses != ["lm"]:
         raise UserError(
-            f"data.prompt={prompt!r}: itc and itm compare captions with pictures as they are; only a training for "
+            f"data.prompt={prompt!r}: {' and '.join(config.pairs.losses)} read texts as they are; only a training for "
             "captioning (pairs.losses=[lm]) has a prompt"
         )
     if prompt is not None and "{" in prompt:
@@ -104,6 +104,8 @@ def prepare_blip(
         model, captions = first_on_machine(lambda: load_blip(settings.name, limit, dtype))
     if settings.image_size is not None:
         set_image_size(model.vision_model, model.config.vision_config, settings.image_size)
+    if "vqa" in pairs.losses:
+        _separate(model)
     prepare_towers(model, config.towers, config.seed)
     _train_for(model, config)
     if pairs.compares:
@@ -112,18 +114,31 @@ def prepare_blip(
     return model, captions
 
 
+def _separate(model: Blip) -> None:
+    """Let the decoder read questions by modules of its own, which start as those that it has read images by."""
+    vision, text = (part.hidden_size for part in (model.config.vision_config, model.config.text_config))
+    if vision != text:
+        raise UserError(
+            f"pairs.losses=[vqa]: the image encoder is {vision} wide and the text transformer {text}; the decoder "
+            "reads questions by the weights that it has read images by, so they must be equal, as with ViT-B"
+        )
+    model.separate()
+
+
 def _train_for(model: Blip, config: RunConfig) -> None:
     """Freeze what no loss reaches: weight decay would shrink it."""
     idle: list[torch.nn.Module | torch.nn.Parameter] = []
     used: list[torch.nn.Module] = []
     if config.towers.vision == "frozen":
         idle.append(model.vision_model)
+    compares, answers = config.pairs.compares, "vqa" in config.pairs.losses
     for losses, parts in (
-        (config.pairs.compares, [model.text_encoder, model.vision_proj, model.text_proj, model.itm_head]),
-        ("lm" in config.pairs.losses, [model.text_decoder]),
+        (compares or answers, [model.text_encoder]),
+        (compares, [model.vision_proj, model.text_proj, model.itm_head]),
+        ("lm" in config.pairs.losses or answers, [model.text_decoder]),
     ):
         (used if losses else idle).extend(parts)
-    if not config.pairs.compares:
+    if not compares:
         idle.append(model.temperature)
     for part in idle:
         part.requires_grad_(False)

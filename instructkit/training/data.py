@@ -112,8 +112,9 @@ class MixedData(Dataset[Batch]):
         return self.batch(self.positions(index))
 
     def positions(self, index: int) -> Sequence[int]:
-        """This rank's positions of the mixture in a micro-batch."""
-        raise NotImplementedError
+        """This rank's positions of the mixture in a micro-batch, which follow each other: rank 0 has the first."""
+        first = (index * self.world + self.rank) * self.groups
+        return range(first, first + self.groups)
 
     def batch(self, positions: Sequence[int]) -> Batch:
         """The batch of some positions of the mixture."""

@@ -93,11 +93,6 @@ class PairData(MixedData):
             prompt=(config.data.prompt or "") if isinstance(model, Blip) else None,
         )
 
-    def positions(self, index: int) -> Sequence[int]:
-        """This rank's positions of the mixture, which follow each other: rank 0 has the first of a step."""
-        first = (index * self.world + self.rank) * self.groups
-        return range(first, first + self.groups)
-
     def batch(self, positions: Sequence[int]) -> Batch:
         """The batch of some positions of the mixture."""
         examples: list[str] = []

@@ -10,8 +10,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from instructkit.config import PairsConfig
+from instructkit.models.batches import padded
 from instructkit.models.blip import Blip, Momentum, read_text
+from instructkit.prompts.jinja import plain_question
 from instructkit.training.blip import BlipObjective
+from instructkit.training.data import Batch
+from instructkit.training.questions import weighted
 from tests import lavis_med, plain_med
 from tests.lavis_stage1 import recorded
 from tests.training.med import (
@@ -19,6 +23,7 @@ from tests.training.med import (
     QUEUE,
     gradients_by_loss,
     random_batch,
+    random_inputs,
     random_model,
     recorded_case,
 )
@@ -235,6 +240,46 @@ def test_only_what_is_asked_for_is_computed():
     assert sums.keys() == {"lm"}
     assert sums["lm"].count == int((batch.inputs["attention_mask"].sum(1) - 2).sum())
     assert {name: int(count.sum()) for name, count in written.counts(batch).items()} == {"lm": sums["lm"].count}
+
+
+def test_answers_cost_what_loops_over_them_say():
+    """The decoder reads the question's padding as if it were not there, and weights by `separate` are its own."""
+    model, inputs = random_model("all_but_self_attention"), random_inputs(4)
+    model.separate()
+    model.momentum = None
+    with torch.no_grad():
+        for weight in model.text_decoder.parameters():
+            weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel()))
+    questions = {name: inputs[name] for name in ("pixel_values", "input_ids", "attention_mask")}
+    answers, answered, weights = (
+        [[2, 7, 3], [2, 9, 11, 12, 3], [2, 3], [2, 20, 3], [2, 8, 3]],
+        [0, 0, 1, 3, 2],
+        [0.7, 0.3, 1.0, 0.2, 0.5],
+    )
+    batch = questions | {
+        "answer_ids": padded(answers, 0),
+        "answer_mask": padded([[1] * len(answer) for answer in answers], 0),
+        "answered": torch.tensor(answered),
+        "weights": torch.tensor(weights),
+    }
+    objective = BlipObjective(PairsConfig(losses=["vqa"]))
+    (found,) = objective(model, Batch(batch, list("abcd"), ["a"] * 4)).values()
+    assert found.count == 4
+    assert int(objective.counts(Batch(batch, list("abcd"), ["a"] * 4))["vqa"].sum()) == 4
+    plain, expected = plain_med.PlainMed.of(model), torch.zeros(4)
+    for ids, question, weight in zip(answers, answered, weights, strict=True):
+        read = inputs["input_ids"][question][inputs["attention_mask"][question].bool()].tolist()
+        told = plain.tell(plain.read_with(inputs["pixel_values"][question], read), ids).log_softmax(1)
+        for place, token in enumerate(ids[1:]):
+            expected[question] -= weight * (0.9 * told[place, token] + 0.1 * told[place].mean())
+    torch.testing.assert_close(found.rows, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.total, expected.sum(), atol=1e-5, rtol=1e-5)
+
+
+def test_answers_weigh_their_share():
+    assert weighted(["yes", " yes", "no", "", "yes"]) == [("yes", 0.75), ("no", 0.25)]
+    assert weighted(["a dog"]) == [("a dog", 0.2)]
+    assert plain_question('What\'s the "colour" (of it)?') == "what's the colour of it?"
 
 
 def test_the_objective_counts_what_it_announces():

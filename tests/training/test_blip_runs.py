@@ -63,7 +63,8 @@ def one(plans: dict[str, list[str]], data: list[str], tmp_path_factory: pytest.T
     goes_on = [*data, *BLIP, f"model.name={folder / 'zero0' / 'model'}", "model.image_size=32"]
     captioning = [*goes_on, "pairs.losses=[lm]", "data.prompt=a shape with", "towers.vision=frozen", "accumulation=2"]
     retrieval = [*goes_on, "pairs.losses=[itc,itm]", "similarity=online", "queue=12"]
-    every = plans | {"captioning": captioning, "retrieval": retrieval}
+    answering = [*goes_on, "pairs.losses=[vqa]", "data.train=[easy_vqa]", "accumulation=2"]
+    every = plans | {"captioning": captioning, "retrieval": retrieval, "answering": answering}
     return Runs(folder, {name: (1, settings) for name, settings in every.items()})
 
 
@@ -200,6 +201,17 @@ def test_finetuning_for_retrieval_goes_on_at_another_size(one):
     assert load_blip(str(one / "retrieval" / "model"))[0].config.vision_config.image_size == 32
 
 
+def test_finetuning_for_answers_parts_the_decoder_from_the_encoder(one):
+    before, after = weights(one / "zero0"), weights(one / "answering")
+    name = "encoder.layer.0.crossattention.self.key.weight"
+    assert f"text_decoder.bert.{name}" not in before
+    assert not torch.equal(after[f"text_decoder.bert.{name}"], after[f"text_encoder.{name}"])
+    assert not torch.equal(after[f"text_encoder.{name}"], before[f"text_encoder.{name}"])
+    assert torch.equal(after["itm_head.weight"], before["itm_head.weight"])
+    assert load_blip(str(one / "answering" / "model"))[0].config.sharing == "none"
+    assert [line["questions"] for line in log(one / "answering")] == [4] * 4
+
+
 # --- what is refused
 
 REFUSED = {
@@ -210,7 +222,7 @@ REFUSED = {
     "group_size=2": "data.group_size=2: BLIP reads one caption of a picture a step",
     "benchmarks=[easy_vqa]": "is evaluated when it is trained",
     "zero_stage=3": "training.zero_stage=3: BLIP is trained under ZeRO 0 to 2",
-    "'data.prompt=a picture of'": "data.prompt='a picture of': itc and itm compare captions with pictures as they are",
+    "'data.prompt=a picture of'": "data.prompt='a picture of': itc and itm and lm read texts as they are",
     "model.name=runs/blip/model model.text=bert": "model.name=runs/blip/model: a whole BLIP",
     "pairs.losses=[lm] 'data.prompt=about {{question}}'": "BLIP's prompt is the same text for all",
 }
@@ -239,6 +251,7 @@ def test_models_that_cannot_be_trained_are_named_before_data_are_converted(tmp_p
         (["queue=100"], "pairs.queue = 100 is no multiple of training.batch_size = 64.*take queue=128"),
         (["pairs.losses=[itc,lm]"], "itc and itm go together"),
         (["pairs.losses=[lm,lm]"], "names one twice"),
+        (["pairs.losses=[lm,vqa]"], "name vqa alone"),
         (["training.decay=0.5"], "belong to schedule=step"),
         (["recipe=instruct", "pairs={}", "alpha=0.1"], r"pairs.alpha is for BLIP \(recipe=pretrain_blip\)"),
         (["recipe=pretrain_qformer", "pairs={}", "model.text=bert"], r"model.text is for BLIP"),

@@ -73,8 +73,9 @@ class Started:
             parts = first_stage_parts(config, self.folder)
             return [*shrunk, *self.easy, "data.train=[coco_caption]", "precision=fp32", *parts]
         if config.recipe == "pretrain_blip":
-            shrunk += ["precision=fp32", *([] if config.pairs.losses == ["lm"] else ["queue=16"])]
-            return [*shrunk, *self.easy, "data.train=[coco_caption]", *blip_parts(config, self.folder)]
+            shrunk += ["precision=fp32", *(["queue=16"] if config.pairs.compares else [])]
+            train = "easy_vqa" if config.pairs.losses == ["vqa"] else "coco_caption"
+            return [*shrunk, *self.easy, f"data.train=[{train}]", *blip_parts(config, self.folder)]
         if config.model.name == "nano":
             return [*shrunk, *self.easy, "group_size=1", *tiny_parts(config, self.folder)]
         for split in splits_of(config)[: len(config.data.train)]:
