@@ -406,10 +406,7 @@ def test_ranks_share_the_blocks_and_leave_the_same_bytes_killed_or_not(web: Path
     blocks = [name for name in alone if name.endswith(".safetensors")]
     assert len(blocks) == 8
     assert [int((web / "two" / f"kept-{rank}").read_text()) for rank in range(2)] == [4, 4]
-    for most in (0, 3):
-        output = f"killed-{most}"
-        codes, part = on_ranks(web, output, 2, str(most))
-        assert -signal.SIGKILL in codes
-        assert sum(name.endswith(".safetensors") for name in part) < len(blocks)
-        again = made(on_ranks(web, output, 1)[1])
-        assert again == alone
+    codes, part = on_ranks(web, "killed", 2, "3")
+    assert -signal.SIGKILL in codes
+    assert 0 < sum(name.endswith(".safetensors") for name in part) < len(blocks)
+    assert made(on_ranks(web, "killed", 1)[1]) == alone
