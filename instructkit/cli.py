@@ -229,6 +229,9 @@ def evaluate(
         int, typer.Option(min=0, help="Number of training wordings to evaluate in addition to each prompt.")
     ] = 0,
     dtype: Dtype = "float32",
+    words: Annotated[
+        str | None, typer.Option(help="Descriptions of the pictures, which the model's LLM reads in their place.")
+    ] = None,
     allow_packages: AllowPackages = False,
 ) -> None:
     """Evaluate a model on benchmarks and write a report.
@@ -247,6 +250,7 @@ def evaluate(
     settings = evaluation_settings(
         {
             "model.name": model,
+            "words": words,
             "data.root": data,
             "benchmarks": benchmarks,
             "output": output,

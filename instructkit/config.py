@@ -52,6 +52,17 @@ class WholeModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     allow_packages: bool = False
 
 
+class EvaluatedModelConfig(WholeModelConfig, frozen=True, forbid_unknown_fields=True):
+    """Which model is evaluated, and what it sees.
+
+    Attributes:
+        words: file that says what is in each picture, such as the world's descriptions.jsonl. `name` then is an LLM, or
+            a model whose LLM it is, that reads the descriptions in front of the prompt in place of the pictures.
+    """
+
+    words: Text | None = None
+
+
 class ModelConfig(WholeModelConfig, frozen=True, forbid_unknown_fields=True):
     """Which model is trained.
 
@@ -339,7 +350,7 @@ class EvaluationRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     output: Text
-    model: WholeModelConfig = WholeModelConfig()
+    model: EvaluatedModelConfig = EvaluatedModelConfig()
     data: ConvertedConfig = ConvertedConfig()
     evaluation: BenchmarksConfig = BenchmarksConfig()
 
@@ -629,7 +640,7 @@ def evaluation_of(config: RunConfig) -> EvaluationRun:
     return EvaluationRun(
         output=config.output,
         # The folder was written by the run, from what its own config names.
-        model=WholeModelConfig(name=str(Path(config.output) / "model"), allow_packages=True),
+        model=EvaluatedModelConfig(name=str(Path(config.output) / "model"), allow_packages=True),
         data=ConvertedConfig(root=config.data.root),
         evaluation=BenchmarksConfig(**{**asked, "dtype": dtype_of(config)}),
     )

@@ -85,6 +85,7 @@ class Evaluator:
 
     def __init__(self, model: InstructBlip, texts: Texts, ranked: int | None = RANKED) -> None:
         self.model = model.eval()
+        self.language_model: Any = model.language_model
         self.texts = texts
         self.ranked = ranked
         self.image_size: int = model.config.vision_config.image_size
@@ -111,12 +112,16 @@ class Evaluator:
         rows, failed = [], []
         for example in examples:
             try:
-                row = _row(question, example, root, vocabulary, hidden)
+                row = self.seen(_row(question, example, root, vocabulary, hidden), root)
                 rows.append(row._replace(room=self._room(question.protocol, row)))
             except UserError as error:
                 failed.append(Response(example=example.id, images=_media(example), error=str(error)))
         rows, pixels, broken = self._decode(rows)
         return Batch(rows, pixels, failed + broken, [example.id for example in examples])
+
+    def seen(self, row: Row, root: Path) -> Row:
+        """A row as the model sees it, here with its pictures; `root` is the folder that media paths start from."""
+        return row
 
     def _room(self, protocol: Protocol, row: Row) -> int | None:
         """Positions that pictures and the longest answer leave for a prompt; None where nothing bounds it.
@@ -227,7 +232,9 @@ class Evaluator:
         mask: Tensor,
         stream: Callable[[str], object] | None,
     ) -> list[Response]:
-        texts = generate_texts(self.model, self.texts.llm, embeds, mask, protocol.decoding, stream, self.texts.end)
+        texts = generate_texts(
+            self.language_model, self.texts.llm, embeds, mask, protocol.decoding, stream, self.texts.end
+        )
         return [_response(protocol, row, text, text) for row, text in zip(rows, texts, strict=True)]
 
     def _rank(
@@ -235,7 +242,7 @@ class Evaluator:
     ) -> list[Response]:
         tries = shared or [self.trie(row.rankable, protocol) for row in rows]
         with torch.no_grad():
-            scores = score_candidates(self.model.language_model, embeds, mask, tries, rule=protocol.score)
+            scores = score_candidates(self.language_model, embeds, mask, tries, rule=protocol.score)
         return [_ranked(protocol, row, each.tolist(), self.ranked) for row, each in zip(rows, scores, strict=True)]
 
 

@@ -17,12 +17,11 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from instructkit.evaluation.beams import search_beams, why_beams_read_alone
-from instructkit.models.instruct_blip import InstructBlip
 from instructkit.prompts.protocols import Decoding
 
 
 def generate_texts(
-    model: InstructBlip,
+    language_model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prefix_embeds: Tensor,
     prefix_mask: Tensor,
@@ -33,8 +32,8 @@ def generate_texts(
     """Generate one text a row.
 
     Args:
-        model: in evaluation mode.
-        tokenizer: of its LLM.
+        language_model: in evaluation mode.
+        tokenizer: of it.
         prefix_embeds: what the LLM reads, padded on the left, `[rows, length, LLM width]`.
         prefix_mask: 1 for tokens, 0 for padding, `[rows, length]`.
         decoding: beams, penalties and limits in new tokens.
@@ -44,7 +43,7 @@ def generate_texts(
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     end = tokenizer.eos_token_id if end is None else end
     streamer = None if stream is None else _Pieces(tokenizer, stream)
-    ids = generate_ids(model.language_model, prefix_embeds, prefix_mask, decoding, end=end, pad=pad, streamer=streamer)
+    ids = generate_ids(language_model, prefix_embeds, prefix_mask, decoding, end=end, pad=pad, streamer=streamer)
     return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import torch
 
-from instructkit.config import EvaluationRun, RunConfig, evaluation_of
+from instructkit.config import EvaluationRun, ModelConfig, RunConfig, evaluation_of
 from instructkit.data import media_files
 from instructkit.data.dataset import MANIFEST, convert_command
 from instructkit.errors import UserError
@@ -19,6 +19,7 @@ from instructkit.evaluation.benchmark import Task, answer_benchmark, make_task
 from instructkit.evaluation.gallery import FirstStage, retrieve_benchmark
 from instructkit.evaluation.generate import generation_note
 from instructkit.evaluation.identity import model_identity, responses_identity
+from instructkit.evaluation.in_words import InWords
 from instructkit.evaluation.questions import Question
 from instructkit.evaluation.rank import ranking_note
 from instructkit.evaluation.responses import Answer
@@ -35,13 +36,15 @@ from instructkit.evaluation.score import (
 from instructkit.evaluation.select import Wanted, wanted_benchmarks
 from instructkit.evaluation.spread import wordings
 from instructkit.evaluation.submissions import write_submissions
-from instructkit.files import read_json, write_atomically
+from instructkit.files import read_json, sha256_of, write_atomically
 from instructkit.models.batches import Captions, Limits, Texts
 from instructkit.models.blip2 import Blip2Pretraining
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.load.look import look_for_model
+from instructkit.models.load.of_runs import llm_of
 from instructkit.models.load.pretraining import is_pretraining, load_pretraining
 from instructkit.models.save import Places, base_places, load_model
+from instructkit.prompts.described import read_descriptions
 from instructkit.prompts.protocols import Protocol, benchmarks, load_protocol
 from instructkit.runs.ranks import Ranks, current_ranks
 from instructkit.runs.waiting import first_on_machine, on_first_rank
@@ -99,26 +102,34 @@ def evaluate(
     if not Path(settings.data.root).is_dir():
         raise UserError(f"{settings.data.root}: no such folder with converted datasets")
     chosen = first_on_machine(lambda: wanted_benchmarks(settings.evaluation.benchmarks, Path(settings.data.root)))
-    if loaded is None:
+    told, first_stage = settings.model.words is not None, False
+    if told:
+        on_first_rank(lambda: look_for_model(ModelConfig(llm=settings.model.name)))
+    elif loaded is None:
         on_first_rank(lambda: look_for_model(settings.model))
         first_stage = on_first_rank(lambda: is_pretraining(settings.model.name))
     else:
         first_stage = isinstance(loaded[0], Blip2Pretraining)
     if all(_beyond(each.protocol, first_stage) for each in chosen):
         raise UserError(f"{chosen[0].protocol.benchmark}: {_beyond(chosen[0].protocol, first_stage)}")
-    without_media = on_first_rank(lambda: _without_media(settings, chosen, say))
-    if loaded is None:
-        # Weights of some ten GB take a minute to read for a checksum: one rank does it for all.
-        places = {} if first_stage else on_first_rank(lambda: base_places(settings.model.name))
-        loaded = first_on_machine(lambda: _load(settings, places, first_stage))
+    without_media = {} if told else on_first_rank(lambda: _without_media(settings, chosen, say))
+    if told:
+        evaluator: Evaluator | FirstStage = first_on_machine(lambda: _in_words(settings))
+    else:
+        if loaded is None:
+            # Weights of some ten GB take a minute to read for a checksum: one rank does it for all.
+            places = {} if first_stage else on_first_rank(lambda: base_places(settings.model.name))
+            loaded = first_on_machine(lambda: _load(settings, places, first_stage))
+        evaluator = _evaluator(loaded)
     identity = on_first_rank(lambda: model_identity(settings.model.name))  # of a hub's model known when it was fetched
     if ranks.first:
         say(f"evaluate  {settings.model.name} in {settings.evaluation.dtype}")
-    evaluator = _evaluator(loaded)
+        if told:
+            say(f"words     the LLM sees no picture; it is told what is in each by {settings.model.words}")
     if isinstance(evaluator, Evaluator):
         for mode, note_of in (("rank", ranking_note), ("generate", generation_note)):
             asked = any(wanted.protocol.mode == mode for wanted in chosen)
-            if ranks.first and asked and (note := note_of(evaluator.model.language_model)) is not None:
+            if ranks.first and asked and (note := note_of(evaluator.language_model)) is not None:
                 say(note)
     runner = _Runner(settings, evaluator, identity, ranks, say, replace, without_media)
     outcomes = [runner.evaluate(wanted) for wanted in chosen]
@@ -178,8 +189,20 @@ def _load(settings: EvaluationRun, places: Places, first_stage: bool) -> InMemor
         loaded = load_pretraining(name, dtype=dtype)
     else:
         loaded = load_model(name, allow_packages=settings.model.allow_packages, places=places, dtype=dtype)
-    loaded[0].to(f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu")
+    loaded[0].to(_device())
     return loaded
+
+
+def _in_words(settings: EvaluationRun) -> InWords:
+    """An LLM where it computes, and what it is told of the pictures."""
+    descriptions = read_descriptions(Path(str(settings.model.words)))
+    llm = llm_of(settings.model.name, getattr(torch, str(settings.evaluation.dtype)))
+    llm.loaded.module.to(_device())
+    return InWords(llm, descriptions)
+
+
+def _device() -> str:
+    return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
 
 
 def _evaluator(loaded: InMemory) -> Evaluator | FirstStage:
@@ -305,6 +328,8 @@ class _Runner:
             dtype=str(settings.evaluation.dtype),
             limits=evaluator.texts.limits if isinstance(evaluator, Evaluator) else Limits(),  # the protocol says it
         )
+        if settings.model.words is not None:
+            identity["words"] = on_first_rank(lambda: sha256_of(Path(str(settings.model.words))))
         shared: Any = {"ranks": self.ranks, "replace": self.replace, "media": self._stamps(task)}
         if isinstance(evaluator, Evaluator):
             log = answer_benchmark(evaluator, task, identity, **shared)
@@ -320,6 +345,8 @@ class _Runner:
     def _stamps(self, task: Task) -> media_files.Stamps:
         """Those of the split's media files, asked for once; the first rank alone compares them."""
         folder = task.examples.folder
+        if isinstance(self.evaluator, InWords):
+            return {}  # no picture is opened
         if self.ranks.first and folder not in self.media:
             self.media[folder] = media_files.stamps(folder, self.say)
         return self.media.get(folder, {})

@@ -142,8 +142,8 @@ def last_lines(folder: Path) -> list[str]:
         lines += [f"note      {entry['title']}: {note}" for note in entry.get("data_notes", [])]
     for entry in report.get("not_evaluated", []):
         lines.append(f"no score  {entry['title']}: {entry['reason']}")
-    miniatures = words.miniatures(list(report["benchmarks"].values()))
-    lines += [f"note      {miniatures}"] if miniatures else []
+    notes = [words.in_words(report["config"]), words.miniatures(list(report["benchmarks"].values()))]
+    lines += [f"note      {note}" for note in notes if note]
     return [*lines, f"report    {folder / 'report' / 'report.html'}, report.md and report.json"]
 
 

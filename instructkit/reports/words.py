@@ -125,6 +125,18 @@ def miniatures(entries: list[dict[str, Any]]) -> str:
     )
 
 
+def in_words(config: dict[str, Any]) -> str:
+    """Whether the pictures were given in words, and by what; empty where the model saw them."""
+    model = config.get("model")
+    file = model.get("words") if isinstance(model, dict) else None
+    if file is None:
+        return ""
+    return (
+        f"The pictures were given in words: the LLM saw none of them, and read what is in each ({file}) in front of "
+        "the prompt."
+    )
+
+
 def literal(text: str) -> str:
     """A text with every byte visible: as JSON, quotes included, letters of all scripts as they are."""
     return json.dumps(text, ensure_ascii=False)

@@ -6,11 +6,15 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
+
 from instructkit.conversion.miniatures import is_miniature
 from instructkit.errors import UserError
-from instructkit.files import writing
+from instructkit.files import write_atomically, writing
+from instructkit.prompts.described import DESCRIPTIONS, Description
 from instructkit.world.release import SIZES, Release
 from instructkit.world.releases import asked, captioned, filmed, read, reasoned, talked
+from instructkit.world.text import tell
 
 WRITERS: dict[str, Callable[[Release], None]] = {
     "coco_caption": captioned.write_coco,
@@ -41,7 +45,7 @@ WRITERS: dict[str, Callable[[Release], None]] = {
 
 
 def build(out: Path, seed: int = 0, size: str = "tiny", pictures: bool = True) -> Iterator[Release]:
-    """Write each release into `out/<source>`; yields it when it is written.
+    """Write each release into `out/<source>`; yields it when it is written. Last come descriptions of all pictures.
 
     Args:
         out: folder of the releases.
@@ -60,6 +64,7 @@ def build(out: Path, seed: int = 0, size: str = "tiny", pictures: bool = True) -
         other = any(folder.iterdir()) if folder.is_dir() else folder.exists()
         if other and not is_miniature(folder):
             raise UserError(f"{folder}: holds no miniature release; it is left alone, choose another --out")
+    lines: list[bytes] = []
     for name, write in WRITERS.items():
         with writing(out / name):
             if (out / name).exists():
@@ -68,3 +73,15 @@ def build(out: Path, seed: int = 0, size: str = "tiny", pictures: bool = True) -
             write(release)
             release.finish(pictures)
         yield release
+        lines += map(msgspec.json.encode, _descriptions(release))
+    with writing(out):
+        write_atomically(out / DESCRIPTIONS, b"".join(line + b"\n" for line in lines))
+
+
+def _descriptions(release: Release) -> Iterator[Description]:
+    """What is to be seen in each picture and film of a release, those that cannot be used left out."""
+    for path, scene in release.pictures.items():
+        if path not in release.spoilt:
+            yield Description(f"{release.name}/{path}", tell(scene, "picture"))
+    for path, film in release.films.items():
+        yield Description(f"{release.name}/{path}", tell(film, "film"))

@@ -26,6 +26,7 @@ import typer
 from instructkit.data.examples import Example, Turn
 from instructkit.errors import UserError
 from instructkit.files import write_stream, writing
+from instructkit.prompts.described import in_words
 from instructkit.prompts.protocols import Protocol, load_protocol
 from instructkit.world.captions import ROTATE, caption, describe, describe_film, describe_story
 from instructkit.world.facts import SEEN, TEXT
@@ -72,8 +73,6 @@ CONTEXTS = (
 )
 HOMES = {"land": "on land", "water": "in the water", "sky": "in the sky", "tree": "on a tree"}
 RIPE = {"apple": "red", "banana": "yellow", "pear": "green"}
-BETWEEN = " "
-"""What stands between a description and what is asked, so that a prompt has the same tokens as on its own."""
 
 
 class Document(msgspec.Struct):
@@ -270,7 +269,7 @@ WRITERS: dict[str, Callable[..., Document]] = {
 def _document(form: str, facts: list[str], scene: Scene | Film, example: Example, answer: str) -> Document:
     """The description, the question in the words of the form's benchmark, and the answer."""
     description = tell(scene, form)
-    text = f"{description}{BETWEEN}{_protocol(form).prompt(example).instruction} {answer}"
+    text = f"{in_words([description], _protocol(form).prompt(example).instruction)} {answer}"
     asked = digest_of(description, question_of(example))
     return Document(text, form, list(dict.fromkeys(facts)), scene.digests, asked)
 

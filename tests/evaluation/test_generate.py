@@ -62,8 +62,8 @@ DECODINGS = [
 def test_a_batch_of_one_and_a_batch_of_32_give_the_same_text(llm: str, decoding: Decoding) -> None:
     model, texts = lively(llm)
     rows = prefixes(model, 32)
-    many = generate_texts(model, texts.llm, *padded_left(rows), decoding)
-    alone = [generate_texts(model, texts.llm, *padded_left([row]), decoding)[0] for row in rows[::4]]
+    many = generate_texts(model.language_model, texts.llm, *padded_left(rows), decoding)
+    alone = [generate_texts(model.language_model, texts.llm, *padded_left([row]), decoding)[0] for row in rows[::4]]
     assert many[::4] == alone
     assert len(set(many)) > 3
 
@@ -90,19 +90,19 @@ def test_greedy_is_the_likeliest_token_after_another(llm: str) -> None:
             if ids[-1] == end:
                 break
         decoding = Decoding(num_beams=1, min_new_tokens=2, max_new_tokens=8)
-        made = generate_texts(model, texts.llm, *padded_left([row]), decoding)
+        made = generate_texts(model.language_model, texts.llm, *padded_left([row]), decoding)
         assert made == [texts.llm.decode(ids, skip_special_tokens=True).strip()]
 
 
 def test_a_checkpoints_own_settings_stay_out() -> None:
     model, texts = lively("llama")
     inputs = padded_left(prefixes(model, 4))
-    plain = generate_texts(model, texts.llm, *inputs, DECODINGS[0])
+    plain = generate_texts(model.language_model, texts.llm, *inputs, DECODINGS[0])
     own = GenerationConfig(
         repetition_penalty=9.0, no_repeat_ngram_size=1, suppress_tokens=list(range(60)), max_length=5
     )
     model.language_model.generation_config = own
-    assert generate_texts(model, texts.llm, *inputs, DECODINGS[0]) == plain
+    assert generate_texts(model.language_model, texts.llm, *inputs, DECODINGS[0]) == plain
     assert model.language_model.generation_config is own
 
 
@@ -189,7 +189,7 @@ def test_a_protocols_answer_may_end_at_once_as_the_predecessors(llm: str) -> Non
     )
     inputs = padded_left(prefixes(model, 3))
     decoding = load_protocol("vqav2").decoding
-    assert generate_texts(model, texts.llm, *inputs, decoding) == ["", "", ""]
+    assert generate_texts(model.language_model, texts.llm, *inputs, decoding) == ["", "", ""]
     caption = load_protocol("nocaps").decoding
     ids = generate_ids(model.language_model, *inputs, caption, end=end, pad=0)
     written = ids[:, 1:] if llm == "t5" else ids

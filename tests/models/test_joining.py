@@ -309,7 +309,7 @@ def answers(model, texts, inputs):
                 logits = model.language_model(inputs_embeds=prefix[None], decoder_input_ids=start).logits[0]
             expected = logits.log_softmax(-1).gather(1, words[:, None]).sum()
             torch.testing.assert_close(scores[row][index], expected, atol=1e-3, rtol=1e-4)
-    written = generate_texts(model, texts.llm, embeds, mask, Decoding(num_beams=2, max_new_tokens=4))
+    written = generate_texts(model.language_model, texts.llm, embeds, mask, Decoding(num_beams=2, max_new_tokens=4))
     assert len(written) == 2
 
 

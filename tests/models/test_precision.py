@@ -49,5 +49,5 @@ def test_towers_of_any_precisions_learn_and_answer_alike(llm, precisions):
     sharing = {"image_index": torch.tensor([0, 0]), "image_rows": torch.tensor([0, 1])}
     with torch.no_grad():
         embeds = model.prefix(pixel_values=inputs["pixel_values"][:1], **sharing, **rows)
-        written = generate_texts(model, texts.llm, embeds, mask, Decoding(num_beams=2, max_new_tokens=4))
+        written = generate_texts(model.language_model, texts.llm, embeds, mask, Decoding(num_beams=2, max_new_tokens=4))
     assert len(written) == 2
