@@ -90,6 +90,16 @@ BLOCKS = {
         then=there(*(f"runs/{name}/report/report.json" for name in ("short", "two_ranks", "blind_qformer"))),
     ),
     "instructkit world": Block(then=thirteen_scores),
+    "deepspeed recipes/pretrain_qformer.py ": Block(
+        needs=("world",),
+        instead={
+            "recipes/pretrain_qformer.py ": f"recipes/pretrain_qformer.py {SMALL_STAGE1} ",
+            "stage2_world.yaml ": f"stage2_world.yaml {SMALL} ",
+            "max_steps=300": SMALL,
+            "held-out --output": "held-out --limit 4 --output",
+        },
+        then=there("runs/gain_of_stage1/comparison.html", "runs/gains/comparison.md"),
+    ),
     "instructkit sources": Block(
         needs=("raw",),
         instead={"--raw RELEASE ": "--raw raw/vqav2 ", "--raw RELEASES": "--raw raw"},
