@@ -20,7 +20,7 @@ from instructkit.runs.start import start
 
 CONFIG = start(__name__, __doc__, RunConfig, load_config, default="pretrain_blip_world")  # before torch is loaded
 
-from instructkit.models.load.blip import look_for_blip
+from instructkit.models.load.blip_tasks import look_for_blip
 from instructkit.reports.report import finished_report, last_lines, write_report
 from instructkit.runs.run import Run, main
 from instructkit.runs.waiting import meet, on_first_rank

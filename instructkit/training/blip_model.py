@@ -13,8 +13,9 @@ from instructkit.errors import UserError
 from instructkit.files import replacing
 from instructkit.models.batches import Captions
 from instructkit.models.blip import Blip, Momentum
-from instructkit.models.load.blip import join_blip, load_blip
-from instructkit.models.load.parts import seeded
+from instructkit.models.load.blip import join_blip
+from instructkit.models.load.blip_tasks import open_blip
+from instructkit.models.load.parts import seeded, summary
 from instructkit.models.resolution import set_image_size
 from instructkit.models.save import save_blip
 from instructkit.models.towers import prepare_towers
@@ -101,7 +102,9 @@ def prepare_blip(
             say=say,
         )
     else:
-        model, captions = first_on_machine(lambda: load_blip(settings.name, limit, dtype))
+        model, captions = first_on_machine(lambda: open_blip(settings.name, limit, dtype))
+        if model.fresh:
+            say(f"model     {'fresh':<15} from random weights: {summary(model.fresh)}")
     if settings.image_size is not None:
         set_image_size(model.vision_model, model.config.vision_config, settings.image_size)
     if "vqa" in pairs.losses:

@@ -11,10 +11,12 @@ from safetensors.torch import load_file
 
 from instructkit.config import ModelConfig, load_config
 from instructkit.errors import UserError
-from instructkit.models.load.blip import load_blip, look_for_blip
+from instructkit.models.load.blip import load_blip
+from instructkit.models.load.blip_tasks import look_for_blip
+from instructkit.models.save import export, save_blip
 from instructkit.training.blip_model import check_blip
 from tests.models.checkpoints import write_bert
-from tests.models.test_blip import write_vit
+from tests.models.test_blip import joined, write_vit
 from tests.training.conftest import with_resumed
 from tests.training.mini import ROOT, Runs, log, losses, repeatable, write_releases
 
@@ -191,10 +193,10 @@ def test_finetuning_for_captions_leaves_what_no_loss_reaches(one):
 
 
 def test_finetuning_for_retrieval_goes_on_at_another_size(one):
+    before, after = weights(one / "zero0"), weights(one / "retrieval")
     lines = log(one / "retrieval")
     assert {"loss/itc", "loss/itm"} <= lines[0].keys()
     assert "loss/lm" not in lines[0]
-    before, after = weights(one / "zero0"), weights(one / "retrieval")
     decoders = [name for name in after if name.startswith("text_decoder.bert.")]
     assert decoders
     assert all(torch.equal(before[name], after[name]) for name in decoders)
@@ -239,10 +241,19 @@ def test_models_that_cannot_be_trained_are_named_before_data_are_converted(tmp_p
     with pytest.raises(UserError, match="no such folder"):
         look_for_blip(ModelConfig(name="nowhere/at/all"))
     bert = str(write_bert(tmp_path / "bert"))
-    for part, message in {"name": "no mixture", "vision": "starts from a ViT or DeiT"}.items():
+    for part, message in {"name": "is no BLIP", "vision": "starts from a ViT or DeiT"}.items():
         with pytest.raises(UserError, match=message):
             look_for_blip(ModelConfig(**{part: bert}))
     look_for_blip(ModelConfig(text=bert))
+    save_blip(*joined(), tmp_path / "whole")
+    look_for_blip(ModelConfig(name=str(tmp_path / "whole")))
+    for task, message in {"captioning": "for captioning alone", "retrieval": "for retrieval alone", "vqa": ""}.items():
+        export(str(tmp_path / "whole"), tmp_path / task, task=task)
+        if message:
+            with pytest.raises(UserError, match=message):
+                look_for_blip(ModelConfig(name=str(tmp_path / task)))
+        else:
+            look_for_blip(ModelConfig(name=str(tmp_path / task)))
 
 
 @pytest.mark.parametrize(

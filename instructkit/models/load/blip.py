@@ -26,7 +26,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from instructkit.config import ModelConfig
 from instructkit.errors import UserError
 from instructkit.models.batches import DEC, Captions
 from instructkit.models.blip import Blip, Shared
@@ -71,19 +70,6 @@ def is_blip_mixture(name: str) -> bool:
 
 def _of_mixture(config: PreTrainedConfig) -> bool:
     return config.model_type == "blip" and hasattr(config, "sharing")
-
-
-def look_for_blip(settings: ModelConfig) -> None:
-    """Look for the model of a training, or its parts; no weights are read.
-
-    Raises:
-        UserError: one is not there, or is of a kind that cannot be taken.
-    """
-    if settings.name != "nano":
-        _mixture_config(settings.name)
-    for name, read in ((settings.vision, _vit_config), (settings.text, _bert_config)):
-        if name is not None:
-            read(name)
 
 
 def load_blip(name: str, limit: int = CAPTION_TOKENS, dtype: torch.dtype = torch.float32) -> tuple[Blip, Captions]:
@@ -182,7 +168,7 @@ def join_blip(
     """
     nano = preset("nano")
     eye, state = (_nano_eye(nano), {}) if vision is None else _load_vit(vision)
-    bert = None if text is None else read_part(BertForMaskedLM, text, "text", config=_bert_config(text)).module
+    bert = None if text is None else read_part(BertForMaskedLM, text, "text", config=bert_config(text)).module
     words = tokenizer() if text is None else _tokenizer(text)
     add_marks(words)
     shape: Any = nano.qformer_config if bert is None else bert.config
@@ -248,7 +234,12 @@ def _note(config: Any, name: str | None) -> str:
     return f"{config.num_hidden_layers} layers, width {config.hidden_size}{come}"
 
 
-def _bert_config(name: str) -> PreTrainedConfig:
+def bert_config(name: str) -> PreTrainedConfig:
+    """The configuration of what a text transformer can start from.
+
+    Raises:
+        UserError: it is not there, or of another kind.
+    """
     config = read_config(name, "text")
     if config.model_type != "bert":
         raise UserError(f"model.text={name}: a {config.model_type}; BLIP's text transformer starts from BERT")
@@ -281,7 +272,12 @@ def _from_bert(bert: dict[str, Tensor], model: Blip) -> dict[str, Tensor]:
     return state
 
 
-def _vit_config(name: str) -> PreTrainedConfig:
+def vit_config(name: str) -> PreTrainedConfig:
+    """The configuration of what an image encoder can start from.
+
+    Raises:
+        UserError: it is not there, or of another kind.
+    """
     config = read_config(name, "vision")
     if config.model_type not in ("vit", "deit"):
         raise UserError(f"model.vision={name}: a {config.model_type}; BLIP's image encoder starts from a ViT or DeiT")
@@ -290,7 +286,7 @@ def _vit_config(name: str) -> PreTrainedConfig:
 
 def _load_vit(name: str) -> tuple[BlipVisionConfig, dict[str, Tensor]]:
     """Shape and weights of a ViT or DeiT as BLIP's image encoder."""
-    config = _vit_config(name)
+    config = vit_config(name)
     loaded = read_part(AutoModel, name, "vision", config=config)
     if lost := sorted(key for key in loaded.fresh if not key.startswith("pooler.")):
         raise UserError(f"model.vision={name}: the checkpoint lacks {len(lost)} tensors, among them {lost[0]}")

@@ -26,10 +26,20 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from instructkit.config import ModelConfig
 from instructkit.errors import UserError
 from instructkit.models.batches import Captions
 from instructkit.models.blip import Blip
-from instructkit.models.load.blip import CAPTION_TOKENS, ENC, add_marks, blip_config, load_blip, put
+from instructkit.models.load.blip import (
+    CAPTION_TOKENS,
+    ENC,
+    add_marks,
+    bert_config,
+    blip_config,
+    load_blip,
+    put,
+    vit_config,
+)
 from instructkit.models.load.lavis import encoder_state, is_lavis, read_lavis
 from instructkit.models.load.parts import failing, place_of, read_config, read_part, seeded
 from instructkit.models.load.pretraining import WIDTH
@@ -63,6 +73,28 @@ def blip_tasks(name: str) -> tuple[str, ...]:
     if config.model_type != "blip":
         return ()
     return _tasks_of_mixture(config) if hasattr(config, "sharing") else (_task_of_class(name, config),)
+
+
+def look_for_blip(settings: ModelConfig) -> None:
+    """Look for the model of a training, or its parts; no weights are read.
+
+    Raises:
+        UserError: one is not there, or is of a kind that cannot be taken.
+    """
+    if (name := settings.name) != "nano":
+        tasks = blip_tasks(name)
+        if not tasks:
+            raise UserError(
+                f"model.name={name}: is no BLIP; name a folder that recipes/pretrain_blip.py wrote, or a file of LAVIS"
+            )
+        if tasks in (("captioning",), ("retrieval",)):
+            raise UserError(
+                f"model.name={name}: is a BLIP for {tasks[0]} alone; what is trained here is a whole one, with encoder "
+                "and decoder: name one that was pre-trained"
+            )
+    for part, read in ((settings.vision, vit_config), (settings.text, bert_config)):
+        if part is not None:
+            read(part)
 
 
 def open_blip(name: str, limit: int = CAPTION_TOKENS, dtype: torch.dtype = torch.float32) -> tuple[Blip, Captions]:
