@@ -105,7 +105,8 @@ def test_how_a_step_is_computed_changes_no_loss(one, name):
 @full
 def test_bf16_follows_fp32_within_its_precision(one, stage):
     half, whole = losses(one / f"{stage}-bf16"), losses(one / "zero0")
-    assert half == pytest.approx(whole, rel=0.02)
+    assert half[0] == pytest.approx(whole[0], abs=0.01)
+    assert half == pytest.approx(whole, abs=0.2), "the loss halves within these steps; ZeRO 0 strays furthest from it"
     assert half != whole
 
 
