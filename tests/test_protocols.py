@@ -41,8 +41,10 @@ PROMPTS = {
     "aokvqa": ASKED,
     "aokvqa_mc": f"{OPTIONS} Short answer:",
     "coco_caption": "A short image description.",
+    "coco_caption_blip": "a picture of",
     "coco_caption_blip2": "a photo of",
     "coco_retrieval": "a tree by the road",
+    "coco_retrieval_blip": "a tree by the road",
     "easy_vqa": ASKED,
     "flickr30k": "A short image description.",
     "flickr30k_retrieval": "a tree by the road",
@@ -56,6 +58,7 @@ PROMPTS = {
     "msrvtt_qa": ASKED,
     "msvd_qa": ASKED,
     "nocaps": "A short image description.",
+    "nocaps_blip": "a picture of",
     "nocaps_blip2": "a photo of",
     "ocrvqa": f"OCR tokens: {FIRST_30}. {ASKED}",
     "okvqa": ASKED,
@@ -67,6 +70,8 @@ PROMPTS = {
     "visdial": "Dialog history: a tree by the road Is it day? yes Any people? no\n " + ASKED,
     "vizwiz": ASKED,
     "vqav2": ASKED,
+    "vqav2_blip": "what stands there?",
+    "vqav2_blip_generate": "what stands there?",
     "vqav2_blip2_opt": "Question: What stands there? Answer:",
     "vqav2_blip2_t5": ASKED,
     "vsr": 'Based on the image, is this statement true or false? "The tree is left of the road." Answer:',
@@ -77,8 +82,10 @@ FROZEN = {
     "aokvqa": (2, "5e5b4850dfee"),
     "aokvqa_mc": (1, "2901fc819d48"),
     "coco_caption": (2, "2dc34e7e2d65"),
+    "coco_caption_blip": (1, "2c3bf04cdfae"),
     "coco_caption_blip2": (1, "47bd059168fd"),
     "coco_retrieval": (1, "bbe0c8c2d680"),
+    "coco_retrieval_blip": (1, "5ef661ed6d26"),
     "easy_vqa": (1, "523ccc05b9c5"),
     "flickr30k": (2, "b47849562d55"),
     "flickr30k_retrieval": (1, "2cabd8d2633b"),
@@ -92,6 +99,7 @@ FROZEN = {
     "msrvtt_qa": (1, "111af47c93b2"),
     "msvd_qa": (2, "ecabdd2df596"),
     "nocaps": (2, "bf04765cb6c5"),
+    "nocaps_blip": (1, "5737373b6fb8"),
     "nocaps_blip2": (1, "b83605b634b7"),
     "ocrvqa": (2, "974f01c6cf18"),
     "okvqa": (2, "fb6ee9365712"),
@@ -103,6 +111,8 @@ FROZEN = {
     "visdial": (1, "1cd144ec1130"),
     "vizwiz": (2, "705e1047dac6"),
     "vqav2": (2, "694211f57d72"),
+    "vqav2_blip": (1, "42a63b82a1e4"),
+    "vqav2_blip_generate": (1, "7cbc9f9f356d"),
     "vqav2_blip2_opt": (1, "1a3c3b00c432"),
     "vqav2_blip2_t5": (1, "b872ff52e82c"),
     "vsr": (2, "4b1f453fe65b"),
@@ -184,6 +194,10 @@ def test_decoding_is_the_papers_with_what_lavis_adds(name: str) -> None:
     blip2 = {"num_beams": 5, "repetition_penalty": 1.0}
     if name.endswith("_blip2"):  # its own captions: 8 to 30 tokens
         assert protocol.decoding == Decoding(length_penalty=1.0, min_new_tokens=8, max_new_tokens=30, **blip2)
+    elif name.endswith("caption_blip") or name == "nocaps_blip":  # BLIP's captions
+        assert protocol.decoding == Decoding(num_beams=3, min_new_tokens=5, max_new_tokens=20)
+    elif name == "vqav2_blip_generate":
+        assert protocol.decoding == Decoding(num_beams=3, max_new_tokens=10)
     elif "_blip2_" in name:  # and short answers
         assert protocol.decoding == Decoding(length_penalty=-1.0, max_new_tokens=10, **blip2)
     elif name == "jsonl":  # of which the paper says nothing: answers of any length
@@ -235,6 +249,30 @@ def test_blip2s_own_rows_are_marked_zero_shot_or_finetuned() -> None:
     assert cells["vqav2_blip2_opt", "BLIP-2 OPT-6.7B, finetuned"] == 82.19
     assert cells["nocaps_blip2", "BLIP-2 FlanT5-XL, finetuned"] == 121.6
     assert cells["coco_caption_blip2", "BLIP-2 OPT-2.7B, finetuned"] == 145.8
+
+
+def test_blips_own_rows_are_marked_zero_shot_or_finetuned() -> None:
+    """Table 1 of its paper: without CapFilt, by its filter, by its captioner, by both."""
+    cells = {}
+    for name in benchmarks():
+        for row in load_protocol(name).published:
+            if "2201.12086" in row.source:
+                _, _, how = row.model.rpartition(", ")
+                assert how in ("zero-shot", "finetuned")
+                assert how in row.source
+                assert row.verified == ("14M" in row.model), "remembered"
+                cells[name, row.model] = row
+    steps = ("without CapFilt, ", "filter alone, ", "captioner alone, ", ", ")
+    for name, how, values in (
+        ("coco_retrieval_blip", "finetuned", [(78.4, 60.7), (79.1, 61.5), (79.7, 62.0), (80.6, 63.1)]),
+        ("flickr30k_retrieval", "zero-shot", [(93.9, 82.1), (94.1, 82.8), (94.4, 83.6), (94.8, 84.9)]),
+        ("coco_caption_blip", "finetuned", [(127.8,), (128.2,), (128.9,), (129.7,)]),
+        ("nocaps_blip", "finetuned", [(102.2,), (102.7,), (103.4,), (105.1,)]),
+    ):
+        for step, value in zip(steps, values, strict=True):
+            row = cells[name, f"BLIP ViT-B 14M{'' if step == ', ' else ' '}{step}{how}"]
+            assert (row.value, *row.details.values()) == value
+    assert cells["vqav2_blip", "BLIP ViT-B CapFilt-L, finetuned"].value == 78.25
 
 
 @pytest.mark.parametrize(

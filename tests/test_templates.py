@@ -208,8 +208,8 @@ def protocol(request: pytest.FixtureRequest) -> Protocol:
 def test_protocol_agrees_with_its_source(protocol: Protocol) -> None:
     source = sources.source(protocol.source)
     assert protocol.split in source.splits
-    # The same benchmark asked as BLIP-2 is, or a search among its pictures: no average counts it twice.
-    extra = "_blip2" in protocol.benchmark or protocol.mode == "retrieve"
+    # The same benchmark asked as BLIP or BLIP-2 is, or a search among its pictures: no average counts it twice.
+    extra = "_blip" in protocol.benchmark or protocol.mode == "retrieve"
     assert (protocol.task, protocol.role) == (source.task, "extra" if extra else source.role)
     if protocol.vocabulary is not None:
         assert set(protocol.vocabulary.splits) <= set(source.splits)

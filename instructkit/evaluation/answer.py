@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from instructkit.evaluation.questions import Question
 from instructkit.evaluation.rank import score_candidates
 from instructkit.evaluation.responses import Response
 from instructkit.evaluation.trie import CandidateTrie
-from instructkit.models.batches import Encoded, Picture, Texts, decode, pictures, share_images
+from instructkit.models.batches import Encoded, Limits, Picture, Texts, decode, pictures, share_images
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.positions import positions_of
 from instructkit.prompts.protocols import VOCABULARY, Protocol, merge_scores
@@ -74,23 +75,16 @@ class Batch(NamedTuple):
     order: list[str]
 
 
-class Evaluator:
-    """A model, its tokenisers and the device it is on.
+class Answerer(ABC):
+    """What answers the examples of a benchmark, or questions; each family of models has its own.
 
-    Args:
-        model: put into evaluation mode.
-        texts: its tokenisers.
-        ranked: how many candidates a response keeps with their scores, the best; None for all.
+    Attributes:
+        image_size: pixels of a side of the pictures that it looks at.
+        limits: lengths that prompts are cut to.
     """
 
-    def __init__(self, model: InstructBlip, texts: Texts, ranked: int | None = RANKED) -> None:
-        self.model = model.eval()
-        self.language_model: Any = model.language_model
-        self.texts = texts
-        self.ranked = ranked
-        self.image_size: int = model.config.vision_config.image_size
-        self.positions = positions_of(model.language_model)
-        self._tokenised: tuple[tuple[Candidate, ...], list[list[int]]] = ((), [])
+    image_size: int
+    limits: Limits
 
     def prepare(
         self,
@@ -123,6 +117,88 @@ class Evaluator:
         """A row as the model sees it, here with its pictures; `root` is the folder that media paths start from."""
         return row
 
+    def _decode(self, rows: list[Row]) -> tuple[list[Row], Tensor | None, list[Response]]:
+        """Decode the distinct pictures; if one is broken, find out whose it is and leave them out."""
+        try:
+            distinct, _ = share_images([row.looks for row in rows])
+            return rows, decode(distinct, self.image_size) if rows else None, []
+        except UserError:
+            whole, broken = [], []
+            for row in rows:
+                try:
+                    decode(row.looks, self.image_size)
+                    whole.append(row)
+                except UserError as error:
+                    media = _media(row.example)
+                    broken.append(
+                        Response(example=row.example.id, images=media, prompt=row.prompt.instruction, error=str(error))
+                    )
+            return (*self._decode(whole)[:2], broken)
+
+    def answer(
+        self,
+        question: Question,
+        batch: Batch,
+        shared: CandidateTrie | None = None,
+        stream: Callable[[str], object] | None = None,
+    ) -> list[Response]:
+        """Responses to a batch, in its order, from one forward pass of the image encoder and the Q-Former.
+
+        Args:
+            question: how the benchmark asks.
+            batch: from `prepare`.
+            shared: the trie of candidates that all examples have in common.
+            stream: takes the text of a single example piece by piece as it is generated, greedily.
+        """
+        responses = {failure.example: failure for failure in batch.failed}
+        if batch.pixels is not None:
+            made = self._answered(question.protocol, batch.rows, batch.pixels, shared, stream)
+            responses |= {response.example: response for response in made}
+        return [responses[name] for name in batch.order]
+
+    @abstractmethod
+    def shared_trie(self, protocol: Protocol, vocabulary: Sequence[str] | None) -> CandidateTrie | None:
+        """The trie of candidates that all examples share, built once; None where each has its own or none."""
+
+    @abstractmethod
+    def _room(self, protocol: Protocol, row: Row) -> int | None:
+        """Tokens that are left for the prompt; None where nothing bounds it.
+
+        Raises:
+            UserError: the row cannot be answered.
+        """
+
+    @abstractmethod
+    def _answered(
+        self,
+        protocol: Protocol,
+        rows: Sequence[Row],
+        pixels: Tensor,
+        shared: CandidateTrie | None,
+        stream: Callable[[str], object] | None,
+    ) -> list[Response]:
+        """Responses to the rows of a batch (`answer`), whose distinct pictures are `pixels`."""
+
+
+class Evaluator(Answerer):
+    """An InstructBLIP or a BLIP-2, its tokenisers and the device it is on.
+
+    Args:
+        model: put into evaluation mode.
+        texts: its tokenisers.
+        ranked: how many candidates a response keeps with their scores, the best; None for all.
+    """
+
+    def __init__(self, model: InstructBlip, texts: Texts, ranked: int | None = RANKED) -> None:
+        self.model = model.eval()
+        self.language_model: Any = model.language_model
+        self.texts = texts
+        self.ranked = ranked
+        self.image_size = model.config.vision_config.image_size
+        self.limits = texts.limits
+        self.positions = positions_of(model.language_model)
+        self._tokenised: tuple[tuple[Candidate, ...], list[list[int]]] = ((), [])
+
     def _room(self, protocol: Protocol, row: Row) -> int | None:
         """Positions that pictures and the longest answer leave for a prompt; None where nothing bounds it.
 
@@ -152,24 +228,6 @@ class Evaluator:
             self._tokenised = candidates, ids
         return ids
 
-    def _decode(self, rows: list[Row]) -> tuple[list[Row], Tensor | None, list[Response]]:
-        """Decode the distinct pictures; if one is broken, find out whose it is and leave them out."""
-        try:
-            distinct, _ = share_images([row.looks for row in rows])
-            return rows, decode(distinct, self.image_size) if rows else None, []
-        except UserError:
-            whole, broken = [], []
-            for row in rows:
-                try:
-                    decode(row.looks, self.image_size)
-                    whole.append(row)
-                except UserError as error:
-                    media = _media(row.example)
-                    broken.append(
-                        Response(example=row.example.id, images=media, prompt=row.prompt.instruction, error=str(error))
-                    )
-            return (*self._decode(whole)[:2], broken)
-
     def prefixes(
         self, encoded: Sequence[Encoded], looks: Sequence[list[Picture]], pixels: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -183,34 +241,23 @@ class Evaluator:
             embeds = self.model.prefix(**{name: tensor.to(device) for name, tensor in inputs.items()})
         return embeds, mask
 
-    def answer(
+    def _answered(
         self,
-        question: Question,
-        batch: Batch,
-        shared: CandidateTrie | None = None,
-        stream: Callable[[str], object] | None = None,
+        protocol: Protocol,
+        rows: Sequence[Row],
+        pixels: Tensor,
+        shared: CandidateTrie | None,
+        stream: Callable[[str], object] | None,
     ) -> list[Response]:
-        """Responses to a batch, in its order, from one forward pass of the image encoder and the Q-Former.
-
-        Args:
-            question: how the benchmark asks.
-            batch: from `prepare`.
-            shared: the trie of candidates that all examples have in common.
-            stream: takes the text of a single example piece by piece as it is generated, greedily.
-        """
-        responses = {failure.example: failure for failure in batch.failed}
-        if batch.pixels is not None:
-            rows = batch.rows
-            encoded = self.texts.encode([row.prompt for row in rows], [row.room for row in rows])
-            embeds, mask = self.prefixes(encoded, [row.looks for row in rows], batch.pixels)
-            if question.protocol.mode == "generate":
-                made = self._generate(question.protocol, rows, embeds, mask, stream)
-            else:
-                made = self._rank(question.protocol, rows, embeds, mask, shared)
-            for response, texts in zip(made, encoded, strict=True):
-                response.cut = list(texts.cut)
-                responses[response.example] = response
-        return [responses[name] for name in batch.order]
+        encoded = self.texts.encode([row.prompt for row in rows], [row.room for row in rows])
+        embeds, mask = self.prefixes(encoded, [row.looks for row in rows], pixels)
+        if protocol.mode == "generate":
+            made = self._generate(protocol, rows, embeds, mask, stream)
+        else:
+            made = self._rank(protocol, rows, embeds, mask, shared)
+        for response, texts in zip(made, encoded, strict=True):
+            response.cut = list(texts.cut)
+        return made
 
     def trie(self, candidates: Sequence[Candidate], protocol: Protocol) -> CandidateTrie:
         """The candidates of a question or a benchmark, tokenised, with an end token where the protocol scores one."""
@@ -219,10 +266,9 @@ class Evaluator:
         return CandidateTrie.build(self._candidate_ids(tuple(candidates)), end_token=end)
 
     def shared_trie(self, protocol: Protocol, vocabulary: Sequence[str] | None) -> CandidateTrie | None:
-        """The trie of candidates that all examples share, built once; None where each has its own or none."""
-        if protocol.mode == "rank" and (protocol.candidates == VOCABULARY or isinstance(protocol.candidates, list)):
-            return self.trie(protocol.options(Example(id=protocol.benchmark), vocabulary), protocol)
-        return None
+        """As of `Answerer`."""
+        options = shared_options(protocol, vocabulary)
+        return None if options is None else self.trie(options, protocol)
 
     def _generate(
         self,
@@ -235,7 +281,7 @@ class Evaluator:
         texts = generate_texts(
             self.language_model, self.texts.llm, embeds, mask, protocol.decoding, stream, self.texts.end
         )
-        return [_response(protocol, row, text, text) for row, text in zip(rows, texts, strict=True)]
+        return [response_of(protocol, row, text, text) for row, text in zip(rows, texts, strict=True)]
 
     def _rank(
         self, protocol: Protocol, rows: Sequence[Row], embeds: Tensor, mask: Tensor, shared: CandidateTrie | None
@@ -243,7 +289,16 @@ class Evaluator:
         tries = shared or [self.trie(row.rankable, protocol) for row in rows]
         with torch.no_grad():
             scores = score_candidates(self.language_model, embeds, mask, tries, rule=protocol.score)
-        return [_ranked(protocol, row, each.tolist(), self.ranked) for row, each in zip(rows, scores, strict=True)]
+        return [
+            ranked_response(protocol, row, each.tolist(), self.ranked) for row, each in zip(rows, scores, strict=True)
+        ]
+
+
+def shared_options(protocol: Protocol, vocabulary: Sequence[str] | None) -> list[Candidate] | None:
+    """The candidates that all examples of a benchmark have in common; None where each has its own or none."""
+    if protocol.mode == "rank" and (protocol.candidates == VOCABULARY or isinstance(protocol.candidates, list)):
+        return protocol.options(Example(id=protocol.benchmark), vocabulary)
+    return None
 
 
 def _row(question: Question, example: Example, root: Path, vocabulary: Sequence[str] | None, hidden: bool) -> Row:
@@ -260,7 +315,15 @@ def _media(example: Example) -> list[str]:
     return [example.video] if example.video is not None else example.images
 
 
-def _ranked(protocol: Protocol, row: Row, text_scores: Sequence[float], kept: int | None) -> Response:
+def ranked_response(protocol: Protocol, row: Row, text_scores: Sequence[float], kept: int | None) -> Response:
+    """The response to a row of which candidates are ranked.
+
+    Args:
+        protocol: of the benchmark.
+        row: the example.
+        text_scores: of all texts of `row.rankable`, one after the other.
+        kept: candidates that are written down; None for all.
+    """
     if not all(map(math.isfinite, text_scores)):
         problem = "the model gives a candidate a score that is not a finite number"
         return Response(
@@ -279,13 +342,14 @@ def _ranked(protocol: Protocol, row: Row, text_scores: Sequence[float], kept: in
         prediction = list(scores)
     elif protocol.positive is not None:
         prediction = scores[protocol.positive] - scores[1 - protocol.positive]
-    response = _response(protocol, row, best, prediction)
+    response = response_of(protocol, row, best, prediction)
     response.ranked = [(row.candidates[index][0], scores[index]) for index in order[:kept]]
     response.confidence = 1 / sum(math.exp(score - scores[order[0]]) for score in merged)
     return response
 
 
-def _response(protocol: Protocol, row: Row, text: str, prediction: Any) -> Response:
+def response_of(protocol: Protocol, row: Row, text: str, prediction: Any) -> Response:
+    """The response to a row: its text, and what the metric gets."""
     return Response(
         example=row.example.id,
         images=_media(row.example),

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
 import msgspec
 import torch
@@ -23,13 +23,16 @@ from instructkit.data.examples import Example
 from instructkit.data.media import VIDEO_SUFFIXES
 from instructkit.errors import UserError
 from instructkit.evaluation.answer import Evaluator
-from instructkit.evaluation.embed import FirstStageModel
+from instructkit.evaluation.blip import BlipAnswerer, why_not
+from instructkit.evaluation.embed import Embeddings, FirstStageModel
 from instructkit.evaluation.photos import Photo, Photos, photo_path
 from instructkit.evaluation.questions import Question
 from instructkit.evaluation.responses import Response
 from instructkit.evaluation.score import READERS
-from instructkit.models.batches import Picture, Texts, decode
+from instructkit.models.batches import Captions, Picture, Texts, decode
+from instructkit.models.blip import Blip
 from instructkit.models.instruct_blip import InstructBlip
+from instructkit.models.load.blip_tasks import blip_tasks, open_blip
 from instructkit.models.load.pretraining import is_pretraining, load_pretraining
 from instructkit.models.save import load_model as load_parts
 from instructkit.prompts.protocols import VOCABULARY, Decoding, Protocol, load_protocol
@@ -59,16 +62,16 @@ class Model:
     """
 
     def __init__(self, model: InstructBlip, tokens: Texts, name: str = "") -> None:
-        self.evaluator = Evaluator(model, tokens, ranked=None)
+        self.evaluator: Any = Evaluator(model, tokens, ranked=None)
         self.name = name
 
     @property
-    def model(self) -> InstructBlip:
-        """The network."""
+    def model(self) -> Any:
+        """The network: an `InstructBlip`."""
         return self.evaluator.model
 
     @property
-    def tokens(self) -> Texts:
+    def tokens(self) -> Any:
         """The tokenisers of LLM and Q-Former."""
         return self.evaluator.texts
 
@@ -222,7 +225,7 @@ class Model:
         side = math.isqrt(weights.shape[1])  # class and register tokens stand before the patches
         return weights[:, -side * side :].unflatten(1, (side, side))
 
-    def embed(self, *args: Any, **options: Any) -> NoReturn:
+    def embed(self, *args: Any, **options: Any) -> Embeddings:
         """There are no embeddings; a model of BLIP-2's first stage has them (`FirstStageModel.embed`).
 
         Raises:
@@ -257,6 +260,82 @@ class Model:
             part = examples[start : start + batch_size]
             batch = self.evaluator.prepare(question, part, Path(), vocabulary, hidden=True)
             yield from self.evaluator.answer(question, batch, shared, stream)
+
+
+class BlipModel(Model):
+    """A BLIP with its tokeniser, ready to be asked.
+
+    It continues the words of a question to a caption, if it cannot answer them; `ask(photo, protocol="nocaps_blip")`
+    asks for one. A question is about one picture.
+
+    Args:
+        model: put into evaluation mode.
+        tokens: its tokeniser.
+        name: as of `Model`.
+    """
+
+    def __init__(self, model: Blip, tokens: Captions, name: str = "") -> None:
+        self.evaluator = BlipAnswerer(model, tokens, ranked=None)
+        self.name = name
+
+    @property
+    def tokens(self) -> Any:
+        """The tokeniser."""
+        return self.evaluator.captions
+
+    @property
+    def dtype(self) -> str:
+        """What it computes in: `float32`, `bfloat16` or `float16`."""
+        return str(self.model.itm_head.weight.dtype).removeprefix("torch.")
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        place: torch.device = self.model.itm_head.weight.device
+        return place
+
+    def attention(self, photo: Photo, question: str) -> Tensor:
+        """It has no queries that look at patches.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(f"{self.name or 'the model'}: is a BLIP, which has no queries whose attention could be shown")
+
+    def embed(self, *args: Any, **options: Any) -> Embeddings:
+        """Embeddings that compare photos with texts, as of `FirstStageModel.embed`.
+
+        Raises:
+            UserError: likewise, or the model's parts do not compare them.
+        """
+        if "retrieval" not in self.model.tasks:
+            raise UserError(
+                f"{self.name or 'the model'}: is a BLIP for {' and '.join(self.model.tasks)}, which embeds nothing; "
+                "load a BlipForImageTextRetrieval"
+            )
+        return FirstStageModel(self.model, self.tokens, self.name).embed(*args, **options)
+
+    def respond(
+        self,
+        examples: Sequence[Example],
+        protocol: Protocol,
+        candidates: Sequence[str] | None = None,
+        stream: Callable[[str], object] | None = None,
+        batch_size: int = 32,
+    ) -> Iterator[Response]:
+        """As of `Model`.
+
+        Raises:
+            UserError: the model cannot do what the protocol asks.
+        """
+        if not set(self.model.tasks) & {"captioning", "vqa"}:
+            raise UserError(
+                f"{self.name or 'the model'}: is a BLIP for retrieval, which has no decoder and answers nothing; it "
+                "embeds photos and texts (embed)"
+            )
+        if (reason := why_not(protocol, self.model.tasks)) is not None:
+            raise UserError(f"{self.name or 'the model'}: {reason}")
+        return super().respond(examples, protocol, candidates, stream, batch_size)
 
 
 PLAIN = Protocol(
@@ -296,7 +375,8 @@ def load_model(
         allow_packages: let the folder name a Python package for its LLM, which is imported and so runs code.
 
     Returns:
-        A model with `ask`, `rank` and `attention`; one of BLIP-2's first stage has `embed` in their place.
+        A model with `ask`, `rank` and `attention`; one of BLIP-2's first stage has `embed` in their place, a BLIP
+        (`BlipModel`) those that its parts can do.
 
     Raises:
         UserError: there is no such model, device or dtype.
@@ -305,6 +385,9 @@ def load_model(
     if kind not in DTYPES.values():
         raise UserError(f"dtype={str(dtype)!r}: there are {', '.join((*DTYPES, *_SHORT))}")
     place = _device(device)
+    if blip_tasks(os.fspath(name)):
+        blip, captions = open_blip(os.fspath(name), dtype=kind)
+        return BlipModel(blip.to(place), captions, os.fspath(name))
     if is_pretraining(os.fspath(name)):
         stage, captions = load_pretraining(os.fspath(name), dtype=kind)
         stage.to(place)

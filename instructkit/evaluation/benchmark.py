@@ -12,7 +12,7 @@ from tqdm import tqdm
 from instructkit.data.dataset import MANIFEST, Examples, load_examples, not_converted
 from instructkit.data.media_files import Stamps
 from instructkit.errors import UserError
-from instructkit.evaluation.answer import Batch, Evaluator
+from instructkit.evaluation.answer import Answerer, Batch
 from instructkit.evaluation.questions import Plan, Question, draw, make_plan
 from instructkit.evaluation.responses import ResponseLog
 from instructkit.prompts.protocols import VOCABULARY, Protocol
@@ -80,7 +80,7 @@ def make_task(
 
 
 def answer_benchmark(
-    evaluator: Evaluator,
+    evaluator: Answerer,
     task: Task,
     identity: dict[str, Any],
     *,
@@ -153,7 +153,7 @@ def load_vocabulary(protocol: Protocol, root: Path) -> list[str] | None:
     return texts
 
 
-def _prepared(evaluator: Evaluator, task: Task, batches: Sequence[Sequence[int]]) -> Iterable[Batch]:
+def _prepared(evaluator: Answerer, task: Task, batches: Sequence[Sequence[int]]) -> Iterable[Batch]:
     """The batches in order; the next one's pictures are decoded while the model is at work on this one."""
     root = Path(task.examples.manifest.media_root)
 

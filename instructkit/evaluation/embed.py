@@ -1,4 +1,4 @@
-"""A model of BLIP-2's first stage in a program's hands: photos and texts become embeddings that can be compared."""
+"""A model of BLIP-2's first stage, or a BLIP, in a program's hands: photos and texts become points to be compared."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from instructkit.data.media import VIDEO_SUFFIXES
 from instructkit.errors import UserError
 from instructkit.evaluation.photos import Photo, Photos, photo_path
 from instructkit.models.batches import Captions, Picture, decode
+from instructkit.models.blip import Blip
 from instructkit.models.blip2 import Blip2Pretraining, similarity
 
 
@@ -22,7 +23,7 @@ class Embeddings(NamedTuple):
     """Photos and texts as points that can be compared; float32, on the CPU.
 
     Attributes:
-        images: each query's, of length 1, `[images, queries, width]`; None without images.
+        images: each query's (BLIP has one), of length 1, `[images, queries, width]`; None without images.
         texts: of length 1, `[texts, width]`; None without texts.
     """
 
@@ -45,12 +46,12 @@ class FirstStageModel:
     """A model of BLIP-2's first stage, which embeds photos and texts; it has no LLM, so it cannot be asked.
 
     Args:
-        model: put into evaluation mode.
+        model: put into evaluation mode; a BLIP lends its embeddings alone (`BlipModel`).
         captions: its tokeniser.
         name: folder or hub name that it came from; an evaluation keeps it with what was found.
     """
 
-    def __init__(self, model: Blip2Pretraining, captions: Captions, name: str = "") -> None:
+    def __init__(self, model: Blip2Pretraining | Blip, captions: Captions, name: str = "") -> None:
         self.model, self.tokens, self.name = model.eval(), captions, name
 
     def ask(self, *args: Any, **options: Any) -> NoReturn:
@@ -69,8 +70,7 @@ class FirstStageModel:
     @property
     def device(self) -> torch.device:
         """Where it computes."""
-        place: torch.device = self.model.query_tokens.device
-        return place
+        return self.model.itm_head.weight.device
 
     @property
     def dtype(self) -> str:
@@ -91,8 +91,8 @@ class FirstStageModel:
 
         Args:
             images: a photo or several.
-            texts: a text or several, read as they stand; what is longer than 32 tokens is cut at its end, with a
-                warning.
+            texts: a text or several, read as they stand; what is longer than 32 tokens (BLIP: 30) is cut at its end,
+                with a warning.
             batch_size: images or texts a forward pass.
 
         Raises:

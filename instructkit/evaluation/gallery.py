@@ -18,6 +18,7 @@ from instructkit.evaluation.blocks import Blocks
 from instructkit.evaluation.responses import CAPTION, Response, ResponseLog
 from instructkit.evaluation.retrieve import Gallery, Hits, Pixels, Retrieved, retrieve
 from instructkit.models.batches import Captions, Picture, decode
+from instructkit.models.blip import Blip
 from instructkit.models.blip2 import Blip2Pretraining
 from instructkit.prompts.protocols import Protocol
 from instructkit.runs.ranks import Ranks
@@ -28,15 +29,22 @@ BLOCKS = "blocks"
 
 
 class FirstStage(NamedTuple):
-    """A model of BLIP-2's first stage and its tokeniser.
+    """A model of BLIP-2's first stage, or a BLIP, and its tokeniser.
 
     Attributes:
         model: in evaluation mode.
         captions: whose limit is the model's; that of a benchmark is the protocol's.
     """
 
-    model: Blip2Pretraining
+    model: Blip2Pretraining | Blip
     captions: Captions
+
+    @property
+    def positions(self) -> int:
+        """Tokens of the longest text that it reads."""
+        config = self.model.config
+        text = config.text_config if isinstance(self.model, Blip) else config.qformer_config
+        return int(text.max_position_embeddings)
 
 
 class Shown(NamedTuple):
@@ -109,7 +117,7 @@ def _gallery(stage: FirstStage, task: Task) -> tuple[Gallery, Shown]:
     """Everything that is searched; examples of which a caption comes out blank are left out."""
     protocol, root = task.question.protocol, Path(task.examples.manifest.media_root)
     assert protocol.retrieval is not None
-    limit = min(protocol.retrieval.text_tokens, stage.model.config.qformer_config.max_position_embeddings)
+    limit = min(protocol.retrieval.text_tokens, stage.positions)
     captions = Captions(stage.captions.tokenizer, limit)
     examples: list[Example] = []
     texts: list[list[str]] = []

@@ -42,7 +42,7 @@ def generate_texts(
     """
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     end = tokenizer.eos_token_id if end is None else end
-    streamer = None if stream is None else _Pieces(tokenizer, stream)
+    streamer = None if stream is None else Pieces(tokenizer, stream)
     ids = generate_ids(language_model, prefix_embeds, prefix_mask, decoding, end=end, pad=pad, streamer=streamer)
     return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
@@ -113,7 +113,7 @@ def _plain_ids(
     # would leave out as many new tokens as the row has padding.
     value = decoding.repetition_penalty
     penalty = [] if value == 1 else [RepetitionPenaltyLogitsProcessor(value)]
-    with _without_own_defaults(language_model):
+    with without_own_defaults(language_model):
         ids: Tensor = language_model.generate(
             inputs_embeds=prefix_embeds,
             attention_mask=prefix_mask,
@@ -124,7 +124,7 @@ def _plain_ids(
     return ids
 
 
-class _Pieces(BaseStreamer):
+class Pieces(BaseStreamer):
     """Hands a text on word by word; the pieces together are what decoding all tokens at once gives."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, take: Callable[[str], object]) -> None:
@@ -155,7 +155,7 @@ class _Pieces(BaseStreamer):
 
 
 @contextmanager
-def _without_own_defaults(language_model: PreTrainedModel) -> Iterator[None]:
+def without_own_defaults(language_model: PreTrainedModel) -> Iterator[None]:
     """Keep a checkpoint's generation settings out: transformers fills up with them whatever a protocol leaves open."""
     own = language_model.generation_config
     language_model.generation_config = GenerationConfig()

@@ -40,6 +40,7 @@ class InWords(Evaluator):
         config = InstructBlipConfig(text_config=text, num_query_tokens=0, image_token_index=-1)
         config.answer_end = llm.end
         self.texts = Texts(llm.tokenizer, None, config)
+        self.limits = self.texts.limits
         self.descriptions, self.ranked = descriptions, ranked
         self.image_size = 1  # of the pictures that no row has
         self.positions = positions_of(self.language_model)

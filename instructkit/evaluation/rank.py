@@ -6,8 +6,9 @@ candidate.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -75,9 +76,14 @@ def score_candidates(
         for start in range(0, len(questions), group):
             part = slice(start, start + group)
             sums += sums_of(model, embeds[part], lengths[part], questions[part], max_tokens)
-        if rule == "sum":
-            return sums
-        return [total / trie.lengths.to(total) for total, trie in zip(sums, questions, strict=True)]
+        return by_rule(sums, questions, rule)
+
+
+def by_rule(sums: Sequence[Tensor], tries: Sequence[CandidateTrie], rule: Rule) -> list[Tensor]:
+    """Scores of candidates, `[candidates]` a question, from the sums of their tokens' log-probabilities."""
+    if rule == "sum":
+        return list(sums)
+    return [total / trie.lengths.to(total) for total, trie in zip(sums, tries, strict=True)]
 
 
 def _check(embeds: Tensor, mask: Tensor, tries: Sequence[CandidateTrie], rule: str, max_tokens: int) -> None:
@@ -137,9 +143,6 @@ class _Edges:
 def _packed_sums(
     model: PreTrainedModel, embeds: Tensor, lengths: Tensor, tries: Sequence[CandidateTrie], max_tokens: int
 ) -> list[Tensor]:
-    stride = max(trie.edges for trie in tries) + 1
-    # The last column of a question stays 0: padded paths point to it or to the columns after their last edge.
-    log_probs = torch.zeros(len(tries) * stride, device=embeds.device)
     # Logits of one projection take no more numbers than the hidden states of one full pass.
     head = model.get_output_embeddings()
     at_once = max(1, max_tokens * head.weight.shape[1] // head.weight.shape[0])
@@ -148,12 +151,38 @@ def _packed_sums(
         branches = EncoderDecoderBranches(model, embeds, lengths, max(trie.longest for trie in tries))
     else:
         branches = DecoderBranches(model, embeds, lengths)
-        _score_edges(model, branches.root, _edges(tries, [(0, 1, 0)] * len(tries), 1, stride), log_probs, at_once)
-    width = min(_ROW_STATES, max_tokens // len(tries))
+    return sums_along(branches, partial(project, model), tries, at_once, max_tokens, embeds.device)
+
+
+def sums_along(
+    branches: Any,
+    logits_of: Callable[[Tensor], Tensor],
+    tries: Sequence[CandidateTrie],
+    at_once: int,
+    max_tokens: int,
+    device: torch.device,
+) -> list[Tensor]:
+    """Sums of the log-probabilities of candidates, `[candidates]` a question.
+
+    Args:
+        branches: reads states of the tries (`DecoderBranches.read`, `forget`, `first`; `root` where that is 1).
+        logits_of: `[states, width]` to float32 `[states, vocabulary]`.
+        tries: of each question.
+        at_once: states whose logits are in memory at once.
+        max_tokens: as for `score_candidates`.
+        device: where `branches` reads.
+    """
+    stride = max(trie.edges for trie in tries) + 1
+    # The last column of a question stays 0: padded paths point to it or to the columns after their last edge.
+    log_probs = torch.zeros(len(tries) * stride, device=device)
+    if branches.first:
+        edges = _edges(tries, [(0, 1, 0)] * len(tries), 1, stride)
+        _score_edges(logits_of, branches.root, edges, log_probs, at_once)
+    width = max(1, min(_ROW_STATES, max_tokens // len(tries)))
     for run, edges in _passes(tries, width, branches.first, stride):
-        hidden = branches.read(*(field.to(embeds.device) for field in (run.token, run.depth, run.visible)))
+        hidden = branches.read(*(field.to(device) for field in (run.token, run.depth, run.visible)))
         branches.forget(run.token.shape[1])
-        _score_edges(model, hidden.flatten(0, 1), edges, log_probs, at_once)
+        _score_edges(logits_of, hidden.flatten(0, 1), edges, log_probs, at_once)
     return _path_sums(log_probs.view(len(tries), stride), tries)
 
 
@@ -216,7 +245,9 @@ def _edges(tries: Sequence[CandidateTrie], spans: Sequence[tuple[int, int, int]]
     return _Edges(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def _score_edges(model: PreTrainedModel, hidden: Tensor, edges: _Edges, log_probs: Tensor, at_once: int) -> None:
+def _score_edges(
+    logits_of: Callable[[Tensor], Tensor], hidden: Tensor, edges: _Edges, log_probs: Tensor, at_once: int
+) -> None:
     """Write the log-probabilities of the edges after the flattened hidden states `[states, width]`."""
     device = hidden.device
     state, token, slot = edges.state.to(device), edges.token.to(device), edges.slot.to(device)
@@ -224,7 +255,7 @@ def _score_edges(model: PreTrainedModel, hidden: Tensor, edges: _Edges, log_prob
     for start in range(0, len(state), at_once):
         count = edges.count[start : start + at_once]
         last = first + int(count.sum())
-        logits = project(model, hidden[state[start : start + at_once]])
+        logits = logits_of(hidden[state[start : start + at_once]])
         row = torch.repeat_interleave(count).to(device)
         log_probs[slot[first:last]] = logits[row, token[first:last]] - logits.logsumexp(dim=-1)[row]
         first = last

@@ -1,4 +1,4 @@
-"""Retrieval with a stage-1 model: which texts an image finds, and which images a text finds (BLIP-2, section 4.4).
+"""Retrieval with a model that matches: which texts an image finds, and which images a text finds (BLIP-2, section 4.4).
 
 Each image and each text is embedded once. The k most similar of each make its shortlist; the matching head then looks
 at every pair of a shortlist, and the score of a pair is its logit plus the similarity, not divided by the temperature.
@@ -37,7 +37,7 @@ MATCHED = 16
 
 
 class Matcher(Protocol):
-    """A model that embeds images and texts and says how well they match; `Blip2Pretraining` is one."""
+    """A model that embeds images and texts and says how well they match: `Blip2Pretraining`, or `Blip`."""
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """Features `[images, patches, vision width]`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
@@ -14,8 +14,9 @@ from instructkit.config import EvaluationRun, ModelConfig, RunConfig, evaluation
 from instructkit.data import media_files
 from instructkit.data.dataset import MANIFEST, convert_command
 from instructkit.errors import UserError
-from instructkit.evaluation.answer import Evaluator
+from instructkit.evaluation.answer import Answerer, Evaluator
 from instructkit.evaluation.benchmark import Task, answer_benchmark, make_task
+from instructkit.evaluation.blip import BlipAnswerer, why_not
 from instructkit.evaluation.gallery import FirstStage, retrieve_benchmark
 from instructkit.evaluation.generate import generation_note
 from instructkit.evaluation.identity import model_identity, responses_identity
@@ -38,8 +39,10 @@ from instructkit.evaluation.spread import wordings
 from instructkit.evaluation.submissions import write_submissions
 from instructkit.files import read_json, sha256_of, write_atomically
 from instructkit.models.batches import Captions, Limits, Texts
+from instructkit.models.blip import Blip
 from instructkit.models.blip2 import Blip2Pretraining
 from instructkit.models.instruct_blip import InstructBlip
+from instructkit.models.load.blip_tasks import blip_tasks, open_blip
 from instructkit.models.load.look import look_for_model
 from instructkit.models.load.of_runs import llm_of
 from instructkit.models.load.pretraining import is_pretraining, load_pretraining
@@ -50,10 +53,36 @@ from instructkit.runs.ranks import Ranks, current_ranks
 from instructkit.runs.waiting import first_on_machine, on_first_rank
 
 Say = Callable[[str], None]
-InMemory = tuple[InstructBlip, Texts] | tuple[Blip2Pretraining, Captions]
-"""A model that answers, or one of BLIP-2's first stage, and its tokenisers."""
+InMemory = tuple[InstructBlip, Texts] | tuple[Blip2Pretraining, Captions] | tuple[Blip, Captions]
+"""A model that answers, one of BLIP-2's first stage, or a BLIP, and its tokenisers."""
 EVALUATION = "evaluation"
 RESULTS = "results.json"
+
+
+class Kind(NamedTuple):
+    """What a model is for.
+
+    Attributes:
+        first_stage: it is one of BLIP-2's first stage.
+        tasks: of a BLIP, what its parts can do; empty for others.
+    """
+
+    first_stage: bool
+    tasks: tuple[str, ...] = ()
+
+
+class Able(NamedTuple):
+    """A model where it computes.
+
+    Attributes:
+        kind: what it is for.
+        answerer: answers; None where it answers nothing.
+        stage: lets pictures and texts retrieve each other; None where it does not.
+    """
+
+    kind: Kind
+    answerer: Answerer | None
+    stage: FirstStage | None
 
 
 class Evaluation(msgspec.Struct, kw_only=True):
@@ -102,36 +131,37 @@ def evaluate(
     if not Path(settings.data.root).is_dir():
         raise UserError(f"{settings.data.root}: no such folder with converted datasets")
     chosen = first_on_machine(lambda: wanted_benchmarks(settings.evaluation.benchmarks, Path(settings.data.root)))
-    told, first_stage = settings.model.words is not None, False
+    told, kind = settings.model.words is not None, Kind(False)
     if told:
         on_first_rank(lambda: look_for_model(ModelConfig(llm=settings.model.name)))
     elif loaded is None:
         on_first_rank(lambda: look_for_model(settings.model))
-        first_stage = on_first_rank(lambda: is_pretraining(settings.model.name))
+        kind = on_first_rank(lambda: _kind(settings.model.name))
     else:
-        first_stage = isinstance(loaded[0], Blip2Pretraining)
-    if all(_beyond(each.protocol, first_stage) for each in chosen):
-        raise UserError(f"{chosen[0].protocol.benchmark}: {_beyond(chosen[0].protocol, first_stage)}")
+        kind = _able(loaded).kind
+    if all(_beyond(each.protocol, kind) for each in chosen):
+        raise UserError(f"{chosen[0].protocol.benchmark}: {_beyond(chosen[0].protocol, kind)}")
     without_media = {} if told else on_first_rank(lambda: _without_media(settings, chosen, say))
     if told:
-        evaluator: Evaluator | FirstStage = first_on_machine(lambda: _in_words(settings))
+        able = Able(kind, first_on_machine(lambda: _in_words(settings)), None)
     else:
         if loaded is None:
             # Weights of some ten GB take a minute to read for a checksum: one rank does it for all.
-            places = {} if first_stage else on_first_rank(lambda: base_places(settings.model.name))
-            loaded = first_on_machine(lambda: _load(settings, places, first_stage))
-        evaluator = _evaluator(loaded)
+            whole = not (kind.first_stage or kind.tasks)
+            places = on_first_rank(lambda: base_places(settings.model.name)) if whole else {}
+            loaded = first_on_machine(lambda: _load(settings, places, kind))
+        able = _able(loaded)
     identity = on_first_rank(lambda: model_identity(settings.model.name))  # of a hub's model known when it was fetched
     if ranks.first:
         say(f"evaluate  {settings.model.name} in {settings.evaluation.dtype}")
         if told:
             say(f"words     the LLM sees no picture; it is told what is in each by {settings.model.words}")
-    if isinstance(evaluator, Evaluator):
+    if isinstance(able.answerer, Evaluator):
         for mode, note_of in (("rank", ranking_note), ("generate", generation_note)):
             asked = any(wanted.protocol.mode == mode for wanted in chosen)
-            if ranks.first and asked and (note := note_of(evaluator.language_model)) is not None:
+            if ranks.first and asked and (note := note_of(able.answerer.language_model)) is not None:
                 say(note)
-    runner = _Runner(settings, evaluator, identity, ranks, say, replace, without_media)
+    runner = _Runner(settings, able, identity, ranks, say, replace, without_media)
     outcomes = [runner.evaluate(wanted) for wanted in chosen]
     if not ranks.first:
         return None
@@ -181,11 +211,18 @@ def benchmark_folder(folder: Path, benchmark: str, wording: str | None = None) -
     return place if wording is None else place / "wordings" / wording
 
 
-def _load(settings: EvaluationRun, places: Places, first_stage: bool) -> InMemory:
+def _kind(name: str) -> Kind:
+    tasks = blip_tasks(name)
+    return Kind(not tasks and is_pretraining(name), tasks)
+
+
+def _load(settings: EvaluationRun, places: Places, kind: Kind) -> InMemory:
     """The model where it computes, and its tokenisers."""
     name, dtype = settings.model.name, getattr(torch, str(settings.evaluation.dtype))
     loaded: InMemory
-    if first_stage:
+    if kind.tasks:
+        loaded = open_blip(name, dtype=dtype)
+    elif kind.first_stage:
         loaded = load_pretraining(name, dtype=dtype)
     else:
         loaded = load_model(name, allow_packages=settings.model.allow_packages, places=places, dtype=dtype)
@@ -205,28 +242,34 @@ def _device() -> str:
     return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
 
 
-def _evaluator(loaded: InMemory) -> Evaluator | FirstStage:
+def _able(loaded: InMemory) -> Able:
     model, texts = loaded
+    if isinstance(model, InstructBlip):
+        assert isinstance(texts, Texts)
+        return Able(Kind(False), Evaluator(model, texts), None)
+    assert isinstance(texts, Captions)
+    stage = FirstStage(model.eval(), texts)
     if isinstance(model, Blip2Pretraining):
-        assert isinstance(texts, Captions)
-        return FirstStage(model.eval(), texts)
-    assert isinstance(texts, Texts)
-    return Evaluator(model, texts)
+        return Able(Kind(True), None, stage)
+    return Able(Kind(False, model.tasks), BlipAnswerer(model, texts), stage)
 
 
-def _beyond(protocol: Protocol, first_stage: bool) -> str | None:
+def _beyond(protocol: Protocol, kind: Kind) -> str | None:
     """Why a model cannot do a benchmark, and what to do about it; None where it can."""
-    if (protocol.mode == "retrieve") == first_stage:
+    if kind.tasks:
+        return why_not(protocol, kind.tasks)
+    if (protocol.mode == "retrieve") == kind.first_stage:
         return None
-    if first_stage:
+    if kind.first_stage:
         retrieving = ", ".join(name for name in benchmarks() if load_protocol(name).mode == "retrieve")
         return (
             "the model is one of BLIP-2's first stage, which has no LLM and answers nothing; name an InstructBLIP or a "
             f"BLIP-2, or benchmarks that it can do: {retrieving}"
         )
     return (
-        "images and texts retrieve each other by a model of BLIP-2's first stage, which this one is not; name a folder "
-        "that recipes/pretrain_qformer.py wrote, or a Blip2ForImageTextRetrieval such as Salesforce/blip2-itm-vit-g"
+        "images and texts retrieve each other by a model of BLIP-2's first stage or a BLIP, which this one is not; "
+        "name a folder that recipes/pretrain_qformer.py wrote, or a Blip2ForImageTextRetrieval such as "
+        "Salesforce/blip2-itm-vit-g"
     )
 
 
@@ -259,14 +302,14 @@ class _Runner:
     def __init__(
         self,
         settings: EvaluationRun,
-        evaluator: Evaluator | FirstStage,
+        able: Able,
         model: str,
         ranks: Ranks,
         say: Say,
         replace: bool,
         without_media: dict[str, str],
     ) -> None:
-        self.settings, self.evaluator, self.model = settings, evaluator, model
+        self.settings, self.able, self.model = settings, able, model
         self.ranks, self.say, self.replace = ranks, say, replace
         self.root, self.folder = Path(settings.data.root), Path(settings.output)
         self.hidden: dict[str, list[Answer]] = {}
@@ -276,7 +319,7 @@ class _Runner:
     def evaluate(self, wanted: Wanted) -> Result | NotEvaluated:
         """One benchmark; on other ranks than the first the outcome says nothing."""
         protocol = wanted.protocol
-        reason = _beyond(protocol, isinstance(self.evaluator, FirstStage)) or self.without_media.get(protocol.benchmark)
+        reason = _beyond(protocol, self.able.kind) or self.without_media.get(protocol.benchmark)
         if reason is not None:
             return self._without(wanted, reason)
         try:
@@ -317,7 +360,8 @@ class _Runner:
         )
 
     def _answers(self, task: Task) -> list[Answer]:
-        settings, evaluator = self.settings, self.evaluator
+        settings, able = self.settings, self.able
+        retrieves = task.question.protocol.mode == "retrieve"
         size = settings.evaluation.eval_batch_size
         identity = responses_identity(
             task.question,
@@ -326,15 +370,17 @@ class _Runner:
             limit=settings.evaluation.limit,
             batch_size=size,
             dtype=str(settings.evaluation.dtype),
-            limits=evaluator.texts.limits if isinstance(evaluator, Evaluator) else Limits(),  # the protocol says it
+            limits=Limits() if retrieves or able.answerer is None else able.answerer.limits,  # the protocol says it
         )
         if settings.model.words is not None:
             identity["words"] = on_first_rank(lambda: sha256_of(Path(str(settings.model.words))))
         shared: Any = {"ranks": self.ranks, "replace": self.replace, "media": self._stamps(task)}
-        if isinstance(evaluator, Evaluator):
-            log = answer_benchmark(evaluator, task, identity, **shared)
+        if retrieves:
+            assert able.stage is not None, "the model can do it"
+            log = retrieve_benchmark(able.stage, task, identity, batch_size=size, **shared)
         else:
-            log = retrieve_benchmark(evaluator, task, identity, batch_size=size, **shared)
+            assert able.answerer is not None, "the model can do it"
+            log = answer_benchmark(able.answerer, task, identity, **shared)
         name = task.question.protocol.benchmark
         if log.damaged:
             self.say(f"evaluate  {name}: {log.damaged:,} lines of {log.path} are damaged; they are answered again")
@@ -345,7 +391,7 @@ class _Runner:
     def _stamps(self, task: Task) -> media_files.Stamps:
         """Those of the split's media files, asked for once; the first rank alone compares them."""
         folder = task.examples.folder
-        if isinstance(self.evaluator, InWords):
+        if isinstance(self.able.answerer, InWords):
             return {}  # no picture is opened
         if self.ranks.first and folder not in self.media:
             self.media[folder] = media_files.stamps(folder, self.say)

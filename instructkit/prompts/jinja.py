@@ -255,6 +255,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "dialog": dialog,
     "most_common": most_common,
     "plain_caption": plain_caption,
+    "plain_question": plain_question,
 }
 """Filters of our own."""
 

@@ -148,7 +148,7 @@ def test_a_model_that_answers_is_told_what_retrieval_takes(own: World, tmp_path:
 
 def test_a_first_stage_is_told_that_it_answers_nothing(own: World, tmp_path: Path) -> None:
     own.benchmark("vsr")
-    with pytest.raises(UserError, match=r"^vsr: .*no LLM.*coco_retrieval, flickr30k_retrieval$"):
+    with pytest.raises(UserError, match=r"^vsr: .*no LLM.*coco_retrieval, coco_retrieval_blip, flickr30k_retrieval$"):
         own.evaluate("vsr", tmp_path, model=str(own.first_stage()))
 
 
