@@ -10,7 +10,8 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -218,6 +219,15 @@ def capfilt(folder: Path, root: Path, settings: Mapping[str, Any], seed: int, cl
     """Pairs of the web with captions added and dropped; returns the folder of the converted pairs."""
     asked = {"data.root": root, "data.web": ["cc3m"], "batch_size": 64, "seed": seed, **settings}
     return run(folder, "capfilt", asked, clock) / "data"
+
+
+@contextmanager
+def for_people() -> Iterator[None]:
+    """What the user can put right ends a trial in one line."""
+    try:
+        yield
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 def add_options(parser: argparse.ArgumentParser, *, steps: int, tuning: int, minutes: float) -> None:
