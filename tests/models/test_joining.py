@@ -350,7 +350,7 @@ def test_what_cannot_be_joined_is_said_in_one_line(tmp_path):
         ({"llm": tmp_path / "none.gguf"}, r"model\.llm=.*none\.gguf: no such file"),
         (
             {"llm": "package:no_such_llm"},
-            r"package:no_such_llm: no-such-llm is not installed; run pip install no-such-llm",
+            r"package:no_such_llm: no Python module no_such_llm is installed; pip install",
         ),
         ({"name": bert, "llm": llm}, r"model\.name=.*: a bert; parts replace those"),
     ]:
