@@ -24,13 +24,11 @@ CONFIG = start(__name__, __doc__, RunConfig, load_config, default="easy_vqa")  #
 
 from instructkit.evaluation.run import evaluate_run
 from instructkit.models.towers import prepare_towers
-from instructkit.reports.report import finished_report, last_lines, write_report
+from instructkit.reports.once import train_once
 from instructkit.runs.run import Run, main
-from instructkit.runs.waiting import meet, on_first_rank
 from instructkit.training.data import TrainingData
 from instructkit.training.datasets import parts_of
 from instructkit.training.engine import Engine, free_memory
-from instructkit.training.identity import identity
 from instructkit.training.length import say_mixture
 from instructkit.training.loop import Loop
 from instructkit.training.model import prepare_model, save_run_model, warn_of_random
@@ -41,23 +39,15 @@ from instructkit.training.watch import Watch
 
 def instruct(run: Run[RunConfig]) -> None:
     """Convert, train, evaluate, report."""
-    folder = run.folder
     check_recipe(run.config, "instruct")
     config = prepare_run(run)
-    known = on_first_rank(lambda: identity(config, run.say))
-    finished = finished_report(folder, known)
-    run.begin(anew=not (finished or config.resume))
-    if finished:
-        run.say("nothing has changed since the run that lies here; it is not trained again")
-    else:
+
+    def work() -> None:
         train(run)
         free_memory()  # a second model is loaded
-        evaluate_run(config, folder, run.say)
-        on_first_rank(lambda: write_report(config, folder, known))
-    if run.first:
-        for line in last_lines(folder):
-            run.say(line)
-    meet()
+        evaluate_run(config, run.folder, run.say)
+
+    train_once(run, work)
 
 
 def train(run: Run[RunConfig]) -> None:

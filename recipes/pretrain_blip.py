@@ -21,15 +21,13 @@ from instructkit.runs.start import start
 CONFIG = start(__name__, __doc__, RunConfig, load_config, default="pretrain_blip_world")  # before torch is loaded
 
 from instructkit.models.load.blip_tasks import look_for_blip
-from instructkit.reports.report import finished_report, last_lines, write_report
+from instructkit.reports.once import train_once
 from instructkit.runs.run import Run, main
-from instructkit.runs.waiting import meet, on_first_rank
 from instructkit.training.best import Best
 from instructkit.training.blip import BlipObjective
 from instructkit.training.blip_model import check_blip, prepare_blip, save_run_blip
 from instructkit.training.datasets import parts_of
 from instructkit.training.engine import Engine
-from instructkit.training.identity import identity
 from instructkit.training.length import mixture_of, say_mixture
 from instructkit.training.loop import Loop
 from instructkit.training.model import warn_of_random
@@ -40,23 +38,11 @@ from instructkit.training.questions import QuestionData
 
 def pretrain_blip(run: Run[RunConfig]) -> None:
     """Convert, train, report."""
-    folder = run.folder
     check_recipe(run.config, "pretrain_blip")
     check_blip(run.config)
     answers = "vqa" in run.config.pairs.losses
-    config = prepare_run(run, mixture_of if answers else pair_mixture, look_for_blip)
-    known = on_first_rank(lambda: identity(config, run.say))
-    finished = finished_report(folder, known)
-    run.begin(anew=not (finished or config.resume))
-    if finished:
-        run.say("nothing has changed since the run that lies here; it is not trained again")
-    else:
-        train(run)
-        on_first_rank(lambda: write_report(config, folder, known))
-    if run.first:
-        for line in last_lines(folder):
-            run.say(line)
-    meet()
+    prepare_run(run, mixture_of if answers else pair_mixture, look_for_blip)
+    train_once(run, lambda: train(run))
 
 
 def train(run: Run[RunConfig]) -> None:

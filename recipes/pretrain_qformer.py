@@ -23,13 +23,11 @@ from instructkit.runs.start import start
 CONFIG = start(__name__, __doc__, RunConfig, load_config, default="stage1_world")  # before torch is loaded
 
 from instructkit.models.towers import prepare_towers
-from instructkit.reports.report import finished_report, last_lines, write_report
+from instructkit.reports.once import train_once
 from instructkit.runs.run import Run, main
-from instructkit.runs.waiting import meet, on_first_rank
 from instructkit.training.best import Best
 from instructkit.training.datasets import parts_of
 from instructkit.training.engine import Engine
-from instructkit.training.identity import identity
 from instructkit.training.length import say_mixture
 from instructkit.training.loop import Loop
 from instructkit.training.model import (
@@ -45,22 +43,10 @@ from instructkit.training.pretraining import PretrainingObjective
 
 def pretrain_qformer(run: Run[RunConfig]) -> None:
     """Convert, train, report."""
-    folder = run.folder
     check_recipe(run.config, "pretrain_qformer")
     check_pretraining(run.config)
-    config = prepare_run(run, pair_mixture)
-    known = on_first_rank(lambda: identity(config, run.say))
-    finished = finished_report(folder, known)
-    run.begin(anew=not (finished or config.resume))
-    if finished:
-        run.say("nothing has changed since the run that lies here; it is not trained again")
-    else:
-        train(run)
-        on_first_rank(lambda: write_report(config, folder, known))
-    if run.first:
-        for line in last_lines(folder):
-            run.say(line)
-    meet()
+    prepare_run(run, pair_mixture)
+    train_once(run, lambda: train(run))
 
 
 def train(run: Run[RunConfig]) -> None:

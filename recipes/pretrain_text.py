@@ -24,12 +24,10 @@ CONFIG = start(__name__, __doc__, RunConfig, load_config, default="text_world") 
 
 from pathlib import Path
 
-from instructkit.reports.report import finished_report, last_lines, write_report
+from instructkit.reports.once import train_once
 from instructkit.runs.run import Run, main
-from instructkit.runs.waiting import meet, on_first_rank
 from instructkit.training.best import Best
 from instructkit.training.engine import Engine
-from instructkit.training.identity import identity
 from instructkit.training.length import say_mixture
 from instructkit.training.loop import Loop
 from instructkit.training.prepare import prepare_run
@@ -39,22 +37,10 @@ from instructkit.training.text_model import prepare_text_model, save_text_model
 
 def pretrain_text(run: Run[RunConfig]) -> None:
     """Train, report."""
-    folder = run.folder
     check_recipe(run.config, "pretrain_text")
     check_text(run.config)
-    config = prepare_run(run, text_mixture)
-    known = on_first_rank(lambda: identity(config, run.say))
-    finished = finished_report(folder, known)
-    run.begin(anew=not (finished or config.resume))
-    if finished:
-        run.say("nothing has changed since the run that lies here; it is not trained again")
-    else:
-        train(run)
-        on_first_rank(lambda: write_report(config, folder, known))
-    if run.first:
-        for line in last_lines(folder):
-            run.say(line)
-    meet()
+    prepare_run(run, text_mixture)
+    train_once(run, lambda: train(run))
 
 
 def train(run: Run[RunConfig]) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from instructkit.config import DataConfig, EvaluationConfig, RunConfig
 from instructkit.conversion.convert import convert
 from instructkit.errors import UserError
+from instructkit.reports import once
 from instructkit.runs.log import RunLog
 from instructkit.runs.run import Run
 from instructkit.training.datasets import media_digests
@@ -24,7 +25,7 @@ from tests.training.runs import recipe
 def trained(monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType, list[Any]]:
     """The recipe, and the identities of the runs that would have been trained."""
     module, identities = recipe(), []
-    report = module.write_report
+    report = once.write_report
 
     def write(config: RunConfig, folder: Path, identity: Any) -> Any:
         identities.append(identity)
@@ -32,8 +33,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType, list[Any]]:
 
     monkeypatch.setattr(module, "train", lambda run: None)
     monkeypatch.setattr(module, "evaluate_run", lambda config, folder, say: None)
-    monkeypatch.setattr(module, "write_report", write)
-    monkeypatch.setattr(module, "last_lines", lambda folder: [])
+    monkeypatch.setattr(once, "write_report", write)
+    monkeypatch.setattr(once, "last_lines", lambda folder: [])
     return module, identities
 
 
