@@ -24,6 +24,7 @@ from instructkit.models.instruct_blip import AnswerLoss
 from instructkit.models.plain_text import PlainText
 from instructkit.runs.run import Run
 from instructkit.training.data import Batch, MixedData, groups_of
+from instructkit.training.model import refuse
 from instructkit.training.objectives import Loss, LossSum, Work
 
 NAME = "text"
@@ -78,12 +79,7 @@ def check_text(config: RunConfig) -> None:
         )
     if not Path(config.data.text).is_file():
         read_documents(Path(config.data.text))
-    default = RunConfig()
-    for name in _NO_TEXT:
-        group, _, key = name.partition(".")
-        value = getattr(getattr(config, group), key)
-        if value != getattr(getattr(default, group), key):
-            raise UserError(f"{name}={value}: a language model is trained on data.text alone; leave that setting out")
+    refuse(config, "a language model", dict.fromkeys(_NO_TEXT, "is trained on data.text alone"))
     if config.towers.llm != "full":
         raise UserError(f"towers.llm={config.towers.llm}: a language model is trained whole; set towers.llm=full")
     if config.training.zero_stage == 3:
@@ -180,10 +176,10 @@ class TextData(MixedData):
             rank=run.rank,
             world=run.world,
         )
-        longest = max(data.length(number) for number in range(len(documents)))
-        pieces = sum(data.length(number) > data.tokens for number in range(len(documents)))
+        lengths = np.diff(data._ends, prepend=0)
+        pieces = int((lengths > data.tokens).sum())
         cut = f"; {pieces:,} documents are read in pieces of {data.tokens:,}" if pieces else ""
-        run.say(f"text      {len(data._ids):,} tokens, {longest:,} in the longest document{cut}")
+        run.say(f"text      {len(data._ids):,} tokens, {lengths.max():,} in the longest document{cut}")
         return data
 
     def length(self, number: int) -> int:
