@@ -110,7 +110,7 @@ class MomentumComparison(Comparison):
         self.image_targets: Tensor
         self.shares: tuple[Tensor, Tensor]
 
-    def candidates(self, followed: Followed) -> Candidates:  # type: ignore[override]
+    def candidates(self, followed: Followed) -> Candidates:
         """What ITM judges; the pairs are in the queue then.
 
         Its images and texts are of this rank and, unless `negatives` is `rank`, of the others.

@@ -7,6 +7,7 @@ itg  the text, told token by token from the image
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,7 +44,7 @@ class PretrainingObjective:
 
     def __call__(self, model: Callable[..., Any], batch: Batch) -> dict[str, LossSum]:
         """The sums of this rank's pairs; features of images that a cache lacks are written to it."""
-        comparison = Comparison(batch.inputs)
+        comparison = StepComparison(batch.inputs)
         inputs = {name: part for name, part in batch.inputs.items() if name not in COMPARED}
         found: Pretraining = model(candidates=comparison.candidates, **inputs)
         if batch.unkept and found.patches is not None:
@@ -62,7 +63,7 @@ COMPARED = ("image_ids", "chances", "epochs")
 """Inputs of a batch that say how pairs are compared: no model reads them."""
 
 
-class Comparison:
+class Comparison(ABC):
     """How the pairs of a rank are compared with those of all ranks.
 
     Pairs that show the same image are no negatives of each other: in ITC each is right for the others' image or text,
@@ -84,20 +85,17 @@ class Comparison:
         self.to_texts: Tensor
         self.to_images: Tensor
 
+    @abstractmethod
+    def negatives(self) -> tuple[Tensor, Tensor]:
+        """A wrong image for each text and a wrong text for each image, among those compared, `[pairs]` each."""
+
+    @abstractmethod
+    def itc(self) -> Tensor:
+        """Cross entropy of image to texts and of text to images, their mean, `[pairs]`."""
+
     def everyones(self, mine: Tensor) -> Tensor:
         """Rows of all ranks with which those of this one are compared, without gradient."""
         return mine if self.alone else gathered(mine)
-
-    def candidates(self, embedded: Embedded) -> Candidates:
-        """What ITM judges: the pairs, each text with an image that it does not belong to, each image with such a text.
-
-        Negatives are drawn by multinomial from the softmax over the similarities with all ranks' texts or images. What
-        other ranks hold is compared with without gradient; images that ITM reads have it.
-        """
-        texts, images = self.everyones(embedded.texts.detach()), self.everyones(embedded.images.detach())
-        self.to_texts = similarity(embedded.images, texts) / embedded.temperature
-        self.to_images = similarity(images, embedded.texts).T / embedded.temperature
-        return self.chosen(embedded.features)
 
     def chosen(self, features: Tensor) -> Candidates:
         """What ITM judges once similarities are known; `features` are those of this rank's images."""
@@ -110,18 +108,6 @@ class Comparison:
         others, image = (None, image) if everyone is None else self._others(everyone, image)
         ids, mask = self._texts(text)
         return Candidates(others, torch.cat([own, image, own]), ids, mask)
-
-    def negatives(self) -> tuple[Tensor, Tensor]:
-        """A wrong image for each text and a wrong text for each image, among those of all ranks, `[pairs]` each."""
-        image = draw(self.to_images, self.same, self.chances[:, 0])
-        return image, draw(self.to_texts, self.same, self.chances[:, 1])
-
-    def itc(self) -> Tensor:
-        """Cross entropy of image to texts and of text to images, their mean, `[pairs]`."""
-        share = self.same.float()
-        share = (1 - SMOOTHING) * share / share.sum(1, keepdim=True) + SMOOTHING / share.shape[1]
-        both = [-(scores.log_softmax(1) * share).sum(1) for scores in (self.to_texts, self.to_images)]
-        return (both[0] + both[1]) / 2
 
     def itm(self, matches: Tensor) -> Tensor:
         """Cross entropy of matching: of each pair the mean over its rows, the right one and the wrong ones, `[pairs]`.
@@ -149,6 +135,33 @@ class Comparison:
         ids, mask = (nn.functional.pad(part, room) for part in (self.input_ids, self.attention_mask))
         wrong = self.everyones(torch.stack([ids, mask], dim=1))[chosen]
         return torch.cat([ids, ids, wrong[:, 0]]), torch.cat([mask, mask, wrong[:, 1]])
+
+
+class StepComparison(Comparison):
+    """How the first stage compares: the pairs of the step with each other, by what the trained model makes of them."""
+
+    def candidates(self, embedded: Embedded) -> Candidates:
+        """What ITM judges: the pairs, each text with an image that it does not belong to, each image with such a text.
+
+        Negatives are drawn by multinomial from the softmax over the similarities with all ranks' texts or images. What
+        other ranks hold is compared with without gradient; images that ITM reads have it.
+        """
+        texts, images = self.everyones(embedded.texts.detach()), self.everyones(embedded.images.detach())
+        self.to_texts = similarity(embedded.images, texts) / embedded.temperature
+        self.to_images = similarity(images, embedded.texts).T / embedded.temperature
+        return self.chosen(embedded.features)
+
+    def negatives(self) -> tuple[Tensor, Tensor]:
+        """A wrong image for each text and a wrong text for each image, among those of all ranks, `[pairs]` each."""
+        image = draw(self.to_images, self.same, self.chances[:, 0])
+        return image, draw(self.to_texts, self.same, self.chances[:, 1])
+
+    def itc(self) -> Tensor:
+        """Cross entropy of image to texts and of text to images, their mean, `[pairs]`."""
+        share = self.same.float()
+        share = (1 - SMOOTHING) * share / share.sum(1, keepdim=True) + SMOOTHING / share.shape[1]
+        both = [-(scores.log_softmax(1) * share).sum(1) for scores in (self.to_texts, self.to_images)]
+        return (both[0] + both[1]) / 2
 
 
 def draw(scores: Tensor, excluded: Tensor, chances: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from instructkit.models.blip2 import Blip2Pretraining
 from instructkit.models.load.new_tokenizers import train_qformer_tokenizer
 from instructkit.models.load.pretraining import join_pretraining
 from instructkit.training.data import Batch
-from instructkit.training.pretraining import Comparison, PretrainingObjective
+from instructkit.training.pretraining import PretrainingObjective, StepComparison
 from tests import lavis_stage1
 from tests.tiny import SENTENCES
 
@@ -30,11 +30,11 @@ class Recorded(PretrainingObjective):
         self.drawn = image, text
 
     def __call__(self, model: Any, batch: Batch) -> Any:
-        negatives, Comparison.negatives = Comparison.negatives, lambda _: self.drawn  # type: ignore[method-assign]
+        negatives, StepComparison.negatives = StepComparison.negatives, lambda _: self.drawn  # type: ignore[method-assign]
         try:
             return super().__call__(model, batch)
         finally:
-            Comparison.negatives = negatives  # type: ignore[method-assign]
+            StepComparison.negatives = negatives  # type: ignore[method-assign]
 
 
 def recorded_case(name: str, rank: int = 0, world: int = 1) -> tuple[Blip2Pretraining, PretrainingObjective, Batch]:
