@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -75,7 +76,7 @@ def load_models(config: CapFiltRun) -> Models:
     on_first_rank(lambda: _check(captioner.model, "captioner", "captioning"))
     on_first_rank(lambda: _check(scorer.model, "filter", "retrieval"))
     tools = {
-        name: first_on_machine(lambda name=name: _load(name, config))  # type: ignore[misc]
+        name: first_on_machine(partial(_load, name, config))
         for name in dict.fromkeys((captioner.model, scorer.model))
         if name is not None
     }

@@ -35,7 +35,7 @@ from instructkit.models.load.pretraining import NANO_WIDTH, WIDTH
 
 ENC = "[ENC]"
 """What a text begins with where it is read with an image, in the place of `[CLS]` (BLIP, section 3.1)."""
-CAPTION_TOKENS = 30
+BLIP_TOKENS = 30
 """Tokens of a caption in BLIP's pre-training (LAVIS: `max_txt_len`)."""
 WEIGHTS = "model.safetensors"
 _TOWER = (  # what ViT and BLIP call alike
@@ -59,20 +59,12 @@ _VIT = {
 Say = Callable[[str], None]
 
 
-def is_blip_mixture(name: str) -> bool:
-    """Whether a name stands for a folder that `save_blip` wrote.
-
-    Raises:
-        UserError: no model is there.
-    """
-    return _of_mixture(read_config(name, "name"))
-
-
-def _of_mixture(config: PreTrainedConfig) -> bool:
+def is_mixture(config: PreTrainedConfig) -> bool:
+    """Whether a configuration is that of a folder that `save_blip` wrote, not of one of transformers' classes."""
     return config.model_type == "blip" and hasattr(config, "sharing")
 
 
-def load_blip(name: str, limit: int = CAPTION_TOKENS, dtype: torch.dtype = torch.float32) -> tuple[Blip, Captions]:
+def load_blip(name: str, limit: int = BLIP_TOKENS, dtype: torch.dtype = torch.float32) -> tuple[Blip, Captions]:
     """Load a model that `save_blip` wrote, and its tokeniser.
 
     Args:
@@ -94,7 +86,7 @@ def load_blip(name: str, limit: int = CAPTION_TOKENS, dtype: torch.dtype = torch
 
 def _mixture_config(name: str) -> Any:
     config = read_config(name, "name")
-    if not _of_mixture(config):
+    if not is_mixture(config):
         raise UserError(
             f"model.name={name}: a {config.model_type}, no mixture of encoder and decoder; name a folder that "
             "recipes/pretrain_blip.py wrote"
@@ -144,7 +136,7 @@ def join_blip(
     sharing: Shared,
     tokenizer: Callable[[], PreTrainedTokenizerBase],
     *,
-    limit: int = CAPTION_TOKENS,
+    limit: int = BLIP_TOKENS,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     say: Say = lambda line: None,

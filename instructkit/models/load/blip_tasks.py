@@ -31,11 +31,12 @@ from instructkit.errors import UserError
 from instructkit.models.batches import Captions
 from instructkit.models.blip import Blip
 from instructkit.models.load.blip import (
-    CAPTION_TOKENS,
+    BLIP_TOKENS,
     ENC,
     add_marks,
     bert_config,
     blip_config,
+    is_mixture,
     load_blip,
     put,
     vit_config,
@@ -72,7 +73,7 @@ def blip_tasks(name: str) -> tuple[str, ...]:
     config = read_config(name, "name")
     if config.model_type != "blip":
         return ()
-    return _tasks_of_mixture(config) if hasattr(config, "sharing") else (_task_of_class(name, config),)
+    return _tasks_of_mixture(config) if is_mixture(config) else (_task_of_class(name, config),)
 
 
 def look_for_blip(settings: ModelConfig) -> None:
@@ -97,7 +98,7 @@ def look_for_blip(settings: ModelConfig) -> None:
             read(part)
 
 
-def open_blip(name: str, limit: int = CAPTION_TOKENS, dtype: torch.dtype = torch.float32) -> tuple[Blip, Captions]:
+def open_blip(name: str, limit: int = BLIP_TOKENS, dtype: torch.dtype = torch.float32) -> tuple[Blip, Captions]:
     """Load any BLIP, and its tokeniser.
 
     Args:
@@ -114,7 +115,7 @@ def open_blip(name: str, limit: int = CAPTION_TOKENS, dtype: torch.dtype = torch
         config: Any = read_config(name, "name")
         if config.model_type != "blip":
             raise UserError(f"model.name={name}: a {config.model_type}, no BLIP")
-        if hasattr(config, "sharing"):
+        if is_mixture(config):
             model, captions = load_blip(name, limit, dtype)
             model.tasks = _tasks_of_mixture(config)
             return model, captions

@@ -21,7 +21,7 @@ from instructkit.models.load.lavis import base_of, is_lavis, load_lavis_state, r
 from instructkit.models.load.llm import Llm, image_token, load_llm
 from instructkit.models.load.nano import Nano, Tokenizers
 from instructkit.models.load.of_runs import llm_of, qformer_of, vision_of
-from instructkit.models.load.parts import failing, is_blip, place_of, read_config, seeded, summary
+from instructkit.models.load.parts import failing, has_qformer, place_of, read_config, seeded, summary
 from instructkit.models.load.qformer import Queries, load_qformer
 from instructkit.models.load.vision import Vision, load_vision
 
@@ -110,7 +110,7 @@ def base_config(name: str) -> Any:
         UserError: nothing can be read there, or it has no such parts.
     """
     config = read_config(name, "name")
-    if not is_blip(config):
+    if not has_qformer(config):
         raise UserError(
             f"model.name={name}: a {config.model_type}; parts replace those of an InstructBLIP, a BLIP-2 or nano: "
             "name one of these, or nothing"

@@ -21,7 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from instructkit.errors import UserError
 from instructkit.models.load.packages import PACKAGE, packaged
-from instructkit.models.load.parts import Loaded, failing, is_blip, place_of, quiet, read_config, read_part
+from instructkit.models.load.parts import Loaded, failing, has_qformer, place_of, quiet, read_config, read_part
 
 IMAGE = "<image>"
 OWN_ROWS = "llm_rows"
@@ -59,7 +59,7 @@ def load_llm(name: str, dtype: torch.dtype, bits: int | None = None) -> Llm:
     place, options = _locate(name)
     config = _config(name, place, options)
     whole = config
-    if is_blip(config):
+    if has_qformer(config):
         options |= {"key_mapping": {r"^language_model\.": ""}}
         config = config.text_config
     # InstructBlipConfig takes every type that has a causal class for a decoder, BART's for one.
@@ -105,7 +105,7 @@ def llm_config(name: str) -> PreTrainedConfig:
     """
     place, options = _locate(name)
     config = _config(name, place, options)
-    return config.text_config if is_blip(config) else config
+    return config.text_config if has_qformer(config) else config
 
 
 def image_token(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -15,7 +15,7 @@ from instructkit.models.load.join import base_config
 from instructkit.models.load.lavis import is_lavis
 from instructkit.models.load.llm import check_quantiser, llm_config
 from instructkit.models.load.packages import PACKAGE
-from instructkit.models.load.parts import is_blip, read_config
+from instructkit.models.load.parts import has_qformer, read_config
 from instructkit.models.load.trained import Facts, facts_of
 
 
@@ -53,7 +53,7 @@ def whole_config(name: str) -> PreTrainedConfig:
         UserError: nothing can be read there, or it is no InstructBLIP and no BLIP-2.
     """
     config = read_config(name, "name")
-    if not is_blip(config):
+    if not has_qformer(config):
         raise UserError(
             f"model.name={name}: a {config.model_type}, no InstructBLIP or BLIP-2; its parts are taken by "
             "model.vision, model.qformer and model.llm, such as model.name=nano model.qformer=..."

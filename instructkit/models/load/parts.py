@@ -82,7 +82,7 @@ def joined_config(content: dict[str, Any]) -> PreTrainedConfig:
     return config
 
 
-def is_blip(config: PreTrainedConfig) -> bool:
+def has_qformer(config: PreTrainedConfig) -> bool:
     """Whether a checkpoint holds image encoder, Q-Former and LLM, as BLIP-2's and InstructBLIP's do."""
     return config.model_type in ("blip-2", "instructblip")
 

@@ -35,7 +35,7 @@ from instructkit.models.batches import CAPTION_TOKENS, DEC, Captions
 from instructkit.models.blip2 import TEMPERATURE, Blip2Pretraining, WordHead
 from instructkit.models.load.join import fresh_lines
 from instructkit.models.load.lavis import is_lavis
-from instructkit.models.load.parts import Loaded, failing, is_blip, place_of, read_config, read_part, seeded
+from instructkit.models.load.parts import Loaded, failing, has_qformer, place_of, read_config, read_part, seeded
 from instructkit.models.load.presets import preset
 from instructkit.models.load.qformer import SHAPE, load_qformer
 from instructkit.models.load.trained import facts_of
@@ -208,7 +208,7 @@ def _from_checkpoint(
 ) -> tuple[Blip2Pretraining, PreTrainedTokenizerBase, str]:
     """A model around the Q-Former of BERT, BLIP-2 or InstructBLIP, with the heads that the checkpoint has."""
     whole = read_config(name, "qformer")
-    blip = is_blip(whole)
+    blip = has_qformer(whole)
     words = len(tokenizer()) if blip and not _reads_text(whole) else 0
     queries = load_qformer(name, vision.config.hidden_size, None, QUERIES, words, dtype)
     shape = queries.loaded.module.config

@@ -25,10 +25,10 @@ from transformers import (
 )
 
 from instructkit.errors import UserError
-from instructkit.models.load.parts import Loaded, failing, is_blip, place_of, quiet, read_config, read_part
+from instructkit.models.load.parts import Loaded, failing, has_qformer, place_of, quiet, read_config, read_part
 from instructkit.models.load.qformer_text import QFORMER_TOKENIZER, is_text, put_text, text_of
 
-_FROM_BLIP = {r"^qformer\.layernorm\.": "embeddings.layernorm.", r"^qformer\.": ""}
+_FROM_WHOLE = {r"^qformer\.layernorm\.": "embeddings.layernorm.", r"^qformer\.": ""}
 _FROM_BERT = {
     r"^bert\.": "",
     r"attention\.self\.": "attention.attention.",
@@ -88,8 +88,8 @@ def load_qformer(
         UserError: there is none.
     """
     config = read_config(name, "qformer")
-    queries = config.num_query_tokens if is_blip(config) else queries
-    mapping = _FROM_BLIP if is_blip(config) else _FROM_BERT
+    queries = config.num_query_tokens if has_qformer(config) else queries
+    mapping = _FROM_WHOLE if has_qformer(config) else _FROM_BERT
     shape = qformer_config(name, config, encoder_width)
     text = text_of(name) if config.model_type == "blip-2" else None
     words = text is not None or reads_text(config)
@@ -125,11 +125,11 @@ def qformer_config(name: str, config: Any, encoder_width: int) -> InstructBlipQF
     Raises:
         UserError: the checkpoint has no Q-Former.
     """
-    if not is_blip(config) and config.model_type != "bert":
+    if not has_qformer(config) and config.model_type != "bert":
         raise UserError(
             f"model.qformer={name}: a {config.model_type}; a Q-Former starts from BLIP-2, InstructBLIP or BERT"
         )
-    source = config.qformer_config if is_blip(config) else config
+    source = config.qformer_config if has_qformer(config) else config
     return InstructBlipQFormerConfig(
         **{key: getattr(source, key) for key in SHAPE.split()},
         cross_attention_frequency=getattr(source, "cross_attention_frequency", 2),
@@ -153,7 +153,7 @@ def _load_joints(
     dtype: torch.dtype,
 ) -> Loaded:
     whole = InstructBlipConfig(qformer_config=shape, text_config=llm, num_query_tokens=queries)
-    if not is_blip(config):
+    if not has_qformer(config):
         return fresh_joints(whole, dtype)
     joints = read_part(Joints, name, "qformer", config=whole, dtype=dtype)
     if "query_tokens" in joints.fresh:

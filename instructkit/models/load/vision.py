@@ -17,7 +17,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from instructkit.errors import UserError
 from instructkit.models.blip2 import Blip2Pretraining
 from instructkit.models.instruct_blip import InstructBlip
-from instructkit.models.load.parts import Loaded, failing, is_blip, place_of, quiet, read_config, read_part
+from instructkit.models.load.parts import Loaded, failing, has_qformer, place_of, quiet, read_config, read_part
 from instructkit.models.vision import VisionEncoder, read_features
 
 
@@ -53,12 +53,12 @@ def load_vision(name: str, dtype: torch.dtype, layer: int | None = None) -> Visi
         UserError: there is none, or no such layer.
     """
     config = read_config(name, "vision")
-    if is_blip(config):
-        return _load_blip(name, config, dtype, layer)
+    if has_qformer(config):
+        return _load_of_whole(name, config, dtype, layer)
     return _load_other(name, getattr(config, "vision_config", config), dtype, layer)
 
 
-def _load_blip(name: str, whole: PreTrainedConfig, dtype: torch.dtype, layer: int | None) -> Vision:
+def _load_of_whole(name: str, whole: PreTrainedConfig, dtype: torch.dtype, layer: int | None) -> Vision:
     epsilon = getattr(whole, "post_layernorm_eps", None)
     if (foreign := getattr(whole, "vision_encoder", None)) is not None:
         if layer is not None and layer != foreign.get("layer"):
@@ -121,7 +121,7 @@ def vision_shape(
         UserError: there is none.
     """
     whole = read(name, "vision")
-    if is_blip(whole):
+    if has_qformer(whole):
         config = InstructBlipVisionConfig.from_dict(whole.vision_config.to_dict())
         if layer is not None:
             config.num_hidden_layers = layer if layer > 0 else config.num_hidden_layers + 1 + layer

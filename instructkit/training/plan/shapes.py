@@ -15,7 +15,7 @@ from instructkit.errors import UserError
 from instructkit.models.instruct_blip import IGNORED, InstructBlip
 from instructkit.models.load.lavis import base_of, is_lavis, read_lavis
 from instructkit.models.load.llm import llm_config
-from instructkit.models.load.parts import is_blip, read_config
+from instructkit.models.load.parts import has_qformer, read_config
 from instructkit.models.load.presets import PUBLISHED, preset
 from instructkit.models.load.qformer import qformer_config, reads_text
 from instructkit.models.load.qformer_text import text_file
@@ -93,7 +93,7 @@ def shape_of(settings: ModelConfig) -> InstructBlipConfig:
         qformer = qformer_config(settings.qformer, found, vision.hidden_size)
         if not reads_text(found) and text_file(settings.qformer) is None:
             qformer.vocab_size = words  # such a checkpoint has no embeddings of words
-        queries = found.num_query_tokens if is_blip(found) else queries
+        queries = found.num_query_tokens if has_qformer(found) else queries
     qformer = InstructBlipQFormerConfig.from_dict({**qformer.to_dict(), "encoder_hidden_size": vision.hidden_size})
     joined = InstructBlipConfig(
         vision_config=vision,
@@ -114,7 +114,7 @@ def _whole(settings: ModelConfig) -> InstructBlipConfig:
     if (facts := facts_of(Path(name))) is not None:
         return shape_of(facts.model)
     config = _read(name, "name")
-    if not is_blip(config):
+    if not has_qformer(config):
         raise UserError(f"model.name={name}: a {config.model_type}, no InstructBLIP or BLIP-2")
     if isinstance(config, InstructBlipConfig):
         if config.image_token_index is None:
