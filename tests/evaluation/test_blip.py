@@ -24,7 +24,7 @@ from instructkit.models.load.blip_tasks import TASKS
 from instructkit.models.save import export, save_blip
 from instructkit.prompts.protocols import load_protocol
 from tests.evaluation.test_capfilt_blip import nano
-from tests.evaluation.world import World
+from tests.evaluation.world import World, evaluate_on_two_ranks
 
 PROMPT = "a picture of"
 
@@ -95,6 +95,21 @@ def test_captions_are_what_transformers_writes(
         assert whole.startswith(PROMPT)
         assert line["text"] == whole.removeprefix(PROMPT).strip()
         assert line["prompt"] == PROMPT
+
+
+def test_two_ranks_answer_and_find_what_one_does(world: World, places: dict[str, str], tmp_path: Path) -> None:
+    names = ("nocaps_blip", "vqav2_blip", "coco_retrieval_blip")
+    for name in names:
+        world.benchmark(name)
+    options = {"model": places["mixture"], "limit": 5, "batch_size": 1}
+    evaluate_on_two_ranks(world.settings(",".join(names), tmp_path / "two", **options))
+    found = world.evaluate(",".join(names), tmp_path / "one", **options)
+    assert [result.benchmark for result in found.results] == list(names)
+    results = json.loads((tmp_path / "two" / "evaluation" / "results.json").read_text())["results"]
+    assert [result["value"] for result in results] == [result.value for result in found.results]
+    for name in names[:2]:
+        lines = [{line["example"]: line for line in answers(tmp_path / run, name)} for run in ("one", "two")]
+        assert lines[0] == lines[1]
 
 
 def slow(blip: tuple[Blip, Captions], photo: Path, question: str, answer: str) -> float:
