@@ -193,8 +193,8 @@ def world(
 ) -> None:
     """Draw the mini-world: 26 small releases to try things on.
 
-    tiny is 1,124 pictures and 84 films, 8 MB on disk, 3 s of one core; small 6,405 and 360, 38 MB, 10 s; full 38,562 and
-    1,596, 215 MB, 32 s.
+    tiny is 1,124 pictures and 84 films, 8 MB on disk, 3 s of one core; small 6,405 and 360, 38 MB, 10 s; full 38,562
+    and 1,596, 215 MB, 32 s.
     """
     from instructkit.world.build import WRITERS, build
     from instructkit.world.sheet import write_sheet

@@ -18,19 +18,22 @@ from typer.testing import CliRunner
 
 from instructkit import sources
 from instructkit.cli import app
+from instructkit.config import evaluation_settings
 from instructkit.conversion.convert import convert
 from instructkit.data.dataset import load_examples
 from instructkit.data.examples import Example
 from instructkit.errors import UserError
 from instructkit.evaluation.benchmark import load_vocabulary
-from instructkit.evaluation.run import read_evaluation
+from instructkit.evaluation.run import evaluate, read_evaluation
 from instructkit.models.load.new_tokenizers import train_llm_tokenizer
 from instructkit.models.load.presets import nano_llm
 from instructkit.prompts.described import DESCRIPTIONS, read_descriptions
 from instructkit.prompts.protocols import Protocol, benchmarks, load_protocol
+from instructkit.runs.ranks import Ranks
 from instructkit.world.build import build
 from instructkit.world.facts import HELD_OUT
 from instructkit.world.text import documents, tell
+from tests.evaluation.world import evaluate_on_two_ranks
 
 HERE = [
     protocol
@@ -181,6 +184,27 @@ def test_log_and_report_say_that_the_pictures_were_given_in_words(told: Told, ra
     for name in ("report.md", "report.html"):
         assert "The pictures were given in words: the LLM saw none of them" in (told.run / "report" / name).read_text()
     assert {result.benchmark for result in read_evaluation(told.run).results} == set(NAMES)
+
+
+def test_two_ranks_that_are_told_answer_as_one(told: Told, raw: Path, tmp_path: Path) -> None:
+    asked = [next(each.benchmark for each in HERE if each.mode == mode) for mode in ("rank", "generate")]
+    settings = {
+        "model.name": str(told.run.parent / "llm"),
+        "model.words": str(raw / DESCRIPTIONS),
+        "data.root": str(told.data),
+        "benchmarks": ",".join(asked),
+        "limit": LIMIT,
+        "eval_batch_size": 1,
+    }
+    evaluate_on_two_ranks({**settings, "output": str(tmp_path / "two")})
+    evaluate(evaluation_settings({**settings, "output": str(tmp_path / "one")}), Ranks(), lambda line: None)
+    for name in asked:
+        found = []
+        for run in ("one", "two"):
+            lines = (tmp_path / run / "evaluation" / name / "responses.jsonl").read_text().splitlines()
+            found.append({line["example"]: line for line in map(json.loads, lines)})
+        assert len(found[0]) >= LIMIT - 1
+        assert found[0] == found[1]
 
 
 def test_other_words_are_other_answers(told: Told, raw: Path, tmp_path: Path) -> None:

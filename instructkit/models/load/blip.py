@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
     AutoModel,
-    AutoTokenizer,
     BertForMaskedLM,
     BlipConfig,
     BlipTextConfig,
@@ -29,7 +28,7 @@ from transformers import (
 from instructkit.errors import UserError
 from instructkit.models.batches import DEC, Captions
 from instructkit.models.blip import Blip, Shared
-from instructkit.models.load.parts import failing, place_of, read_config, read_part, seeded, summary
+from instructkit.models.load.parts import failing, place_of, read_config, read_part, read_tokenizer, seeded, summary
 from instructkit.models.load.presets import preset
 from instructkit.models.load.pretraining import NANO_WIDTH, WIDTH
 
@@ -76,8 +75,8 @@ def load_blip(name: str, limit: int = BLIP_TOKENS, dtype: torch.dtype = torch.fl
         UserError: there is no such model, or it is another.
     """
     config = _mixture_config(name)
+    tokenizer = read_tokenizer(name, "name")
     with failing(f"model.name={name}", "no BLIP can be loaded from there"):
-        tokenizer = AutoTokenizer.from_pretrained(place_of(name))
         with seeded(0):
             model = Blip(config)
         put(model, load_file(_weights(name)), f"model.name={name}")
@@ -161,7 +160,7 @@ def join_blip(
     nano = preset("nano")
     eye, state = (_nano_eye(nano), {}) if vision is None else _load_vit(vision)
     bert = None if text is None else read_part(BertForMaskedLM, text, "text", config=bert_config(text)).module
-    words = tokenizer() if text is None else _tokenizer(text)
+    words = tokenizer() if text is None else read_tokenizer(text, "text")
     add_marks(words)
     shape: Any = nano.qformer_config if bert is None else bert.config
     sizes = {key: getattr(shape, key) for key in _TEXT.split()} | {"vocab_size": len(words)}
@@ -236,11 +235,6 @@ def bert_config(name: str) -> PreTrainedConfig:
     if config.model_type != "bert":
         raise UserError(f"model.text={name}: a {config.model_type}; BLIP's text transformer starts from BERT")
     return config
-
-
-def _tokenizer(name: str) -> PreTrainedTokenizerBase:
-    with failing(f"model.text={name}", "its tokenizer cannot be loaded"):
-        return AutoTokenizer.from_pretrained(place_of(name))
 
 
 def _from_bert(bert: dict[str, Tensor], model: Blip) -> dict[str, Tensor]:

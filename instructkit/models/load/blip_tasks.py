@@ -42,7 +42,7 @@ from instructkit.models.load.blip import (
     vit_config,
 )
 from instructkit.models.load.lavis import encoder_state, is_lavis, read_lavis
-from instructkit.models.load.parts import failing, place_of, read_config, read_part, seeded
+from instructkit.models.load.parts import failing, place_of, read_config, read_part, read_tokenizer, seeded
 from instructkit.models.load.pretraining import WIDTH
 from instructkit.models.load.trained import facts_of
 
@@ -143,8 +143,7 @@ def _task_of_class(name: str, config: Any) -> str:
 def _load_class(name: str, config: Any, dtype: torch.dtype) -> tuple[Blip, PreTrainedTokenizerBase]:
     """One of transformers' classes."""
     task = _task_of_class(name, config)
-    with failing(f"model.name={name}", "its tokenizer cannot be loaded"):
-        tokenizer = AutoTokenizer.from_pretrained(place_of(name))
+    tokenizer = read_tokenizer(name, "name")
     loaded = read_part(TASKS[task], name, "name", config=config, dtype=dtype)
     if loaded.fresh:
         raise UserError(

@@ -13,7 +13,16 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, Blip2Config, BlipConfig, InstructBlipConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    Blip2Config,
+    BlipConfig,
+    InstructBlipConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from instructkit.errors import UserError
@@ -114,6 +123,21 @@ def failing(where: str, what: str) -> Iterator[None]:
         if isinstance(error, pickle.UnpicklingError):
             reason = "its weights are pickled and hold more than tensors, which could run code; ask for safetensors"
         raise UserError(f"{where}: {what} ({reason})") from error
+
+
+def read_tokenizer(name: str, part: str, folder: str = "") -> PreTrainedTokenizerBase:
+    """The tokeniser of a checkpoint.
+
+    Args:
+        name: as for `read_config`.
+        part: likewise.
+        folder: where it lies below the checkpoint's.
+
+    Raises:
+        UserError: none can be read there.
+    """
+    with failing(f"model.{part}={name}", "its tokenizer cannot be loaded"), quiet():
+        return AutoTokenizer.from_pretrained(place_of(name), subfolder=folder)
 
 
 @contextmanager

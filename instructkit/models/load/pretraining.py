@@ -19,7 +19,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
-    AutoTokenizer,
     Blip2Config,
     Blip2PreTrainedModel,
     Blip2QFormerConfig,
@@ -35,7 +34,14 @@ from instructkit.models.batches import CAPTION_TOKENS, DEC, Captions
 from instructkit.models.blip2 import TEMPERATURE, Blip2Pretraining, WordHead
 from instructkit.models.load.join import fresh_lines
 from instructkit.models.load.lavis import is_lavis
-from instructkit.models.load.parts import Loaded, failing, has_qformer, place_of, read_config, read_part, seeded
+from instructkit.models.load.parts import (
+    Loaded,
+    has_qformer,
+    read_config,
+    read_part,
+    read_tokenizer,
+    seeded,
+)
 from instructkit.models.load.presets import preset
 from instructkit.models.load.qformer import SHAPE, load_qformer
 from instructkit.models.load.trained import facts_of
@@ -108,8 +114,7 @@ def load_pretraining(
             f"{' whose Q-Former reads no text' if config.model_type == 'blip-2' else ''}, no model of BLIP-2's first "
             "stage; name a folder that recipes/pretrain_qformer.py wrote, or a Blip2ForImageTextRetrieval"
         )
-    with failing(f"model.name={name}", "its tokenizer cannot be loaded"):
-        tokenizer = AutoTokenizer.from_pretrained(place_of(name))
+    tokenizer = read_tokenizer(name, "name")
     config.image_token_index = None  # transformers would take the first tokens of a text for places of an image
     with seeded(0):
         loaded = read_part(Blip2Pretraining, name, "name", config=config, dtype=dtype)

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from transformers import (
-    AutoTokenizer,
     InstructBlipConfig,
     InstructBlipPreTrainedModel,
     InstructBlipQFormerConfig,
@@ -25,7 +24,13 @@ from transformers import (
 )
 
 from instructkit.errors import UserError
-from instructkit.models.load.parts import Loaded, failing, has_qformer, place_of, quiet, read_config, read_part
+from instructkit.models.load.parts import (
+    Loaded,
+    has_qformer,
+    read_config,
+    read_part,
+    read_tokenizer,
+)
 from instructkit.models.load.qformer_text import QFORMER_TOKENIZER, is_text, put_text, text_of
 
 _FROM_WHOLE = {r"^qformer\.layernorm\.": "embeddings.layernorm.", r"^qformer\.": ""}
@@ -106,7 +111,7 @@ def load_qformer(
     note = f"{config.model_type}, {shape.num_hidden_layers} layers, width {shape.hidden_size}, {queries} queries"
     joints = _load_joints(name, config, shape, llm, queries, dtype)
     folder = QFORMER_TOKENIZER if config.model_type == "instructblip" or text is not None else ""
-    return Queries(loaded, joints, _tokenizer(name, folder) if words else None, note)
+    return Queries(loaded, joints, read_tokenizer(name, "qformer", folder) if words else None, note)
 
 
 def reads_text(config: Any) -> bool:
@@ -183,8 +188,3 @@ def _may_be_missing(name: str, words: bool, kind: str) -> bool:
 def may_be_made_anew(name: str) -> bool:
     """Whether a parameter depends on the towers beside a Q-Former: one for other towers cannot be kept."""
     return bool(re.search(r"\.crossattention\.attention\.(key|value)\.|^language_projection\.", name))
-
-
-def _tokenizer(name: str, folder: str) -> PreTrainedTokenizerBase:
-    with failing(f"model.qformer={name}", "its tokenizer cannot be loaded"), quiet():
-        return AutoTokenizer.from_pretrained(place_of(name), subfolder=folder)
