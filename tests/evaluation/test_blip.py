@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from instructkit.errors import UserError
 from instructkit.evaluation.benchmark import load_vocabulary
 from instructkit.models.batches import Captions, Picture, decode
 from instructkit.models.blip import Blip
-from instructkit.models.load.blip_tasks import TASKS
+from instructkit.models.load.blip_tasks import TASKS, open_blip
 from instructkit.models.save import export, save_blip
 from instructkit.prompts.protocols import load_protocol
 from tests.evaluation.test_capfilt_blip import nano
@@ -95,6 +96,14 @@ def test_captions_are_what_transformers_writes(
         assert whole.startswith(PROMPT)
         assert line["text"] == whole.removeprefix(PROMPT).strip()
         assert line["prompt"] == PROMPT
+
+
+def test_our_folder_is_opened_without_a_warning_of_transformers(
+    places: dict[str, str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    open_blip(places["mixture"])
+    assert "model of type" not in caplog.text
 
 
 def test_two_ranks_answer_and_find_what_one_does(world: World, places: dict[str, str], tmp_path: Path) -> None:

@@ -220,11 +220,6 @@ def test_a_pretrained_file_becomes_a_folder_to_go_on_from(original, tmp_path):
         export(str(file), tmp_path / "part")
 
 
-def test_our_folder_is_opened_without_a_warning_of_transformers(original, tmp_path, capfd):
-    open_blip_of(original, tmp_path / "mixture")
-    assert "model of type" not in "".join(capfd.readouterr())
-
-
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
