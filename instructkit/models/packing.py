@@ -121,6 +121,9 @@ have its default.
 
 _EVERY_CONFIG = frozenset(field.name for field in fields(PreTrainedConfig))
 
+WIDEST_HEAD = 256
+"""Of those that PyTorch's variable-length attention takes, which must be multiples of 8."""
+
 # Some padding inside attention costs less than one more kernel call.
 PADDING = 1.25
 
@@ -248,7 +251,7 @@ class Rows:
         """
         kernel = None
         if query.is_cuda and query.dtype != torch.float32 and not dropout and not self.masked:
-            kernel = _variable_length()
+            kernel = _variable_length() if fits_kernel(query.shape[-1]) else None
         if kernel is not None:
             return self._by_kernel(kernel, query, key, value, causal, scale)
         layout = self.spread
@@ -342,11 +345,23 @@ def _variable_length() -> Callable[..., Any] | None:
     return kernel if {"window_size", "is_causal"} & _parameters(kernel) else None
 
 
-def why_no_kernel() -> str | None:
-    """Why packed rows are padded inside attention on a GPU, too; None where PyTorch's kernel takes them as they are."""
-    if _variable_length() is not None:
-        return None
-    return f"torch {torch.__version__} has no variable-length attention that is known here: rows are padded inside it"
+def fits_kernel(width: int) -> bool:
+    """Whether PyTorch's variable-length attention takes heads of a width; it raises on all others (2.11 on an H100)."""
+    return width % 8 == 0 and width <= WIDEST_HEAD
+
+
+def why_no_kernel(config: Any) -> str | None:
+    """Why packed rows are padded inside attention on a GPU, too; None where PyTorch's kernel takes them as they are.
+
+    Args:
+        config: of the LLM.
+    """
+    if _variable_length() is None:
+        return f"torch {torch.__version__} has no variable-length attention known here: rows are padded inside it"
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if not fits_kernel(width):
+        return f"variable-length attention takes no heads of width {width}: rows are padded inside it"
+    return None
 
 
 @cache
@@ -489,7 +504,7 @@ def packing_note(llm: nn.Module, device: torch.device) -> str | None:
         notes.append(
             f"a batch with a row over {limit:,} tokens (rotary positions follow the longest from there) is padded"
         )
-    if device.type == "cuda" and (missing := why_no_kernel()) is not None:
+    if device.type == "cuda" and (missing := why_no_kernel(config)) is not None:
         notes.append(missing)
     return f"packing   on, but {'; '.join(notes)}" if notes else None
 

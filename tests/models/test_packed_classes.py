@@ -438,6 +438,40 @@ def test_a_kernel_of_any_torch_gives_the_plain_attention(kernel, key_heads: int,
     torch.testing.assert_close(rows._by_kernel(kernel, query, key, value, causal, scale), plain, atol=1e-5, rtol=0)
 
 
+class OnGpu(Tensor):
+    """A tensor that says it is on a GPU."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize("width", [4, 6, 8, 12, 80, 100, 256, 264])
+def test_heads_of_a_width_that_the_kernel_refuses_are_padded(width: int, monkeypatch) -> None:
+    """On an H100, torch 2.11's kernel raises for widths that are no multiples of 8 or above 256."""
+    called = []
+
+    def kernel(query: Tensor, *others: Any, scale: Any = None, window_size: Any = (-1, -1)) -> Tensor:
+        if query.shape[-1] % 8 or query.shape[-1] > 256:
+            raise RuntimeError("head_size must be a multiple of 8, this is ensured by padding!")
+        called.append(query.shape)
+        return kernel_of_2_11(query, *others, scale=scale, window_size=window_size)
+
+    monkeypatch.setattr(packing, "_variable_length", lambda: kernel)
+    generator = torch.Generator().manual_seed(4)
+    parts = [torch.randn(sum(SHORT), 2, width, generator=generator).bfloat16() for _ in range(3)]
+    rows = Rows(SHORT, CPU)
+    found = rows.attention(*(part.as_subclass(OnGpu) for part in parts), causal=True, scale=None)
+    wanted = rows.attention(*(part.float() for part in parts), causal=True, scale=None)
+    torch.testing.assert_close(found.as_subclass(Tensor).float(), wanted, atol=2e-2, rtol=2e-2)
+    assert bool(called) == packing.fits_kernel(width) == (width in (8, 80, 256))
+
+
+def test_the_log_of_a_run_on_a_gpu_names_heads_that_the_kernel_refuses() -> None:
+    llm = tiny("llama")
+    assert packing_note(llm, torch.device("cuda", 0)) is None
+    llm.config.head_dim = 20
+    assert "variable-length attention takes no heads of width 20" in str(packing_note(llm, torch.device("cuda", 0)))
+
+
 @pytest.mark.parametrize("kernel", [None, lambda query, key, value, something_new: None])
 def test_a_torch_without_a_kernel_that_is_known_falls_back_and_the_log_of_a_run_on_a_gpu_says_so(
     kernel, monkeypatch
@@ -450,5 +484,5 @@ def test_a_torch_without_a_kernel_that_is_known_falls_back_and_the_log_of_a_run_
     assert packing._variable_length() is None
     llm = tiny("llama")
     assert packing_note(llm, CPU) is None
-    assert "has no variable-length attention that is known here" in str(packing_note(llm, torch.device("cuda", 0)))
+    assert "has no variable-length attention known here" in str(packing_note(llm, torch.device("cuda", 0)))
     packing._variable_length.cache_clear()
