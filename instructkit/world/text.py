@@ -2,7 +2,8 @@
 
 Each document describes a scene or a film, asks one question about it and ends with the answer, or says what everybody
 knows. It asks in every form in which a held-out benchmark does, in the words of that benchmark's protocol, for other
-facts than the benchmark (`facts.TEXT`). All scenes are training scenes.
+facts than the benchmark (`facts.TEXT`). A form in which training asks, too, comes as often in the words of a training
+template: an LLM that has read no instruction follows none. All scenes are training scenes.
 
 The file has one JSON object a line: `text`, which the LLM reads; `form` and `facts`; the digests of the scenes; and
 that of the description with its question.
@@ -28,14 +29,16 @@ from instructkit.errors import UserError
 from instructkit.files import write_stream, writing
 from instructkit.prompts.described import in_words
 from instructkit.prompts.protocols import Protocol, load_protocol
+from instructkit.prompts.templates import Templates, templates_folder
 from instructkit.world.captions import ROTATE, caption, describe, describe_film, describe_story
-from instructkit.world.facts import SEEN, TEXT
+from instructkit.world.facts import KNOWN, SEEN, TEXT
 from instructkit.world.questions import Question, ask, ask_about, ask_number, options, polite, verify
 from instructkit.world.release import SIZES
 from instructkit.world.releases.read import TOKENS
 from instructkit.world.releases.talked import judge
 from instructkit.world.remarks import PRINTED, TOLD, Remark
 from instructkit.world.scene import (
+    ACTIONS,
     KINDS,
     NUMBERS,
     WORDS,
@@ -47,7 +50,7 @@ from instructkit.world.scene import (
     draw_scene,
 )
 
-DOCUMENTS = 1000
+DOCUMENTS = 10_000
 """Documents of the tiny world; the others have as many times more as their training examples."""
 
 WORDED_AS = {
@@ -64,6 +67,14 @@ WORDED_AS = {
     "film": "msvd_qa",
 }
 """The benchmark in whose words a form asks."""
+
+TRAINED_AS: dict[tuple[str, str], str] = {
+    **{("caption", fact): "captioning" for fact in ("kind", "colour", "size")},
+    **{("open", fact): "vqa" for fact in (*SEEN, "shape", "relation", "number", *ACTIONS)},
+    **{(form, fact): "knowledge_vqa" for form in ("open", "options") for fact in ("category", "home")},
+    **{("open", fact): "reading_vqa" for fact in ("word", "figure")},
+}
+"""The task in whose training templates a form asks for a fact half of the time: that of the source that does."""
 
 CAPTIONED = next(asking for asking in TEXT if asking.form == "caption")
 CONTEXTS = (
@@ -84,6 +95,7 @@ class Document(msgspec.Struct):
         facts: what it asks for.
         digests: of the scenes that it describes.
         asked: digest of the description with the question, see `digest_of`; empty where nothing is asked.
+        words: in whose words it asks, a benchmark's or those of a training task; empty where nothing is asked.
     """
 
     text: str
@@ -91,6 +103,7 @@ class Document(msgspec.Struct):
     facts: list[str]
     digests: tuple[str, ...] = ()
     asked: str = ""
+    words: str = ""
 
 
 def documents(seed: int, count: int) -> Iterator[Document]:
@@ -155,33 +168,33 @@ def _write_caption(rng: random.Random, fact: str) -> Document:
     """A caption, which tells kinds, colours and a size all at once."""
     scene = draw_scene(rng)
     facts = list(CAPTIONED.facts)
-    return _document("caption", facts, scene, Example(id="text"), caption(scene, rng.randrange(ROTATE)))
+    return _document(rng, "caption", facts, scene, Example(id="text"), caption(scene, rng.randrange(ROTATE)))
 
 
 def _write_open(rng: random.Random, fact: str) -> Document:
     question = verify(rng, fact) if fact in (*SEEN, "shape") and rng.randrange(4) == 0 else ask(rng, fact)
-    return _document("open", [fact], question.scene, _example(question), question.answer)
+    return _document(rng, "open", [fact], question.scene, _example(question), question.answer)
 
 
 def _write_compositional(rng: random.Random, fact: str) -> Document:
     question = verify(rng, fact, "relation") if rng.randrange(3) == 0 else ask(rng, fact, "relation")
-    return _document("compositional", [fact], question.scene, _example(question), question.answer)
+    return _document(rng, "compositional", [fact], question.scene, _example(question), question.answer)
 
 
 def _write_statement(rng: random.Random, fact: str) -> Document:
     question = verify(rng, fact, wording="{} is {}.")
     example = Example(id="text", statement=question.text)
-    return _document("statement", [fact], question.scene, example, _verdict(rng, "statement", question))
+    return _document(rng, "statement", [fact], question.scene, example, _verdict(rng, "statement", question))
 
 
 def _write_options(rng: random.Random, fact: str, form: str = "options", context: str | None = None) -> Document:
     """The answer is the right option, half the time behind its letter."""
     question = ask(rng, fact)
     choices = options(rng, question, 4)
-    letter = ascii_lowercase[choices.index(question.answer)]
-    answer = rng.choice((question.answer, f"({letter}) {question.answer}"))
-    example = Example(id="text", question=question.text, choices=choices, context=context)
-    return _document(form, [fact], question.scene, example, answer)
+    right = choices.index(question.answer)
+    answer = rng.choice((question.answer, f"({ascii_lowercase[right]}) {question.answer}"))
+    example = Example(id="text", question=question.text, choices=choices, choice=right, context=context)
+    return _document(rng, form, [fact], question.scene, example, answer)
 
 
 def _write_context(rng: random.Random, fact: str) -> Document:
@@ -190,7 +203,7 @@ def _write_context(rng: random.Random, fact: str) -> Document:
 
 def _write_spoken(rng: random.Random, fact: str) -> Document:
     question = polite(rng, ask(rng, fact))
-    return _document("spoken", [fact], question.scene, _example(question), question.answer)
+    return _document(rng, "spoken", [fact], question.scene, _example(question), question.answer)
 
 
 def _write_tokens(rng: random.Random, fact: str) -> Document:
@@ -201,13 +214,13 @@ def _write_tokens(rng: random.Random, fact: str) -> Document:
     strays = rng.sample([text for text in (*WORDS, *NUMBERS) if text not in signs], TOKENS - 2)
     tokens = rng.sample([*signs, *strays], TOKENS)
     example = Example(id="text", question=question.text.lower(), ocr_tokens=tokens)
-    return _document("tokens", [fact], replace(question.scene, signs=signs), example, question.answer)
+    return _document(rng, "tokens", [fact], replace(question.scene, signs=signs), example, question.answer)
 
 
 def _write_remark(rng: random.Random, fact: str) -> Document:
     question = judge(rng, rng.choice([remark for remark in TOLD if remark.fact == fact]))
     example = Example(id="text", context=question.text)
-    return _document("remark", [fact], question.scene, example, _verdict(rng, "remark", question))
+    return _document(rng, "remark", [fact], question.scene, example, _verdict(rng, "remark", question))
 
 
 def _write_dialog(rng: random.Random, fact: str) -> Document:
@@ -229,7 +242,7 @@ def _write_dialog(rng: random.Random, fact: str) -> Document:
         references=[caption(scene).rstrip(".").lower()],
         history=[Turn(question=asked, answer=said) for asked, said, _ in earlier],
     )
-    return _document("dialog", [entry[2] for entry in (*earlier, last)], scene, example, answer)
+    return _document(rng, "dialog", [entry[2] for entry in (*earlier, last)], scene, example, answer)
 
 
 def _write_film(rng: random.Random, fact: str) -> Document:
@@ -242,7 +255,7 @@ def _write_film(rng: random.Random, fact: str) -> Document:
     question = ask_about(rng, film.first, rng.choice(still), fact, "place" if fact == "kind" else "kind")
     assert question is not None
     example = Example(id="text", question=question.text.lower())
-    return _document("film", [fact], film, example, question.answer)
+    return _document(rng, "film", [fact], film, example, question.answer)
 
 
 def _write_knowledge(rng: random.Random, fact: str) -> Document:
@@ -266,12 +279,27 @@ WRITERS: dict[str, Callable[..., Document]] = {
 """What writes a document of each form that asks for a given fact."""
 
 
-def _document(form: str, facts: list[str], scene: Scene | Film, example: Example, answer: str) -> Document:
-    """The description, the question in the words of the form's benchmark, and the answer."""
-    description = tell(scene, form)
-    text = f"{in_words([description], _protocol(form).prompt(example).instruction)} {answer}"
+def _document(
+    rng: random.Random, form: str, facts: list[str], scene: Scene | Film, example: Example, answer: str
+) -> Document:
+    """The description, the question in the words of the form's benchmark or of training, and the answer."""
+    description, words = tell(scene, form), TRAINED_AS.get((form, facts[0]), "")
+    if words and rng.randrange(2):
+        instruction, answer = _as_trained(rng, words, example, answer)
+    else:
+        words = WORDED_AS[form]
+        instruction = _protocol(form).prompt(example).instruction
+    text = f"{in_words([description], instruction)} {answer}"
     asked = digest_of(description, question_of(example))
-    return Document(text, form, list(dict.fromkeys(facts)), scene.digests, asked)
+    return Document(text, form, list(dict.fromkeys(facts)), scene.digests, asked, words)
+
+
+def _as_trained(rng: random.Random, task: str, example: Example, answer: str) -> tuple[str, str]:
+    """Instruction and answer in the words of a training template."""
+    templates = _templates(task)
+    told = msgspec.structs.replace(example, answers=[answer], references=[answer])
+    prompt = templates.render(told, wording=rng.choice(templates.fitting(told)))
+    return prompt.instruction, str(prompt.target)
 
 
 def tell(scene: Scene | Film, form: str) -> str:
@@ -294,6 +322,11 @@ def _verdict(rng: random.Random, form: str, question: Question) -> str:
     """Yes or no in one of the words that the benchmark takes for it."""
     words = _protocol(form).options(Example(id="text"))[question.answer == "yes"]
     return rng.choice(words)
+
+
+@cache
+def _templates(task: str) -> Templates:
+    return Templates(templates_folder() / "train" / f"{task}.yaml")
 
 
 @cache

@@ -19,13 +19,24 @@ from instructkit.errors import UserError
 from instructkit.models.load.new_tokenizers import train_llm_tokenizer
 from instructkit.models.plain_text import PlainText
 from instructkit.prompts.protocols import Protocol, benchmarks, load_protocol
+from instructkit.prompts.templates import Templates, templates_folder
 from instructkit.world import text as module
 from instructkit.world.build import WRITERS
 from instructkit.world.facts import HELD_IN, HELD_OUT, TEXT
 from instructkit.world.release import Release, Size, side_of
 from instructkit.world.remarks import PRINTED, TOLD
 from instructkit.world.scene import KINDS, PLACES, UNSEEN, Film, Scene, Thing
-from instructkit.world.text import WORDED_AS, Document, digest_of, documents, question_of, tell, write
+from instructkit.world.text import (
+    DOCUMENTS,
+    TRAINED_AS,
+    WORDED_AS,
+    Document,
+    digest_of,
+    documents,
+    question_of,
+    tell,
+    write,
+)
 
 COUNT = 6000
 THING = re.compile(r"There is an? (\w+) (\w+) (\w+) (\w+) in the ([a-z ]+)\.")
@@ -52,6 +63,18 @@ class Asked(NamedTuple):
 @pytest.fixture(scope="module")
 def written() -> list[Document]:
     return list(documents(0, COUNT))
+
+
+@pytest.fixture(scope="module")
+def as_benchmark(written: list[Document]) -> list[Document]:
+    """Documents that ask in the words of a benchmark."""
+    return [document for document in written if document.words in WORDED_AS.values()]
+
+
+@pytest.fixture(scope="module")
+def as_training(written: list[Document]) -> list[Document]:
+    """Documents that ask in the words of a training template."""
+    return [document for document in written if document.words in TRAINED_AS.values()]
 
 
 @pytest.fixture(scope="module")
@@ -93,11 +116,13 @@ def held_out() -> Iterator[Protocol]:
             yield protocol
 
 
-def test_a_prompt_has_the_same_tokens_behind_a_description_as_on_its_own(written: list[Document]) -> None:
+def test_a_prompt_has_the_same_tokens_behind_a_description_as_on_its_own(
+    written: list[Document], as_benchmark: list[Document]
+) -> None:
     """What reads it later has no description in front of it."""
     tokenizer = train_llm_tokenizer([document.text for document in written], 2048)
     plain = PlainText(tokenizer)
-    for document in (document for document in written[:200] if document.form != "knowledge"):
+    for document in as_benchmark[:200]:
         description, asked = PROMPT.split(document.text, maxsplit=1)
         first, second, whole = plain.ids([description, asked, document.text])
         assert whole == first + second
@@ -113,7 +138,7 @@ def things(description: str) -> dict[str, Thing]:
 
 @pytest.mark.parametrize("protocol", list(held_out()), ids=lambda protocol: protocol.benchmark)
 def test_every_form_of_a_held_out_benchmark_is_in_the_text_in_its_own_words(
-    protocol: Protocol, written: list[Document]
+    protocol: Protocol, as_benchmark: list[Document]
 ) -> None:
     form = HELD_OUT[protocol.source].form
     assert protocol.instruction == load_protocol(WORDED_AS[form]).instruction
@@ -129,12 +154,38 @@ def test_every_form_of_a_held_out_benchmark_is_in_the_text_in_its_own_words(
         "dialog": r"^Dialog history: an? .*\n Question: .* Short answer: [a-z0-9 ]+$",
         "film": r"^Question: [a-z].*\? Short answer: [a-z ]+$",
     }
-    found = of_form(written, form)
-    assert len(found) >= COUNT // len(TEXT)
+    found = of_form(as_benchmark, form)
+    assert len(found) >= 0.4 * COUNT // len(TEXT)
     for document in found:
         description, asked = PROMPT.split(document.text, maxsplit=1)
         assert description.startswith("The film begins." if form == "film" else "The picture ")
         assert re.search(phrases[form], asked), document.text
+
+
+def test_half_of_the_documents_ask_as_training_does_where_it_asks_in_their_form(
+    written: list[Document], as_training: list[Document]
+) -> None:
+    may = [document for document in written if (document.form, document.facts[0]) in TRAINED_AS]
+    assert 0.45 < len(as_training) / len(may) < 0.55
+    wordings: dict[str, list[re.Pattern[str]]] = {}
+    for task in set(TRAINED_AS.values()):
+        templates = Templates(templates_folder() / "train" / f"{task}.yaml")
+        fields = (re.split(r"{{.*?}}", template.instruction) for template in templates.templates)
+        wordings[task] = [re.compile(f"{'.+'.join(map(re.escape, parts))} ?(?=[^ ])") for parts in fields]
+    used = Counter[tuple[str, int]]()
+    for document in as_training:
+        fitting = [n for n, wording in enumerate(wordings[document.words]) if wording.search(document.text)]
+        assert fitting, document.text
+        used.update((document.words, number) for number in fitting)
+    assert set(used) >= {(task, number) for task in wordings for number in range(len(wordings[task]))}
+
+
+@pytest.mark.parametrize("source", [source for source, asking in HELD_IN.items() if asking.form in WORDED_AS])
+def test_the_llm_reads_the_templates_of_a_source_for_what_the_source_asks(source: str) -> None:
+    told = {(asking.form, fact) for asking in TEXT for fact in asking.facts}
+    for fact in HELD_IN[source].facts:
+        if (HELD_IN[source].form, fact) in told:
+            assert (HELD_IN[source].form, fact) in TRAINED_AS
 
 
 def test_forms_and_facts_are_those_of_the_table(written: list[Document]) -> None:
@@ -143,10 +194,14 @@ def test_forms_and_facts_are_those_of_the_table(written: list[Document]) -> None
     assert not pairs & {(asking.form, fact) for asking in HELD_OUT.values() for fact in asking.facts}
 
 
-def test_no_question_of_a_held_out_benchmark_is_asked_in_its_form(written: list[Document], shown: list[Asked]) -> None:
+def test_no_question_of_a_held_out_benchmark_is_asked_in_its_form(
+    as_benchmark: list[Document], shown: list[Asked]
+) -> None:
     """Read off the texts themselves, whatever facts they claim to ask for."""
     asked = {
-        form: {"".join(match).lower() for document in of_form(written, form) for match in ASKED.findall(document.text)}
+        form: {
+            "".join(match).lower() for document in of_form(as_benchmark, form) for match in ASKED.findall(document.text)
+        }
         for form in WORDED_AS
     }
     compared = set()
@@ -161,7 +216,9 @@ def test_no_question_of_a_held_out_benchmark_is_asked_in_its_form(written: list[
 
 def test_captions_tell_no_relation_and_no_unseen_combination(written: list[Document]) -> None:
     for document in of_form(written, "caption"):
-        told = document.text.split("A short image description.")[1].lower()
+        told = re.split(r"There is an? (?:big|small) \w+ (?:plain|striped|dotted|checked) .*\. ", document.text)[
+            -1
+        ].lower()
         assert not re.search(r"left of|right of|above|below", told)
         assert not any(f"{colour} {kind}" in told for kind, colour in UNSEEN.items())
 
@@ -192,6 +249,8 @@ def test_digests_are_those_of_what_the_text_describes(written: list[Document]) -
     for document in written:
         if document.form == "knowledge" or "blurred" in document.text:
             continue
+        if document.words not in WORDED_AS.values():
+            continue  # made of the same description
         parts = re.split(r"(?=The picture was made )|In the right picture: ", PROMPT.split(document.text)[0])
         pictures = [part for part in parts if part.startswith("The picture was made ")]
         if document.form == "film":
@@ -216,10 +275,10 @@ ATTRIBUTES = {
 }
 
 
-def test_answers_are_true_of_the_descriptions(written: list[Document]) -> None:
+def test_answers_are_true_of_the_descriptions(as_benchmark: list[Document]) -> None:
     """Worked out from the words of the description alone."""
     checked = Counter[tuple[str, str]]()
-    for document in written:
+    for document in as_benchmark:
         described, *asked = PROMPT.split(document.text, maxsplit=1)
         there = things(described.split(" Then ")[0])
         for line in (line.split("\n")[-1] for line in asked):
@@ -257,9 +316,9 @@ def test_answers_are_true_of_the_descriptions(written: list[Document]) -> None:
 
 
 @pytest.mark.parametrize("form", ["options", "context"])
-def test_the_letter_is_that_of_the_right_option(form: str, written: list[Document]) -> None:
+def test_the_letter_is_that_of_the_right_option(form: str, as_benchmark: list[Document]) -> None:
     letters = Counter[str]()
-    for document in of_form(written, form):
+    for document in of_form(as_benchmark, form):
         shown, answer = re.findall(r"Options: (.*)\. (?:Short a|A)nswer: (.*)$", document.text)[0]
         choices = re.findall(r"\(([a-d])\) ([a-z ]+?)(?= \(|$)", shown)
         assert [letter for letter, _ in choices] == list(ascii_lowercase[: len(choices)])
@@ -295,11 +354,11 @@ def test_everybody_knows_what_kinds_are_and_which_remarks_are_unkind(written: li
 
 def test_the_same_seed_gives_the_same_file(tmp_path: Path) -> None:
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-        assert write(tmp_path / "deep" / name, seed) == 1000
+        assert write(tmp_path / "deep" / name, seed) == DOCUMENTS
     one, again, other = ((tmp_path / "deep" / name).read_bytes() for name in "abc")
     assert one == again != other
     lines = [json.loads(line) for line in one.splitlines()]
-    assert len(lines) == 1000
+    assert len(lines) == DOCUMENTS
     assert all(line["text"] and line["form"] and line["facts"] for line in lines)
 
 
@@ -308,8 +367,8 @@ def test_command(tmp_path: Path) -> None:
     app.command()(module._main)
     found = CliRunner().invoke(app, ["--out", str(tmp_path / "text.jsonl"), "--seed", "1"])
     assert found.exit_code == 0
-    assert found.output.strip() == f"{tmp_path / 'text.jsonl'}: 1,000 documents"
-    assert len((tmp_path / "text.jsonl").read_text().splitlines()) == 1000
+    assert found.output.strip() == f"{tmp_path / 'text.jsonl'}: 10,000 documents"
+    assert len((tmp_path / "text.jsonl").read_text().splitlines()) == DOCUMENTS
     wrong = CliRunner().invoke(app, ["--out", str(tmp_path / "other"), "--size", "huge"])
     assert wrong.exit_code == 2
     assert "no world has the size 'huge'; there are tiny, small, full" in wrong.output
