@@ -44,14 +44,14 @@ def caption(scene: Scene, wording: int = 0, size: bool = True) -> str:
         size: whether the size is told.
     """
     things = [short(thing, sized=size and n == 0) for n, thing in enumerate(salient(scene))]
-    return _frame(listed(things), wording)
+    return worded(listed(things), wording)
 
 
 def reading_caption(scene: Scene, wording: int = 0) -> str:
     """A caption that mentions what is printed in the picture."""
     signs = listed([f"the {'number' if sign.isdigit() else 'word'} {sign}" for sign in scene.signs])
     things = listed([short(thing) for thing in salient(scene)])
-    return _frame(f"{things} above {signs}", wording)
+    return worded(f"{things} above {signs}", wording)
 
 
 def relation_caption(scene: Scene, wording: int = 0) -> str:
@@ -60,7 +60,7 @@ def relation_caption(scene: Scene, wording: int = 0) -> str:
     relation = next(name for name in RELATIONS if first.stands(name, second))
     if wording % 2:
         first, second, relation = second, first, OPPOSITE[relation]
-    return _frame(f"{short(first)} {relation} {short(second)} {GROUND[scene.background]}", wording)
+    return worded(f"{short(first)} {relation} {short(second)} {GROUND[scene.background]}", wording)
 
 
 def describe(scene: Scene) -> str:
@@ -98,6 +98,7 @@ def _placed(signs: tuple[str, ...]) -> list[tuple[str, str]]:
     return list(zip(("left", "right") if len(signs) > 1 else ("only",), signs, strict=False))
 
 
-def _frame(text: str, wording: int) -> str:
+def worded(text: str, wording: int) -> str:
+    """A list of things as a caption, in one of `ROTATE` wordings."""
     framed = _FRAMES[wording % ROTATE].format(text)
     return framed[0].upper() + framed[1:]
