@@ -44,14 +44,20 @@ def caption(scene: Scene, wording: int = 0, size: bool = True) -> str:
         size: whether the size is told.
     """
     things = [short(thing, sized=size and n == 0) for n, thing in enumerate(salient(scene))]
-    return worded(listed(things), wording)
+    return _frame(listed(things), wording)
+
+
+def full_caption(scene: Scene, wording: int = 0) -> str:
+    """A caption that tells kind and colour of every thing, cell by cell, and where it is."""
+    things = listed([short(thing) for thing in sorted(scene.things, key=lambda thing: thing.cell)])
+    return _frame(f"{things} {GROUND[scene.background]}", wording)
 
 
 def reading_caption(scene: Scene, wording: int = 0) -> str:
     """A caption that mentions what is printed in the picture."""
     signs = listed([f"the {'number' if sign.isdigit() else 'word'} {sign}" for sign in scene.signs])
     things = listed([short(thing) for thing in salient(scene)])
-    return worded(f"{things} above {signs}", wording)
+    return _frame(f"{things} above {signs}", wording)
 
 
 def relation_caption(scene: Scene, wording: int = 0) -> str:
@@ -60,7 +66,7 @@ def relation_caption(scene: Scene, wording: int = 0) -> str:
     relation = next(name for name in RELATIONS if first.stands(name, second))
     if wording % 2:
         first, second, relation = second, first, OPPOSITE[relation]
-    return worded(f"{short(first)} {relation} {short(second)} {GROUND[scene.background]}", wording)
+    return _frame(f"{short(first)} {relation} {short(second)} {GROUND[scene.background]}", wording)
 
 
 def describe(scene: Scene) -> str:
@@ -98,7 +104,6 @@ def _placed(signs: tuple[str, ...]) -> list[tuple[str, str]]:
     return list(zip(("left", "right") if len(signs) > 1 else ("only",), signs, strict=False))
 
 
-def worded(text: str, wording: int) -> str:
-    """A list of things as a caption, in one of `ROTATE` wordings."""
+def _frame(text: str, wording: int) -> str:
     framed = _FRAMES[wording % ROTATE].format(text)
     return framed[0].upper() + framed[1:]

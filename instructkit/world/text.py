@@ -31,7 +31,7 @@ from instructkit.prompts.described import in_words
 from instructkit.prompts.protocols import Protocol, load_protocol
 from instructkit.prompts.templates import Templates, templates_folder
 from instructkit.world.captions import ROTATE, caption, describe, describe_film, describe_story
-from instructkit.world.facts import KNOWN, SEEN, TEXT
+from instructkit.world.facts import SEEN, TEXT
 from instructkit.world.questions import Question, ask, ask_about, ask_number, options, polite, verify
 from instructkit.world.release import SIZES
 from instructkit.world.releases.read import TOKENS

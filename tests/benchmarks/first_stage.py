@@ -49,17 +49,11 @@ from instructkit.training.objectives import Loss
 from instructkit.training.optimizers import build_optimizer
 from instructkit.training.pretraining import PretrainingObjective
 from instructkit.training.schedule import learning_rate
-from instructkit.world.captions import GROUND, ROTATE, caption, listed, short, worded
+from instructkit.world.captions import ROTATE, caption, full_caption
 from instructkit.world.draw import SIDE, draw_picture
 from instructkit.world.scene import Scene, draw, draw_scene
 
 RERANKED = 16
-
-
-def full_caption(scene: Scene, wording: int = 0) -> str:
-    """Every thing with its kind and colour, cell by cell, and where it is."""
-    things = listed([short(thing) for thing in sorted(scene.things, key=lambda thing: thing.cell)])
-    return worded(f"{things} {GROUND[scene.background]}", wording)
 
 
 class Case(NamedTuple):
