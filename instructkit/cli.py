@@ -241,7 +241,7 @@ def evaluate(
     from instructkit.runs.cores import share_cores
 
     share_cores()  # before torch is loaded
-    from instructkit.config import evaluation_settings
+    from instructkit.config.read import evaluation_settings
     from instructkit.evaluation.run import evaluate as run
     from instructkit.reports.report import failed, last_lines, write_evaluation_report
     from instructkit.runs.lock import locked
@@ -276,7 +276,7 @@ def _benchmarks() -> list[str]:
 
 
 def _configs() -> list[str]:
-    from instructkit.config import config_names
+    from instructkit.config.read import config_names
 
     return list(config_names())
 
@@ -387,7 +387,7 @@ def export_model(
 @app.command("configs")
 def list_configs() -> None:
     """List the configs that can be named."""
-    from instructkit.config import config_names, described
+    from instructkit.config.read import config_names, described
     from instructkit.conversion.catalogue import table
 
     rows = [
@@ -458,7 +458,7 @@ def plan_run(
     """
     import msgspec
 
-    from instructkit.config import find_config, load_config
+    from instructkit.config.read import find_config, load_config
 
     with redirect_stdout(sys.stderr):  # where DeepSpeed then logs, which would break JSON
         from instructkit.training.plan.estimate import Assumed, make_plan

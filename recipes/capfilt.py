@@ -2,7 +2,7 @@
 
     deepspeed recipes/capfilt.py [--config recipes/configs/capfilt.yaml] captioner.model=... filter.model=... [...]
 
-What it does, and the settings that govern it (`instructkit/config.py` explains every one):
+What it does, and the settings that govern it (`instructkit/config/settings.py` explains every one):
     data        web pictures with their texts, and human pairs that are added as they are               data.*
     captioner   writes one caption for each picture by nucleus sampling, or several; drawn from the
                 seed and the picture's name                                                             captioner.*
@@ -14,7 +14,8 @@ ranks or not, it goes on where it was and ends in the same bytes. Another thresh
 
 from __future__ import annotations
 
-from instructkit.config import CapFiltRun, load_capfilt
+from instructkit.config.read import load_capfilt
+from instructkit.config.settings import CapFiltRun
 from instructkit.runs.start import start
 
 SETTINGS = start(__name__, __doc__, CapFiltRun, load_capfilt, default="capfilt")  # before torch is loaded

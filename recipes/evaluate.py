@@ -2,14 +2,16 @@
 
     deepspeed recipes/evaluate.py model.name=runs/easy_vqa/model benchmarks=held-out output=runs/zero_shot [limit=100]
 
-The settings are named as those of a training run (`instructkit/config.py` explains every one; data.root is where the
-converted datasets are). Each rank answers whole batches of the same plan and the first one merges them, so the result
-does not depend on the number of ranks. Killed and started again, with as many ranks or not, it goes on where it was.
+The settings are named as those of a training run (`instructkit/config/settings.py` explains every one; data.root is
+where the converted datasets are). Each rank answers whole batches of the same plan and the first one merges them, so
+the result does not depend on the number of ranks. Killed and started again, with as many ranks or not, it goes on where
+it was.
 """
 
 from __future__ import annotations
 
-from instructkit.config import EvaluationRun, evaluation_words
+from instructkit.config.read import evaluation_words
+from instructkit.config.settings import EvaluationRun
 from instructkit.runs.start import start
 
 SETTINGS = start(__name__, __doc__, EvaluationRun, evaluation_words)

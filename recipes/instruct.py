@@ -2,7 +2,7 @@
 
     deepspeed recipes/instruct.py [--config recipes/configs/easy_vqa.yaml] [key=value ...]
 
-What it does, and the settings that govern it (`instructkit/config.py` explains every one):
+What it does, and the settings that govern it (`instructkit/config/settings.py` explains every one):
     data        converts releases that come as a package, checks that the others are converted     data.*
     model       a preset from random weights, a folder, a published size, or parts of several        model.*
     towers      image encoder, Q-Former and LLM, each frozen, trained by LoRA, or in full            towers.*
@@ -17,7 +17,9 @@ otherwise. With resume=true a larger max_steps lengthens a finished run, and at 
 
 from __future__ import annotations
 
-from instructkit.config import RunConfig, check_recipe, load_config
+from instructkit.config.conflicts import check_recipe
+from instructkit.config.read import load_config
+from instructkit.config.settings import RunConfig
 from instructkit.runs.start import start
 
 CONFIG = start(__name__, __doc__, RunConfig, load_config, default="easy_vqa")  # before torch is loaded

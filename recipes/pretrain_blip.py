@@ -2,7 +2,7 @@
 
     deepspeed recipes/pretrain_blip.py [--config recipes/configs/pretrain_blip_world.yaml] [key=value ...]
 
-What it does, and the settings that govern it (`instructkit/config.py` explains every one):
+What it does, and the settings that govern it (`instructkit/config/settings.py` explains every one):
     data        sources of captions, of which a step reads one of a picture, or of questions            data.*
     model       image encoder from a ViT, text transformer from BERT, either from random weights, or both from an
                 earlier BLIP (model.name); what encoder and decoder share                               model.*
@@ -15,7 +15,9 @@ for alike, LM writes the caption. Same seed, same losses, on one rank and on sev
 
 from __future__ import annotations
 
-from instructkit.config import RunConfig, check_recipe, load_config
+from instructkit.config.conflicts import check_recipe
+from instructkit.config.read import load_config
+from instructkit.config.settings import RunConfig
 from instructkit.runs.start import start
 
 CONFIG = start(__name__, __doc__, RunConfig, load_config, default="pretrain_blip_world")  # before torch is loaded

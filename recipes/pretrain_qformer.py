@@ -2,7 +2,7 @@
 
     deepspeed recipes/pretrain_qformer.py [--config recipes/configs/stage1_world.yaml] [key=value ...]
 
-What it does, and the settings that govern it (`instructkit/config.py` explains every one):
+What it does, and the settings that govern it (`instructkit/config/settings.py` explains every one):
     data        sources of captions; a step reads one caption of a picture                              data.*
     model       image encoder and Q-Former: from BERT with the queries' feed-forwards copied, from random
                 weights, or from an earlier first stage                                                 model.*
@@ -17,7 +17,9 @@ for alike, ITG writes the caption. Same seed, same losses, on one rank and on se
 
 from __future__ import annotations
 
-from instructkit.config import RunConfig, check_recipe, load_config
+from instructkit.config.conflicts import check_recipe
+from instructkit.config.read import load_config
+from instructkit.config.settings import RunConfig
 from instructkit.runs.start import start
 
 CONFIG = start(__name__, __doc__, RunConfig, load_config, default="stage1_world")  # before torch is loaded

@@ -3,7 +3,7 @@
     python -m instructkit.world.text --out data/world/text.jsonl
     deepspeed recipes/pretrain_text.py [--config recipes/configs/text_world.yaml] [key=value ...]
 
-What it does, and the settings that govern it (`instructkit/config.py` explains every one):
+What it does, and the settings that govern it (`instructkit/config/settings.py` explains every one):
     data        documents, a JSON object with `text` a line; one longer than text_tokens is read in
                 pieces                                                                              data.text*
     model       a small llama from random weights, with a tokenizer trained on the text, or model.llm
@@ -17,7 +17,9 @@ rounding. `AutoModelForCausalLM` and `AutoTokenizer` open the folder, and `model
 
 from __future__ import annotations
 
-from instructkit.config import RunConfig, check_recipe, load_config
+from instructkit.config.conflicts import check_recipe
+from instructkit.config.read import load_config
+from instructkit.config.settings import RunConfig
 from instructkit.runs.start import start
 
 CONFIG = start(__name__, __doc__, RunConfig, load_config, default="text_world")  # before torch is loaded

@@ -18,7 +18,8 @@ from transformers import InstructBlipForConditionalGeneration, InstructBlipProce
 from typer.testing import CliRunner
 
 from instructkit.cli import app
-from instructkit.config import ModelConfig, TowersConfig, config_names, find_config
+from instructkit.config.read import config_names, find_config
+from instructkit.config.settings import ModelConfig, TowersConfig
 from instructkit.data.dataset import load_examples
 from instructkit.data.examples import Example, Turn
 from instructkit.errors import UserError

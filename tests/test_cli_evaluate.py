@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import instructkit as ik
 from instructkit import cli
 from instructkit.cli import app
-from instructkit.config import evaluation_settings
+from instructkit.config.read import evaluation_settings
 from instructkit.errors import UserError
 from tests.evaluation.world import World
 

@@ -11,16 +11,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 import pytest
 import yaml
 
-from instructkit.config import (
-    GROUPS,
-    CapFiltRun,
-    RunConfig,
-    TrainingConfig,
-    load_capfilt,
-    load_config,
-    load_settings,
-    to_dict,
-)
+from instructkit.config.read import load_capfilt, load_config, load_settings
+from instructkit.config.settings import GROUPS, CapFiltRun, RunConfig, TrainingConfig, to_dict
 from instructkit.errors import UserError
 from instructkit.prompts.protocols import Protocol, load_protocol
 from instructkit.prompts.templates import Templates
@@ -91,7 +83,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_a_short_key_that_two_groups_have_is_ambiguous(config, monkeypatch):
-    from instructkit import config as module
+    from instructkit.config import read as module
 
     monkeypatch.setattr(module, "GROUPS", {**module.GROUPS, "data": TrainingConfig})
     with pytest.raises(UserError, match=r"in several groups: write data\.max_steps or training\.max_steps"):

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from instructkit import sources
 from instructkit.cli import app
-from instructkit.config import evaluation_settings
+from instructkit.config.read import evaluation_settings
 from instructkit.conversion.convert import convert
 from instructkit.data import media_files
 from instructkit.data.examples import Example

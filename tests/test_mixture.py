@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instructkit.config import load_config
+from instructkit.config.read import load_config
 from instructkit.data.mixture import Mixture, probabilities
 from instructkit.errors import UserError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from instructkit.config import load_config
+from instructkit.config.read import load_config
 from instructkit.data.examples import Example
 from instructkit.errors import UserError
 from instructkit.prompts.own_prompt import OwnPrompt, wordings_of

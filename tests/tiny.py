@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, InstructBlipConfig, InstructBlipQFormerConfig, InstructBlipVisionConfig
 
-from instructkit.config import ModelConfig
+from instructkit.config.settings import ModelConfig
 from instructkit.models.batches import Captions, Limits, Texts
 from instructkit.models.blip2 import Blip2Pretraining
 from instructkit.models.instruct_blip import InstructBlip

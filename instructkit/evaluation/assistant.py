@@ -18,7 +18,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from instructkit.config import Dtype
+from instructkit.config.settings import Dtype
 from instructkit.data.examples import Example
 from instructkit.data.media import VIDEO_SUFFIXES
 from instructkit.errors import UserError

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 import torch
 
-from instructkit.config import EvaluationRun, ModelConfig, RunConfig, evaluation_of
+from instructkit.config.settings import EvaluationRun, ModelConfig, RunConfig, evaluation_of
 from instructkit.data import media_files
 from instructkit.data.dataset import MANIFEST, convert_command
 from instructkit.errors import UserError

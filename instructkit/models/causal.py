@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from instructkit.config import ThroughputConfig
+from instructkit.config.settings import ThroughputConfig
 from instructkit.models.instruct_blip import AnswerLoss
 from instructkit.models.packing import Rows, can_pack, packed_rows
 

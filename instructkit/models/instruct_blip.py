@@ -2,7 +2,7 @@
 
 Parameter names are those of `InstructBlipForConditionalGeneration`, so what is saved here loads there and gives the
 same logits. Added are: several images (video frames) a row, the instruction-aware switch of the paper's ablation, and
-a loss that leaves out what a training step does not need (`instructkit.config.ThroughputConfig`).
+a loss that leaves out what a training step does not need (`instructkit.config.settings.ThroughputConfig`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import InstructBlipConfig, InstructBlipForConditionalGeneration
 from transformers.models.instructblip.modeling_instructblip import BaseModelOutputWithVisionQformerOutputs
 
-from instructkit.config import ThroughputConfig
+from instructkit.config.settings import ThroughputConfig
 from instructkit.models.packing import Rows, can_pack, packed_rows, similar_rows
 from instructkit.models.qformer import read_images, read_layer
 from instructkit.models.vision import ImageTower

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from transformers.pytorch_utils import Conv1D
 
-from instructkit.config import TowersConfig
+from instructkit.config.settings import TowersConfig
 from instructkit.errors import UserError
 from instructkit.models.blip import Blip
 from instructkit.models.blip2 import Blip2Pretraining

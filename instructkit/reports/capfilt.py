@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import yaml
 
-from instructkit.config import CapFiltRun
+from instructkit.config.settings import CapFiltRun
 from instructkit.evaluation.capfilt.join import BINS, Pair, Shown, Tally
 from instructkit.files import write_atomically, writing
 from instructkit.reports import plots

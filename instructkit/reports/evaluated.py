@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from instructkit.config import evaluation_settings
+from instructkit.config.read import evaluation_settings
 from instructkit.errors import UserError
 from instructkit.evaluation.assistant import Model
 from instructkit.evaluation.embed import FirstStageModel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from instructkit.config import RunConfig
+from instructkit.config.settings import RunConfig
 from instructkit.reports.report import finished_report, last_lines, write_report
 from instructkit.runs.run import Run
 from instructkit.runs.waiting import meet, on_first_rank

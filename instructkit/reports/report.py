@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from instructkit.config import EvaluationRun, RunConfig, to_dict
+from instructkit.config.settings import EvaluationRun, RunConfig, to_dict
 from instructkit.data.dataset import read_manifest
 from instructkit.errors import UserError
 from instructkit.evaluation.run import Evaluation, read_evaluation

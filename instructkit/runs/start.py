@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from instructkit.config import find_config
+from instructkit.config.read import find_config
 from instructkit.errors import UserError
 from instructkit.runs.cores import share_cores
 from instructkit.runs.ending import ENDING

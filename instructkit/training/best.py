@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from instructkit.config import EvaluationConfig
+from instructkit.config.settings import EvaluationConfig
 from instructkit.errors import UserError
 
 VALIDATION = "validation_loss"

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from instructkit.config import PairsConfig
+from instructkit.config.settings import PairsConfig
 from instructkit.models.blip import Followed
 from instructkit.models.blip2 import Candidates, Pretraining
 from instructkit.training.data import Batch

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from instructkit.config import RunConfig
+from instructkit.config.settings import RunConfig
 from instructkit.errors import UserError
 from instructkit.files import replacing
 from instructkit.models.batches import Captions

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from instructkit.config import RunConfig, TrainingConfig
+from instructkit.config.settings import RunConfig, TrainingConfig
 from instructkit.data.dataset import Examples
 from instructkit.data.mixture import Mixture, image_numbers, picture_counts
 from instructkit.errors import UserError

@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from instructkit import sources
-from instructkit.config import RunConfig
+from instructkit.config.settings import RunConfig
 from instructkit.conversion import convert
 from instructkit.conversion.processes import cores
 from instructkit.data import media_files

@@ -11,7 +11,7 @@ from typing import Any
 from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
 from deepspeed.runtime.config_utils import dict_raise_error_on_duplicate_keys
 
-from instructkit.config import TrainingConfig
+from instructkit.config.settings import TrainingConfig
 from instructkit.errors import UserError
 from instructkit.training.optimizers import optimizer_name
 

@@ -16,7 +16,7 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 
-from instructkit.config import TrainingConfig
+from instructkit.config.settings import TrainingConfig
 from instructkit.errors import UserError
 from instructkit.models.recompute import compile_layers, recompute_layers
 from instructkit.runs.ranks import max_over_ranks, sum_over_ranks

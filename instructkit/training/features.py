@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from instructkit.config import RunConfig
+from instructkit.config.settings import RunConfig
 from instructkit.data.media import located
 from instructkit.errors import UserError
 from instructkit.models.batches import Picture

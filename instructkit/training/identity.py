@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from instructkit.config import RunConfig, to_dict
+from instructkit.config.settings import RunConfig, to_dict
 from instructkit.training.datasets import Say, data_digest, media_digests, splits_of, training_splits
 from instructkit.training.deepspeed_config import users_settings
 

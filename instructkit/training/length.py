@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from instructkit import sources
-from instructkit.config import RunConfig
+from instructkit.config.settings import RunConfig
 from instructkit.data.dataset import MANIFEST
 from instructkit.data.mixture import Mixture, image_numbers
 from instructkit.errors import UserError

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import yaml
 from tqdm import tqdm
 
-from instructkit.config import RunConfig, to_dict
+from instructkit.config.settings import RunConfig, to_dict
 from instructkit.files import reading, write_atomically
 from instructkit.models.towers import set_modes, trained_and_frozen
 from instructkit.runs.log import step_line

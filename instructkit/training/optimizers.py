@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from instructkit.config import Tower, TrainingConfig
+from instructkit.config.settings import Tower, TrainingConfig
 from instructkit.errors import UserError
 
 MOMENTUM = 0.95

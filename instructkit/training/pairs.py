@@ -9,7 +9,7 @@ from random import Random
 import numpy as np
 import torch
 
-from instructkit.config import RunConfig
+from instructkit.config.settings import RunConfig
 from instructkit.data.examples import CAPTIONED, Example
 from instructkit.data.mixture import Integers, Mixture, image_numbers
 from instructkit.errors import UserError

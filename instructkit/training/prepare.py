@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from instructkit.config import ModelConfig, RunConfig
+from instructkit.config.settings import ModelConfig, RunConfig
 from instructkit.data.mixture import Mixture
 from instructkit.models.load.look import look_for_model
 from instructkit.models.recompute import check_compiler

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from instructkit.config import RunConfig
+from instructkit.config.settings import RunConfig
 from instructkit.data.examples import Example
 from instructkit.data.mixture import Mixture, image_numbers
 from instructkit.errors import UserError

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from instructkit.config import find_config, load_settings, recipes_folder
+from instructkit.config.read import find_config, load_settings, recipes_folder
 from instructkit.errors import UserError
 from instructkit.runs.run import open_run
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from instructkit.config import TrainingConfig
+from instructkit.config.settings import TrainingConfig
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:

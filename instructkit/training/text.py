@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from instructkit.config import RunConfig
+from instructkit.config.settings import RunConfig
 from instructkit.data.mixture import Mixture
 from instructkit.errors import UserError
 from instructkit.models.batches import padded

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from instructkit.config import RunConfig
+from instructkit.config.settings import RunConfig
 from instructkit.errors import UserError
 from instructkit.files import replacing
 from instructkit.models.causal import CausalText

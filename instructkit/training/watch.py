@@ -24,7 +24,7 @@ import deepspeed
 import torch
 from torch import nn
 
-from instructkit.config import RunConfig
+from instructkit.config.settings import RunConfig
 from instructkit.errors import UserError
 from instructkit.evaluation.answer import Evaluator
 from instructkit.evaluation.benchmark import Task, answer_benchmark, make_task

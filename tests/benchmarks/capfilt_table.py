@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 
-from instructkit.config import CaptionerConfig, FilterConfig
+from instructkit.config.settings import CaptionerConfig, FilterConfig
 from instructkit.conversion.convert import convert
 from instructkit.data.dataset import load_examples
 from instructkit.evaluation.blocks import Blocks

@@ -36,7 +36,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import ConvNextConfig, ConvNextImageProcessor, ConvNextModel
 
-from instructkit.config import ModelConfig, TowersConfig, TrainingConfig
+from instructkit.config.settings import ModelConfig, TowersConfig, TrainingConfig
 from instructkit.data.media import CLIP_MEAN, CLIP_STD
 from instructkit.models.batches import Captions
 from instructkit.models.blip2 import Blip2Pretraining, similarity

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from instructkit.config import TrainingConfig
+from instructkit.config.settings import TrainingConfig
 from instructkit.runs.ranks import start_ranks
 from instructkit.training.data import Batch
 from instructkit.training.engine import Engine

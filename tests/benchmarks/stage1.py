@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Blip2Config, Blip2QFormerConfig, Blip2VisionConfig
 
-from instructkit.config import TowersConfig
+from instructkit.config.settings import TowersConfig
 from instructkit.models.batches import CAPTION_TOKENS, padded
 from instructkit.models.blip2 import Blip2Pretraining, similarity
 from instructkit.models.towers import prepare_towers

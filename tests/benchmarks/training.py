@@ -39,7 +39,7 @@ from transformers import (
     InstructBlipVisionConfig,
 )
 
-from instructkit.config import ThroughputConfig, TowersConfig
+from instructkit.config.settings import ThroughputConfig, TowersConfig
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.load.presets import preset
 from instructkit.models.towers import prepare_towers

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from instructkit.config import CapFiltRun
+from instructkit.config.settings import CapFiltRun
 from instructkit.evaluation.blocks import Blocks
 from instructkit.evaluation.capfilt import judge, run
 from instructkit.reports.capfilt import write_capfilt_report

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from instructkit.config import evaluation_settings
+from instructkit.config.read import evaluation_settings
 from instructkit.data.dataset import load_examples
 from instructkit.evaluation import metrics
 from instructkit.evaluation.run import evaluate

@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from instructkit.cli import app
-from instructkit.config import CapFiltRun
+from instructkit.config.settings import CapFiltRun
 from instructkit.data.dataset import load_examples
 from instructkit.data.media import image_pixels, load_image
 from instructkit.errors import UserError

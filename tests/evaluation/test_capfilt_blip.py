@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import torch
 
-from instructkit.config import CapFiltRun, CaptionerConfig, FilterConfig
+from instructkit.config.settings import CapFiltRun, CaptionerConfig, FilterConfig
 from instructkit.errors import UserError
 from instructkit.evaluation.capfilt.judge import Models, Settings, judge_pictures
 from instructkit.evaluation.capfilt.models import BlipTool, load_models

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from instructkit.config import evaluation_settings
+from instructkit.config.read import evaluation_settings
 from instructkit.conversion.convert import convert
 from instructkit.data.dataset import load_examples
 from instructkit.evaluation.answer import Evaluator

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from instructkit.cli import app
-from instructkit.config import evaluation_settings, find_config, load_config
+from instructkit.config.read import evaluation_settings, find_config, load_config
 from instructkit.data.dataset import load_examples, write_shard
 from instructkit.errors import UserError
 from instructkit.evaluation import retrieve

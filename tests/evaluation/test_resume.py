@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from instructkit.cli import app
-from instructkit.config import evaluation_settings
+from instructkit.config.read import evaluation_settings
 from instructkit.errors import UserError
 from instructkit.evaluation.responses import Response, ResponseLog
 from instructkit.reports.report import failed, write_evaluation_report

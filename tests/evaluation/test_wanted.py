@@ -8,15 +8,8 @@ from typing import Any, get_type_hints
 import msgspec
 import pytest
 
-from instructkit.config import (
-    GROUPS,
-    EvaluationRun,
-    RunConfig,
-    evaluation_of,
-    evaluation_words,
-    find_config,
-    load_config,
-)
+from instructkit.config.read import evaluation_words, find_config, load_config
+from instructkit.config.settings import GROUPS, EvaluationRun, RunConfig, evaluation_of
 from instructkit.data.dataset import load_examples
 from instructkit.errors import UserError
 from instructkit.evaluation.identity import model_identity, responses_identity

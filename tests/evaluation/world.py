@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from instructkit import sources
-from instructkit.config import evaluation_settings, evaluation_words
+from instructkit.config.read import evaluation_settings, evaluation_words
 from instructkit.conversion.convert import convert
 from instructkit.data.dataset import MANIFEST
 from instructkit.evaluation.run import Evaluation, evaluate

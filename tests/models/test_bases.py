@@ -13,7 +13,7 @@ import torch
 import transformers.utils.hub
 from transformers import AutoModelForCausalLM
 
-from instructkit.config import ModelConfig, TowersConfig
+from instructkit.config.settings import ModelConfig, TowersConfig
 from instructkit.errors import UserError
 from instructkit.evaluation.identity import model_identity
 from instructkit.models.load.bases import bases_of, check_package, checkpoint_digest, find_base

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import instructkit as ik
 from instructkit.cli import app
-from instructkit.config import ModelConfig, RunConfig
+from instructkit.config.settings import ModelConfig, RunConfig
 from instructkit.data.media import CLIP_MEAN, CLIP_STD
 from instructkit.errors import UserError
 from instructkit.models.load import lavis

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 import instructkit as ik
-from instructkit.config import ModelConfig, TowersConfig
+from instructkit.config.settings import ModelConfig, TowersConfig
 from instructkit.errors import UserError
 from instructkit.models.batches import Texts
 from instructkit.models.instruct_blip import InstructBlip

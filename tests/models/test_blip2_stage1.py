@@ -16,7 +16,7 @@ from transformers import (
     Blip2ForImageTextRetrieval,
 )
 
-from instructkit.config import ModelConfig
+from instructkit.config.settings import ModelConfig
 from instructkit.errors import UserError
 from instructkit.models.batches import DEC, Captions
 from instructkit.models.blip2 import (

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import BertTokenizerFast, BlipConfig, BlipModel, BlipProcessor, BlipTextConfig, BlipVisionConfig
 
 from instructkit.cli import app
-from instructkit.config import WholeModelConfig
+from instructkit.config.settings import WholeModelConfig
 from instructkit.errors import UserError
 from instructkit.models.batches import Captions
 from instructkit.models.blip import Blip

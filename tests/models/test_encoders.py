@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from instructkit.config import ModelConfig, TowersConfig, load_config
+from instructkit.config.read import load_config
+from instructkit.config.settings import ModelConfig, TowersConfig
 from instructkit.data.media import CLIP_MEAN, CLIP_STD
 from instructkit.errors import UserError
 from instructkit.models.load.join import join

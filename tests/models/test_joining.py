@@ -15,7 +15,7 @@ from transformers import (
     InstructBlipForConditionalGeneration,
 )
 
-from instructkit.config import ModelConfig, TowersConfig
+from instructkit.config.settings import ModelConfig, TowersConfig
 from instructkit.data.media import CLIP_MEAN, CLIP_STD
 from instructkit.errors import UserError
 from instructkit.evaluation.generate import generate_texts

@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from instructkit.config import ModelConfig, TowersConfig
+from instructkit.config.settings import ModelConfig, TowersConfig
 from instructkit.errors import UserError
 from instructkit.evaluation.identity import model_identity
 from instructkit.models.batches import Limits, Texts

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from instructkit.config import ThroughputConfig, TowersConfig
+from instructkit.config.settings import ThroughputConfig, TowersConfig
 from instructkit.errors import UserError
 from instructkit.models import recompute
 from instructkit.models.recompute import compile_layers, compiler, recompute_layers

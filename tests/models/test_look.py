@@ -9,7 +9,7 @@ import pytest
 from httpx import ConnectTimeout, Request, Response
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-from instructkit.config import ModelConfig, TowersConfig, WholeModelConfig
+from instructkit.config.settings import ModelConfig, TowersConfig, WholeModelConfig
 from instructkit.errors import UserError
 from instructkit.models.load import find
 from instructkit.models.load.join import join

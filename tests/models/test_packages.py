@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import EfficientNetModel
 
-from instructkit.config import ModelConfig, TowersConfig
+from instructkit.config.settings import ModelConfig, TowersConfig
 from instructkit.errors import UserError
 from instructkit.models.load.efficientnet_lite import write_efficientnet_lite
 from instructkit.models.load.join import join

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from instructkit.config import TowersConfig
+from instructkit.config.settings import TowersConfig
 from instructkit.evaluation.generate import generate_texts
 from instructkit.models.towers import prepare_towers
 from instructkit.prompts.protocols import Decoding

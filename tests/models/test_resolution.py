@@ -12,7 +12,7 @@ from transformers import (
     InstructBlipForConditionalGeneration,
 )
 
-from instructkit.config import ModelConfig, RunConfig, TowersConfig
+from instructkit.config.settings import ModelConfig, RunConfig, TowersConfig
 from instructkit.errors import UserError
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.load.join import join

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from instructkit.config import ModelConfig
+from instructkit.config.settings import ModelConfig
 from instructkit.evaluation.generate import generate_ids
 from instructkit.models.batches import Texts
 from instructkit.models.instruct_blip import InstructBlip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from instructkit.config import TowersConfig
+from instructkit.config.settings import TowersConfig
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.load.presets import PUBLISHED, preset
 from instructkit.models.towers import prepare_towers, trained_and_frozen

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 import torch
 
-from instructkit.config import ThroughputConfig
+from instructkit.config.settings import ThroughputConfig
 from instructkit.models.batches import share_images
 from instructkit.models.packing import Rows, can_pack, similar_rows
 from instructkit.models.qformer import read_images

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from instructkit.config import evaluation_settings
+from instructkit.config.read import evaluation_settings
 from instructkit.reports.report import write_evaluation_report
 from tests.evaluation.world import World
 

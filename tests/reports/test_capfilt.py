@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from instructkit.config import CapFiltRun
+from instructkit.config.settings import CapFiltRun
 from instructkit.errors import UserError
 from instructkit.evaluation.capfilt.join import BINS, Pair, Shown, Tally
 from instructkit.reports.capfilt import write_capfilt_report

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from instructkit.config import DataConfig, EvaluationConfig, RunConfig
+from instructkit.config.settings import DataConfig, EvaluationConfig, RunConfig
 from instructkit.evaluation.run import evaluate_run
 from instructkit.reports.report import finished_report, last_lines, write_report
 from tests.reports.conftest import Written

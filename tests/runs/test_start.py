@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from instructkit.config import GROUPS, RunConfig, load_config
+from instructkit.config.read import load_config
+from instructkit.config.settings import GROUPS, RunConfig
 from instructkit.runs.start import attributes, setting_lines, start
 
 

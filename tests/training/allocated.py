@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from instructkit.config import RunConfig, load_config
+from instructkit.config.read import load_config
+from instructkit.config.settings import RunConfig
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.load.presets import build
 from instructkit.models.towers import prepare_towers, set_modes

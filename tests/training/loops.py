@@ -16,7 +16,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from instructkit.config import DataConfig, EvaluationConfig, RunConfig
+from instructkit.config.settings import DataConfig, EvaluationConfig, RunConfig
 from instructkit.runs.ending import Stopped
 from instructkit.runs.log import RunLog
 from instructkit.runs.ranks import start_ranks

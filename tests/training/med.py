@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from instructkit.config import PairsConfig
+from instructkit.config.settings import PairsConfig
 from instructkit.models.batches import padded
 from instructkit.models.blip import Blip, Momentum
 from instructkit.models.load.blip import join_blip

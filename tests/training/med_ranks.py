@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from instructkit.config import PairsConfig
+from instructkit.config.settings import PairsConfig
 from instructkit.runs.ranks import start_ranks
 from instructkit.training.blip import BlipObjective
 from tests.training.med import PAIRS, QUEUE, gradients_by_loss, random_batch, random_model

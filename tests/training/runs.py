@@ -17,7 +17,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from instructkit.config import RunConfig, load_config
+from instructkit.config.read import load_config
+from instructkit.config.settings import RunConfig
 from instructkit.errors import UserError
 from instructkit.runs.ranks import start_ranks
 from instructkit.runs.run import open_run

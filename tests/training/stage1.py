@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from instructkit.config import ModelConfig
+from instructkit.config.settings import ModelConfig
 from instructkit.models.batches import padded
 from instructkit.models.blip2 import Blip2Pretraining
 from instructkit.models.load.new_tokenizers import train_qformer_tokenizer

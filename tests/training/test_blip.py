@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from instructkit.config import PairsConfig
+from instructkit.config.settings import PairsConfig
 from instructkit.models.batches import padded
 from instructkit.models.blip import Blip, Momentum, read_text
 from instructkit.prompts.jinja import plain_question

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from instructkit.config import ModelConfig, load_config
+from instructkit.config.read import load_config
+from instructkit.config.settings import ModelConfig
 from instructkit.errors import UserError
 from instructkit.models.load.blip import load_blip
 from instructkit.models.load.blip_tasks import look_for_blip

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from instructkit import sources
-from instructkit.config import RunConfig, load_config, to_dict
+from instructkit.config.read import load_config
+from instructkit.config.settings import RunConfig, to_dict
 from instructkit.conversion.convert import convert
 from instructkit.evaluation.select import GROUPS
 from instructkit.models.load.trained import load_tokenizers

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from instructkit.config import TrainingConfig
+from instructkit.config.settings import TrainingConfig
 from instructkit.errors import UserError
 from instructkit.training.deepspeed_config import deepspeed_settings, offloads_optimizer
 

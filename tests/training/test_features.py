@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from instructkit.config import TowersConfig, load_config
+from instructkit.config.read import load_config
+from instructkit.config.settings import TowersConfig
 from instructkit.conversion import convert
 from instructkit.data.dataset import load_examples
 from instructkit.errors import UserError

@@ -9,7 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from instructkit.config import ModelConfig, ThroughputConfig, TowersConfig
+from instructkit.config.settings import ModelConfig, ThroughputConfig, TowersConfig
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.load.join import join
 from instructkit.models.towers import prepare_towers

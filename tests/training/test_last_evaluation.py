@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from instructkit.config import dtype_of, load_config
+from instructkit.config.read import load_config
+from instructkit.config.settings import dtype_of
 from instructkit.evaluation.run import read_evaluation
 from instructkit.reports.report import read_report
 from tests.training.mini import log, run_all, write_model, write_releases

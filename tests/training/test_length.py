@@ -11,7 +11,8 @@ import msgspec
 import pytest
 import torch
 
-from instructkit.config import RunConfig, load_config
+from instructkit.config.read import load_config
+from instructkit.config.settings import RunConfig
 from instructkit.data.mixture import Mixture
 from instructkit.errors import UserError
 from instructkit.models.load.presets import build, preset

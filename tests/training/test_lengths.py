@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from instructkit.config import load_config
+from instructkit.config.read import load_config
 from instructkit.data.dataset import load_examples
 from instructkit.data.examples import Example
 from instructkit.errors import UserError

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from PIL import Image
 
-from instructkit.config import DataConfig, EvaluationConfig, RunConfig
+from instructkit.config.settings import DataConfig, EvaluationConfig, RunConfig
 from instructkit.conversion.convert import convert
 from instructkit.errors import UserError
 from instructkit.reports import once

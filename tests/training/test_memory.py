@@ -13,7 +13,7 @@ import gc, json, sys
 from pathlib import Path
 import torch
 from instructkit.models.batches import share_images
-from instructkit.config import TrainingConfig
+from instructkit.config.settings import TrainingConfig
 from instructkit.prompts.templates import Prompt
 from instructkit.training.checkpoints import save_checkpoint
 from instructkit.training.data import Batch

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from instructkit.config import ThroughputConfig
+from instructkit.config.settings import ThroughputConfig
 from instructkit.prompts.templates import Prompt
 from instructkit.runs.log import step_line
 from instructkit.training import meter as meters

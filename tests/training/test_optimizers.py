@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from instructkit.config import TowersConfig, TrainingConfig
+from instructkit.config.settings import TowersConfig, TrainingConfig
 from instructkit.errors import UserError
 from instructkit.models.towers import prepare_towers
 from instructkit.training.deepspeed_config import users_settings

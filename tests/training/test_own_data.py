@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from instructkit.config import load_config
+from instructkit.config.read import load_config
 from instructkit.conversion import convert
 from instructkit.conversion.processes import cores, in_processes
 from instructkit.errors import UserError

@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from instructkit.cli import app
-from instructkit.config import RunConfig, find_config, load_config
+from instructkit.config.read import find_config, load_config
+from instructkit.config.settings import RunConfig
 from instructkit.errors import UserError
 from instructkit.models.load.join import join
 from instructkit.models.load.presets import build

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from instructkit.config import TrainingConfig
+from instructkit.config.settings import TrainingConfig
 from instructkit.training.schedule import learning_rate
 
 PAPER = TrainingConfig(max_steps=60_000, warmup_steps=1000, warmup_from=1e-8, learning_rate=1e-5)

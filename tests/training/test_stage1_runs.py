@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import Blip2ForImageTextRetrieval
 
-from instructkit.config import check_recipe, load_config
+from instructkit.config.conflicts import check_recipe
+from instructkit.config.read import load_config
 from instructkit.errors import UserError
 from instructkit.models.load.pretraining import load_pretraining
 from instructkit.training.recipe import launch_command

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from instructkit.config import ModelConfig, ThroughputConfig, load_config
+from instructkit.config.read import load_config
+from instructkit.config.settings import ModelConfig, ThroughputConfig
 from instructkit.errors import UserError
 from instructkit.models.causal import CausalText
 from instructkit.models.load.join import join

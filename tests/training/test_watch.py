@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from instructkit.config import EvaluationConfig
+from instructkit.config.settings import EvaluationConfig
 from instructkit.data.dataset import load_examples
 from instructkit.errors import UserError
 from instructkit.evaluation.questions import draw

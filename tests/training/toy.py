@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from instructkit.config import TrainingConfig
+from instructkit.config.settings import TrainingConfig
 from instructkit.runs.ranks import start_ranks
 from instructkit.training.data import Batch
 from instructkit.training.engine import Engine

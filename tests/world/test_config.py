@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from instructkit import sources
-from instructkit.config import load_config
+from instructkit.config.read import load_config
 from instructkit.evaluation.select import wanted_benchmarks
 
 CONFIG = Path(__file__).parents[2] / "recipes" / "configs" / "world.yaml"

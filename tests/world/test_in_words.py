@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from instructkit import sources
 from instructkit.cli import app
-from instructkit.config import evaluation_settings
+from instructkit.config.read import evaluation_settings
 from instructkit.conversion.convert import convert
 from instructkit.data.dataset import load_examples
 from instructkit.data.examples import Example

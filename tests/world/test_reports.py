@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from instructkit.config import evaluation_settings
+from instructkit.config.read import evaluation_settings
 from instructkit.reports.report import last_lines, write_evaluation_report
 from instructkit.world.build import WRITERS
 from instructkit.world.release import SIZES, Release

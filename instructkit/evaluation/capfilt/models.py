@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from instructkit.config import CapFiltRun, CaptionerConfig, FilterConfig
+from instructkit.config.settings import CapFiltRun, CaptionerConfig, FilterConfig
 from instructkit.errors import UserError
 from instructkit.evaluation.capfilt.judge import Models, Scored
 from instructkit.evaluation.nucleus import NucleusDraw

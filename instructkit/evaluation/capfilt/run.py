@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from instructkit.config import CapFiltRun
+from instructkit.config.settings import CapFiltRun
 from instructkit.conversion.convert import convert
 from instructkit.data import media_files
 from instructkit.data.dataset import MANIFEST, convert_command

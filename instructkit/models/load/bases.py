@@ -11,7 +11,7 @@ import msgspec
 from huggingface_hub import try_to_load_from_cache
 from transformers.utils import cached_file
 
-from instructkit.config import ModelConfig
+from instructkit.config.settings import ModelConfig
 from instructkit.errors import UserError
 from instructkit.files import sha256_of
 from instructkit.models.load.packages import PACKAGE, packaged, shipped

@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from instructkit.config import ModelConfig
+from instructkit.config.settings import ModelConfig
 from instructkit.errors import UserError
 from instructkit.models.batches import Captions
 from instructkit.models.blip import Blip

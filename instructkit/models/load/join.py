@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, InstructBlipConfig, PreTrainedTokenizerBase
 
-from instructkit.config import ModelConfig
+from instructkit.config.settings import ModelConfig
 from instructkit.errors import UserError
 from instructkit.models.batches import Limits, Texts
 from instructkit.models.instruct_blip import InstructBlip

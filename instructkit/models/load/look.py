@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
-from instructkit.config import ModelConfig, WholeModelConfig
+from instructkit.config.settings import ModelConfig, WholeModelConfig
 from instructkit.errors import UserError
 from instructkit.models.load.bases import lying
 from instructkit.models.load.blip_tasks import blip_tasks

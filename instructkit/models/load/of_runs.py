@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from instructkit.config import ModelConfig
+from instructkit.config.settings import ModelConfig
 from instructkit.errors import UserError
 from instructkit.models.load.bases import find_base
 from instructkit.models.load.lavis import is_lavis

@@ -28,7 +28,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from instructkit.config import ModelConfig
+from instructkit.config.settings import ModelConfig
 from instructkit.errors import UserError
 from instructkit.models.batches import CAPTION_TOKENS, DEC, Captions
 from instructkit.models.blip2 import TEMPERATURE, Blip2Pretraining, WordHead

@@ -15,7 +15,7 @@ import msgspec
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 from instructkit import sources
-from instructkit.config import RunConfig, TrainingConfig, dtype_of
+from instructkit.config.settings import RunConfig, TrainingConfig, dtype_of
 from instructkit.errors import UserError
 from instructkit.evaluation.select import wanted_benchmarks
 from instructkit.models.instruct_blip import InstructBlip

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import InstructBlipConfig, InstructBlipQFormerConfig, PreTrainedConfig
 
-from instructkit.config import ModelConfig, RunConfig
+from instructkit.config.settings import ModelConfig, RunConfig
 from instructkit.errors import UserError
 from instructkit.models.instruct_blip import IGNORED, InstructBlip
 from instructkit.models.load.lavis import base_of, is_lavis, read_lavis
