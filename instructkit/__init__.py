@@ -146,6 +146,7 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = 64,
     spread: int = 0,
+    words: str | PathLike[str] | None = None,
     say: Callable[[str], None] = print,
 ) -> Evaluated:
     """Evaluate a model on benchmarks, as `instructkit evaluate` does.
@@ -164,6 +165,7 @@ def evaluate(
         limit: maximum number of examples of each benchmark, the first of its split.
         batch_size: questions a forward pass.
         spread: number of training wordings to ask in beside each benchmark's prompt.
+        words: file of descriptions (`instructkit world` writes one) that the model's LLM reads in place of pictures.
         say: takes the lines about what is being done.
 
     Returns:
@@ -174,7 +176,9 @@ def evaluate(
     """
     from instructkit.reports.evaluated import evaluate_model
 
-    return evaluate_model(model, benchmarks, data, out, limit=limit, eval_batch_size=batch_size, spread=spread, say=say)
+    settings = {"limit": limit, "eval_batch_size": batch_size, "spread": spread}
+    told = None if words is None else str(words)
+    return evaluate_model(model, benchmarks, data, out, **settings, words=told, say=say)
 
 
 def train(config: str | PathLike[str] = "easy_vqa", **settings: Any) -> Report:

@@ -16,20 +16,33 @@ _HELD_IN_PUBLISHED = [
     Row("InstructBLIP FlanT5-XL without data balancing", 92.6, "arXiv 2305.06500, ablation table"),
 ]
 
+TITLES = {
+    "held_out": "Held-out",
+    "held_out_percent": "Held-out, those in per cent",
+    "held_in": "Held-in",
+}
+"""What each average is called in reports."""
+
 
 def averages(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The held-out and the held-in average.
+    """The held-out average, that of those scored in per cent, and the held-in average.
 
     Args:
         entries: benchmarks of a report by name.
 
     Returns:
-        For `held_out` and `held_in`: `value`, None unless all are there, `benchmarks`, those `missing`, those of which
-        only a part was scored (`partial`), and `published` rows, none beside miniatures.
+        For `held_out`, `held_out_percent` (all but captioning, whose CIDEr may be many hundreds) and `held_in`: `value`,
+        None unless all are there, `benchmarks`, those `missing`, those of which only a part was scored (`partial`), and
+        `published` rows, none beside miniatures.
     """
     held_out = tuple(name for name in benchmarks() if load_protocol(name).role == "held-out")
+    percent = tuple(name for name in held_out if load_protocol(name).metric != "cider")
     held_in_rows = [{"model": row.model, "value": row.value, "verified": row.verified} for row in _HELD_IN_PUBLISHED]
-    averaged = {"held_out": (held_out, _published(held_out)), "held_in": (HELD_IN, held_in_rows)}
+    averaged = {
+        "held_out": (held_out, _published(held_out)),
+        "held_out_percent": (percent, _published(percent)),
+        "held_in": (HELD_IN, held_in_rows),
+    }
     return {
         key: {**_average(entries, names), "published": [] if _any_miniature(entries, names) else rows}
         for key, (names, rows) in averaged.items()

@@ -9,6 +9,7 @@ from typing import Any
 from instructkit.errors import UserError
 from instructkit.files import write_atomically
 from instructkit.reports import html, markdown, plots, words
+from instructkit.reports.averages import TITLES
 from instructkit.reports.blocks import Block, Figure, Figures, Heading, Line, Table
 from instructkit.reports.report import read_report
 
@@ -91,10 +92,12 @@ def _rows(reports: Reports) -> list[list[str]]:
             found = [words.measured(each)[place] if each else None for each in own]
             cells = [f"{each.value:.2f} ({each.interval})" if each else "-" for each in found]
             rows.append([entry["title"], *cells, measured.measure])
-    for title, key in (("average of the held-out", "held_out"), ("average of the held-in", "held_in")):
-        values = [report["averages"][key]["value"] for report in reports.values()]
+    for key, title in TITLES.items():
+        values = [
+            report["averages"].get(key, {}).get("value") for report in reports.values()
+        ]  # earlier reports lack one
         if any(value is not None for value in values):
-            rows.append([title, *("-" if value is None else f"{value:.2f}" for value in values), ""])
+            rows.append([f"average: {title}", *("-" if value is None else f"{value:.2f}" for value in values), ""])
     return rows
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from instructkit.reports import plots, words
+from instructkit.reports.averages import TITLES
 from instructkit.reports.blocks import Block, Cases, Code, Figure, Figures, Heading, Line, Table
 from instructkit.reports.curve import training_blocks
 
@@ -74,7 +75,7 @@ def _scores(entries: list[dict[str, Any]]) -> list[Block]:
 
 def _averages(report: dict[str, Any]) -> list[Block]:
     blocks: list[Block] = [Heading("Averages")]
-    for title, key in (("Held-out", "held_out"), ("Held-in", "held_in")):
+    for key, title in TITLES.items():
         found = report["averages"][key]
         blocks.append(Line(f": {words.average(found)}.", title))
         if found["value"] is not None and found["published"]:

@@ -74,6 +74,13 @@ def test_averages_by_hand() -> None:
     assert published["InstructBLIP FlanT5-XL"]["value"] == pytest.approx(sum(figures) / 13)
     assert published["InstructBLIP FlanT5-XL"]["verified"]
     assert not published["BLIP-2 FlanT5-XL"]["verified"]
+    in_percent = averages(entries)["held_out_percent"]
+    assert set(held_out) - set(in_percent["benchmarks"]) == {"nocaps", "flickr30k"}
+    assert in_percent["value"] == pytest.approx(
+        (sum(range(13)) - held_out.index("nocaps") - held_out.index("flickr30k")) / 11
+    )
+    rows = {row["model"]: row["value"] for row in in_percent["published"]}
+    assert rows["InstructBLIP FlanT5-XL"] == pytest.approx(sum(figures[2:]) / 11)
     part = averages(entries | {"gqa": entry("gqa", 1.0, n=2)})["held_out"]
     assert part["partial"] == ["gqa"]
     assert averages(entries | {"gqa": entry("gqa", 1.0) | {"miniature": True}})["held_out"]["published"] == []

@@ -16,6 +16,7 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
+import instructkit
 from instructkit import sources
 from instructkit.cli import app
 from instructkit.config.read import evaluation_settings
@@ -244,3 +245,20 @@ def test_a_file_that_holds_no_descriptions_is_named(tmp_path: Path, content: str
         path.write_text(content)
     with pytest.raises(UserError, match=message):
         read_descriptions(path)
+
+
+def test_python_is_told_as_the_command_is(told: Told, raw: Path) -> None:
+    found = instructkit.evaluate(
+        str(told.run.parent / "llm"),
+        "vsr",
+        told.data,
+        words=raw / DESCRIPTIONS,
+        limit=LIMIT,
+        batch_size=3,
+        say=lambda line: None,
+    )
+    (written,) = (found.folder / "evaluation").glob("vsr*/responses.jsonl")
+    lines = map(json.loads, written.read_text().splitlines())
+    assert {line["example"]: line for line in lines} == {
+        line["example"]: line for line in responses(told, load_protocol("vsr"))
+    }
