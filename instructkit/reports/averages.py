@@ -31,7 +31,7 @@ def averages(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         entries: benchmarks of a report by name.
 
     Returns:
-        For `held_out`, `held_out_percent` (all but captioning, whose CIDEr may be many hundreds) and `held_in`: `value`,
+        For `held_out`, `held_out_percent` (without captioning, whose CIDEr may be hundreds) and `held_in`: `value`,
         None unless all are there, `benchmarks`, those `missing`, those of which only a part was scored (`partial`), and
         `published` rows, none beside miniatures.
     """
