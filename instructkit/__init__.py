@@ -147,6 +147,7 @@ def evaluate(
     batch_size: int = 64,
     spread: int = 0,
     words: str | PathLike[str] | None = None,
+    exchanged: bool = False,
     say: Callable[[str], None] = print,
 ) -> Evaluated:
     """Evaluate a model on benchmarks, as `instructkit evaluate` does.
@@ -166,6 +167,7 @@ def evaluate(
         batch_size: questions a forward pass.
         spread: number of training wordings to ask in beside each benchmark's prompt.
         words: file of descriptions (`instructkit world` writes one) that the model's LLM reads in place of pictures.
+        exchanged: ask each question about another picture of its benchmark: the score of a model that sees nothing.
         say: takes the lines about what is being done.
 
     Returns:
@@ -178,7 +180,7 @@ def evaluate(
 
     settings = {"limit": limit, "eval_batch_size": batch_size, "spread": spread}
     told = None if words is None else str(words)
-    return evaluate_model(model, benchmarks, data, out, **settings, words=told, say=say)
+    return evaluate_model(model, benchmarks, data, out, **settings, words=told, exchanged=exchanged, say=say)
 
 
 def train(config: str | PathLike[str] = "easy_vqa", **settings: Any) -> Report:

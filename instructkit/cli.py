@@ -232,6 +232,9 @@ def evaluate(
     words: Annotated[
         str | None, typer.Option(help="Descriptions of the pictures, which the model's LLM reads in their place.")
     ] = None,
+    exchanged: Annotated[
+        bool, typer.Option("--exchanged", help="Ask each question about another picture: the score of a blind model.")
+    ] = False,
     allow_packages: AllowPackages = False,
 ) -> None:
     """Evaluate a model on benchmarks and write a report.
@@ -251,6 +254,7 @@ def evaluate(
         {
             "model.name": model,
             "words": words,
+            "exchanged": exchanged,
             "data.root": data,
             "benchmarks": benchmarks,
             "output": output,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from instructkit.config.read import load_config
-from instructkit.data.examples import Example
+from instructkit.data.examples import TASKS, Example, Turn
 from instructkit.errors import UserError
 from instructkit.prompts.own_prompt import OwnPrompt, wordings_of
 from instructkit.prompts.templates import train_templates
@@ -60,10 +61,59 @@ def test_a_model_reads_rows_without_an_instruction(llm: str) -> None:
 
 def test_a_prompt_that_cannot_be_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.prompt: choices is no field of the task captioning"):
-        wordings_of("captioning", "{{ choices }}")
-    assert wordings_of("captioning", None) is train_templates("captioning")
+        wordings_of("captioning", prompt="{{ choices }}")
+    assert wordings_of("captioning") is train_templates("captioning")
     (tmp_path / "run.yaml").write_text("{}")
     with pytest.raises(UserError, match=r"data\.prefix cuts targets behind a prompt"):
         load_config(tmp_path / "run.yaml", ["data.prefix=true"])
     assert load_config(tmp_path / "run.yaml", ["data.prefix=true", "data.prompt=none"]).data.prompt == "none"
-    assert wordings_of("captioning", "none").render(EXAMPLE).instruction == ""
+    assert wordings_of("captioning", prompt="none").render(EXAMPLE).instruction == ""
+
+
+ASKED = Example(id="x/y/1", images=["1.jpg"], question="How many?", answers=["two", "two", "three"])
+CHOSEN = Example(id="x/y/1", images=["1.jpg"], question="How many?", choices=["one", "two"], choice=1, answers=["two"])
+BARE: dict[str, list[tuple[Example, str]]] = {
+    "captioning": [(EXAMPLE, "")],
+    "reading_captioning": [
+        (EXAMPLE, ""),
+        (replace(EXAMPLE, ocr_tokens=["STOP", "5"]), "OCR tokens: STOP, 5. "),
+    ],
+    "vqa": [(ASKED, "How many?")],
+    "video_qa": [(ASKED, "How many?")],
+    "reading_vqa": [(ASKED, "How many?"), (replace(ASKED, ocr_tokens=["STOP"]), "OCR tokens: STOP. How many?")],
+    "knowledge_vqa": [
+        (ASKED, "How many?"),
+        (CHOSEN, "How many? (a) one (b) two"),
+        (replace(CHOSEN, context="A sum."), "Context: A sum. How many? (a) one (b) two"),
+    ],
+    "question_generation": [(ASKED, "two")],
+    "visual_dialog": [(ASKED, "How many?")],
+    "visual_reasoning": [
+        (CHOSEN, "How many? (a) one (b) two"),
+        (Example(id="x/y/1", images=["1.jpg"], statement="It is so.", choice=1), "It is so."),
+    ],
+    "classification": [(Example(id="x/y/1", images=["1.jpg"], context="Ha ha", choice=0), "Ha ha")],
+    "llava": [
+        (ASKED, "How many?"),
+        (replace(ASKED, history=[Turn(question="Why?", answer="So.")]), "Why? So. How many?"),
+    ],
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_without_instructions_a_model_reads_the_bare_input_alone(task: str) -> None:
+    none, named = (wordings_of(task, "some_set", instructions=kind) for kind in ("none", "name"))
+    for example, bare in BARE[task]:
+        for epoch in range(4):
+            found = none.render(example, 1, epoch)
+            assert found.instruction == bare
+            assert found.target == train_templates(task).render(example, 1, epoch).target
+            name = f"[{task.replace('_', ' ')}:some_set]"
+            assert named.render(example, 1, epoch).instruction == (f"{name} {bare}" if bare else name)
+
+
+def test_bare_inputs_and_a_prompt_exclude_each_other(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("{}")
+    assert load_config(tmp_path / "run.yaml", ["instructions=name"]).data.instructions == "name"
+    with pytest.raises(UserError, match="give one of the two"):
+        load_config(tmp_path / "run.yaml", ["data.instructions=none", "data.prompt=none"])

@@ -42,6 +42,8 @@ def conflicts_of(config: RunConfig) -> Iterator[str]:
         yield f"data.text={config.data.text} is for recipes/pretrain_text.py alone; leave it out"
     if config.data.prefix and config.data.prompt is None:
         yield "data.prefix cuts targets behind a prompt of the run's own; set data.prompt, such as data.prompt=none"
+    if config.data.prompt is not None and config.data.instructions != "full":
+        yield "data.prompt and data.instructions both say what the model reads beside the picture; give one of the two"
     for tower in training.rates:
         if getattr(towers, tower) == "frozen":
             yield f"training.rates.{tower} is the learning rate of a tower that is frozen; set towers.{tower}"

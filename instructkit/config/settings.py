@@ -20,6 +20,7 @@ Rate = Annotated[float, Meta(gt=0, le=1e6)]
 Setting = Literal["frozen", "lora", "full"]
 Tower = Literal["vision", "qformer", "llm"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+Instructions = Literal["full", "none", "name"]
 PairLoss = Literal["itc", "itm", "lm", "vqa"]
 
 
@@ -44,9 +45,12 @@ class EvaluatedModelConfig(WholeModelConfig, frozen=True, forbid_unknown_fields=
     Attributes:
         words: file that says what is in each picture, such as the world's descriptions.jsonl. `name` then is an LLM, or
             a model whose LLM it is, that reads the descriptions in front of the prompt in place of the pictures.
+        exchanged: ask each question about another picture of its benchmark, so that the score is that of a model which
+            sees nothing.
     """
 
     words: Text | None = None
+    exchanged: bool = False
 
 
 class ModelConfig(WholeModelConfig, frozen=True, forbid_unknown_fields=True):
@@ -141,6 +145,9 @@ class DataConfig(ConvertedConfig, frozen=True, forbid_unknown_fields=True):
         prompt: what the model reads beside the picture, in place of the training templates: Jinja over an example's
             fields, such as "Question: {{ question }} Answer:"; none for nothing, as in BLIP-2's second stage; null for
             the templates.
+        instructions: full for the training templates; none for the bare input, such as the question; name for that
+            with the names of task and dataset in front, as in [vqa:vqav2]: InstructBLIP's multitask baselines (figure
+            4).
         prefix: cut each target between two words, at a place that follows from the seed; the model reads what stands
             before it behind the prompt (BLIP-2's prefix LM, for encoder-decoder LLMs). Needs a prompt.
         instruction_tokens: maximum length of an instruction in LLM tokens; longer ones lose their beginning.
@@ -159,6 +166,7 @@ class DataConfig(ConvertedConfig, frozen=True, forbid_unknown_fields=True):
     augment: bool = False
     workers: Annotated[int, Meta(ge=0, le=1024)] = 0
     prompt: Text | None = None
+    instructions: Instructions = "full"
     prefix: bool = False
     instruction_tokens: Positive = 128
     answer_tokens: Positive = 256

@@ -13,6 +13,7 @@ from instructkit.data.dataset import MANIFEST, Examples, load_examples, not_conv
 from instructkit.data.media_files import Stamps
 from instructkit.errors import UserError
 from instructkit.evaluation.answer import Answerer, Batch
+from instructkit.evaluation.exchanged import Exchange
 from instructkit.evaluation.questions import Plan, Question, draw, make_plan
 from instructkit.evaluation.responses import ResponseLog
 from instructkit.prompts.protocols import VOCABULARY, Protocol
@@ -29,6 +30,7 @@ class Task(NamedTuple):
         vocabulary: candidates, for protocols that take them from other splits.
         hidden: the authors keep the split's answers to themselves.
         folder: where its responses are kept.
+        exchange: shows each question another picture; None for its own.
     """
 
     question: Question
@@ -37,6 +39,7 @@ class Task(NamedTuple):
     vocabulary: list[str] | None
     hidden: bool
     folder: Path
+    exchange: Exchange | None = None
 
 
 def make_task(
@@ -48,6 +51,7 @@ def make_task(
     batch_size: int,
     hidden: bool = False,
     seed: int | None = None,
+    exchanged: bool = False,
 ) -> Task:
     """Open what a benchmark needs and lay out its batches.
 
@@ -59,9 +63,11 @@ def make_task(
         batch_size: questions a forward pass.
         hidden: the authors keep the split's answers to themselves.
         seed: draws the examples of a limit, instead of the first.
+        exchanged: whether each question is asked about another picture of the benchmark.
 
     Raises:
-        UserError: a split is not converted, or none of its examples belongs to the benchmark.
+        UserError: a split is not converted, none of its examples belongs to the benchmark, or there is no picture to
+            exchange another for.
     """
     protocol = question.protocol
     for split in [protocol.split, *(protocol.vocabulary.splits if protocol.vocabulary else [])]:
@@ -76,7 +82,9 @@ def make_task(
     if not plan.batches:
         needs = f" (it needs {', '.join(protocol.needs)})" if protocol.needs else ""
         raise UserError(f"{protocol.source}/{protocol.split}: none of {len(examples):,} examples belongs to it{needs}")
-    return Task(question, examples, plan, load_vocabulary(protocol, root), hidden, folder)
+    asked = sorted(index for batch in plan.batches for index in batch)
+    exchange = Exchange(protocol.benchmark, examples.take(asked)) if exchanged else None
+    return Task(question, examples, plan, load_vocabulary(protocol, root), hidden, folder, exchange)
 
 
 def answer_benchmark(
@@ -158,7 +166,10 @@ def _prepared(evaluator: Answerer, task: Task, batches: Sequence[Sequence[int]])
     root = Path(task.examples.manifest.media_root)
 
     def prepare(batch: Sequence[int]) -> Batch:
-        return evaluator.prepare(task.question, task.examples.take(batch), root, task.vocabulary, task.hidden)
+        examples = task.examples.take(batch)
+        if task.exchange is not None:
+            examples = list(map(task.exchange, examples))
+        return evaluator.prepare(task.question, examples, root, task.vocabulary, task.hidden)
 
     with ThreadPoolExecutor(max_workers=1) as pool:
         following = pool.submit(prepare, batches[0]) if batches else None

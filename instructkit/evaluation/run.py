@@ -156,6 +156,8 @@ def evaluate(
         say(f"evaluate  {settings.model.name} in {settings.evaluation.dtype}")
         if told:
             say(f"words     the LLM sees no picture; it is told what is in each by {settings.model.words}")
+        if settings.model.exchanged:
+            say("pictures  exchanged: each question is asked about another picture of its benchmark")
     if isinstance(able.answerer, Evaluator):
         for mode, note_of in (("rank", ranking_note), ("generate", generation_note)):
             asked = any(wanted.protocol.mode == mode for wanted in chosen)
@@ -320,6 +322,8 @@ class _Runner:
         """One benchmark; on other ranks than the first the outcome says nothing."""
         protocol = wanted.protocol
         reason = _beyond(protocol, self.able.kind) or self.without_media.get(protocol.benchmark)
+        if self.settings.model.exchanged and protocol.mode == "retrieve":
+            reason = "the pictures are what is retrieved, so that they cannot be exchanged"
         if reason is not None:
             return self._without(wanted, reason)
         try:
@@ -356,6 +360,7 @@ class _Runner:
                 limit=settings.evaluation.limit,
                 batch_size=settings.evaluation.eval_batch_size,
                 hidden=hidden,
+                exchanged=settings.model.exchanged,
             )
         )
 
@@ -374,6 +379,8 @@ class _Runner:
         )
         if settings.model.words is not None:
             identity["words"] = on_first_rank(lambda: sha256_of(Path(str(settings.model.words))))
+        if settings.model.exchanged:
+            identity["pictures"] = "exchanged"
         shared: Any = {"ranks": self.ranks, "replace": self.replace, "media": self._stamps(task)}
         if retrieves:
             assert able.stage is not None, "the model can do it"
@@ -391,8 +398,8 @@ class _Runner:
     def _stamps(self, task: Task) -> media_files.Stamps:
         """Those of the split's media files, asked for once; the first rank alone compares them."""
         folder = task.examples.folder
-        if isinstance(self.able.answerer, InWords):
-            return {}  # no picture is opened
+        if isinstance(self.able.answerer, InWords) or self.settings.model.exchanged:
+            return {}  # no picture is opened, or not the example's own
         if self.ranks.first and folder not in self.media:
             self.media[folder] = media_files.stamps(folder, self.say)
         return self.media.get(folder, {})

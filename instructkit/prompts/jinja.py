@@ -109,6 +109,12 @@ def _too_much(error: Exception) -> str:
 class Text(_Jinja):
     """One compiled Jinja text over the fields of a task.
 
+    Args:
+        source: the Jinja.
+        task: the task group.
+        where: file and template, for messages.
+        blank: whether the text may come out blank.
+
     Attributes:
         where: file and template, for messages.
         fields: the fields that it names, sorted.
@@ -118,8 +124,9 @@ class Text(_Jinja):
         UserError: the text is no Jinja, or names something that the task does not have.
     """
 
-    def __init__(self, source: str, task: str, where: str) -> None:
+    def __init__(self, source: str, task: str, where: str, blank: bool = False) -> None:
         super().__init__(source, task, where)
+        self._blank = blank
         chooses = any(node.name == "choice" for node in self._tree.find_all(jinja2.nodes.Filter))
         self.is_constant = not self.fields and not chooses
         self._text: str | None = None
@@ -130,10 +137,10 @@ class Text(_Jinja):
         """The text for one example; `draws` decide what `choice` picks, which without them is the first.
 
         Raises:
-            UserError: a field that is used is empty in this example, or the text comes out blank.
+            UserError: a field that is used is empty in this example, or the text comes out blank and may not.
         """
         text = self._fill(example, draws) if self._text is None else self._text
-        if not text or text.isspace():
+        if not self._blank and (not text or text.isspace()):
             raise UserError(f"{self.where}: comes out blank for example {example.id}")
         return text
 

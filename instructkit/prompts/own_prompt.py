@@ -1,13 +1,18 @@
-"""A run's own prompt in place of a task group's wordings, as BLIP-2 trains (arXiv 2301.12597, sections 3.2 and 4).
+"""A run's own prompt in place of a task group's wordings.
 
-Its second stage reads nothing beside the picture. An encoder-decoder LLM is a prefix LM there: the caption is cut in
-two, and its first part goes to the encoder. Its finetuned models read "a photo of" or "Question: ... Answer:".
+BLIP-2 trains so (arXiv 2301.12597, sections 3.2 and 4). Its second stage reads nothing beside the picture. An
+encoder-decoder LLM is a prefix LM there: the caption is cut in two, and its first part goes to the encoder. Its
+finetuned models read "a photo of" or "Question: ... Answer:".
+
+InstructBLIP's multitask baselines train so, too (arXiv 2305.06500, figure 4): on the bare input, or with the name of
+task and dataset in front of it.
 """
 
 from __future__ import annotations
 
 import msgspec
 
+from instructkit.config.settings import Instructions
 from instructkit.data.examples import Example
 from instructkit.prompts.jinja import Draws, Text
 from instructkit.prompts.templates import Prompt, Templates, train_templates
@@ -29,8 +34,20 @@ class OwnPrompt:
     """
 
     def __init__(self, prompt: str, task: str, prefix: bool = False) -> None:
-        self._templates, self._prefix = train_templates(task), prefix
+        self._templates, self._prefix, self._name = train_templates(task), prefix, ""
         self._text = Text(prompt, task, "data.prompt") if prompt.strip() else None
+
+    @classmethod
+    def plain(cls, task: str, name: str = "") -> OwnPrompt:
+        """The bare input of a task group.
+
+        Args:
+            task: the task group.
+            name: what stands in front of it.
+        """
+        found = cls("", task)
+        found._text, found._name = found._templates.plain, name
+        return found
 
     def render(self, example: Example, seed: int = 0, epoch: int = 0) -> Prompt:
         """Put an example into words; where a target is cut follows from (seed, epoch, example id) alone.
@@ -40,6 +57,7 @@ class OwnPrompt:
         """
         prompt = self._templates.render(example, seed, epoch)
         read = "" if self._text is None else self._text.render(example)
+        read = " ".join(filter(None, (self._name, read)))
         words = (prompt.target or "").split()
         cut = 0
         if self._prefix and words:
@@ -50,6 +68,20 @@ class OwnPrompt:
         return msgspec.structs.replace(prompt, template="prompt", instruction=read)
 
 
-def wordings_of(task: str, prompt: str | None, prefix: bool = False) -> Templates | OwnPrompt:
-    """What puts the examples of a task group into words: a run's own `data.prompt`, without one the templates."""
-    return train_templates(task) if prompt is None else OwnPrompt("" if prompt == NOTHING else prompt, task, prefix)
+def wordings_of(
+    task: str, source: str = "", prompt: str | None = None, prefix: bool = False, instructions: Instructions = "full"
+) -> Templates | OwnPrompt:
+    """What puts the examples of a task group into words.
+
+    Args:
+        task: the task group.
+        source: the dataset.
+        prompt: `data.prompt`.
+        prefix: `data.prefix`.
+        instructions: `data.instructions`.
+    """
+    if prompt is not None:
+        return OwnPrompt("" if prompt == NOTHING else prompt, task, prefix)
+    if instructions == "full":
+        return train_templates(task)
+    return OwnPrompt.plain(task, f"[{task.replace('_', ' ')}:{source}]" if instructions == "name" else "")

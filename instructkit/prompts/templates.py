@@ -57,12 +57,15 @@ class TemplateFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         templates: the wordings.
         target: Jinja of the target, for wordings that name none of their own.
         before: Jinja that stands in front of every instruction, such as the OCR tokens.
+        plain: Jinja of the bare input behind it, for a run without instructions (`data.instructions`); blank where the
+            picture is all there is.
     """
 
     task: str
     templates: list[Template]
     target: str | None = None
     before: str = ""
+    plain: str = ""
 
 
 class Prompt(msgspec.Struct, frozen=True):
@@ -111,6 +114,7 @@ class Templates:
         task: the task group.
         templates: as they stand in the file.
         wordings: the same, compiled.
+        plain: the bare input, compiled; it may come out blank.
 
     Raises:
         UserError: the file is missing or has an unknown key, a broken text, a repeated name or a field that the task
@@ -130,6 +134,7 @@ class Templates:
         if len(set(names)) < len(names) or not names:
             raise UserError(f"{path}: template names must be unique and there must be at least one")
         self.wordings = [_compile(template, file, path) for template in file.templates]
+        self.plain = Text(file.before + file.plain, file.task, f"{path}: plain", blank=True)
         self._conditions: dict[str, Condition] = {}
         for template in file.templates:
             if template.when is not None and template.when not in self._conditions:

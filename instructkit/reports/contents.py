@@ -21,10 +21,7 @@ def contents(report: dict[str, Any]) -> list[Block]:
     """
     entries = list(report["benchmarks"].values())
     blocks: list[Block] = [Heading("Report", 1), _lead(report)]
-    if told := words.in_words(report["config"]):
-        blocks.append(Line("", told, "warn"))
-    if told := words.miniatures(entries):
-        blocks.append(Line("", told, "warn"))
+    blocks += [Line("", told, "warn") for told in words.unlike_others(report["config"], entries)]
     blocks += [Line(f" {warning}.", "Warning:", "warn") for warning in report.get("warnings", [])]
     blocks += _scores(entries) + _averages(report) + _not_evaluated(report) + training_blocks(report)
     for entry in entries:

@@ -142,8 +142,8 @@ def last_lines(folder: Path) -> list[str]:
         lines += [f"note      {entry['title']}: {note}" for note in entry.get("data_notes", [])]
     for entry in report.get("not_evaluated", []):
         lines.append(f"no score  {entry['title']}: {entry['reason']}")
-    notes = [words.in_words(report["config"]), words.miniatures(list(report["benchmarks"].values()))]
-    lines += [f"note      {note}" for note in notes if note]
+    notes = words.unlike_others(report["config"], list(report["benchmarks"].values()))
+    lines += [f"note      {note}" for note in notes]
     return [*lines, f"report    {folder / 'report' / 'report.html'}, report.md and report.json"]
 
 

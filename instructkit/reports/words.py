@@ -137,6 +137,22 @@ def in_words(config: dict[str, Any]) -> str:
     )
 
 
+def exchanged(config: dict[str, Any]) -> str:
+    """Whether each question was asked about another picture; empty where it was about its own."""
+    model = config.get("model")
+    if not (isinstance(model, dict) and model.get("exchanged")):
+        return ""
+    return (
+        "The pictures were exchanged: each question was asked about another picture of its benchmark than its own, and "
+        "its own is shown below. The scores are those of a model that sees nothing."
+    )
+
+
+def unlike_others(config: dict[str, Any], entries: list[dict[str, Any]]) -> list[str]:
+    """Why the scores of a report cannot be compared with others, a sentence each."""
+    return [note for note in (in_words(config), exchanged(config), miniatures(entries)) if note]
+
+
 def literal(text: str) -> str:
     """A text with every byte visible: as JSON, quotes included, letters of all scripts as they are."""
     return json.dumps(text, ensure_ascii=False)

@@ -36,6 +36,7 @@ _NO_BLIP = {
     "data.instruction_tokens": "has no instructions (data.caption_tokens cuts captions)",
     "data.answer_tokens": "has no answers (data.caption_tokens cuts captions)",
     "data.prefix": "cuts no captions in two",
+    "data.instructions": "has no instructions",
     "data.group_size": "reads one caption of a picture a step",
     "throughput.share_images": "has no other way to read images",
     "throughput.share_keys": "has no other way to read images",

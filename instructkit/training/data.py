@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from instructkit.config.settings import RunConfig, TrainingConfig
+from instructkit.config.settings import Instructions, RunConfig, TrainingConfig
 from instructkit.data.dataset import Examples
 from instructkit.data.mixture import Mixture, image_numbers, picture_counts
 from instructkit.errors import UserError
@@ -62,6 +62,11 @@ class Part(NamedTuple):
     examples: Examples
     task: str
     root: Path
+
+    @property
+    def source(self) -> str:
+        """Name of the dataset without its split."""
+        return self.name.partition("/")[0]
 
 
 class MixedData(Dataset[Batch]):
@@ -183,6 +188,7 @@ class TrainingData(MixedData):
         world: number of processes.
         prompt: as `data.prompt`.
         prefix: as `data.prefix`.
+        instructions: as `data.instructions`.
         cache: kept features of images.
         llm_positions: a row beyond the end of their table is refused.
     """
@@ -200,6 +206,7 @@ class TrainingData(MixedData):
         augment: bool = False,
         prompt: str | None = None,
         prefix: bool = False,
+        instructions: Instructions = "full",
         rank: int = 0,
         world: int = 1,
         cache: FeatureCache | None = None,
@@ -211,7 +218,7 @@ class TrainingData(MixedData):
         self.texts = texts
         self.image_size = image_size
         self.llm_positions = llm_positions or Positions()
-        self._wordings = [wordings_of(part.task, prompt, prefix) for part in parts]
+        self._wordings = [wordings_of(part.task, part.source, prompt, prefix, instructions) for part in parts]
 
     @classmethod
     def for_run(cls, run: Run[RunConfig], parts: Sequence[Part], model: InstructBlip, texts: Texts) -> TrainingData:
@@ -232,6 +239,7 @@ class TrainingData(MixedData):
             augment=config.data.augment,
             prompt=config.data.prompt,
             prefix=config.data.prefix,
+            instructions=config.data.instructions,
             rank=run.rank,
             world=run.world,
             cache=open_cache(config, model),

@@ -171,6 +171,7 @@ _NO_FIRST_STAGE = {
     "data.answer_tokens": "has no answers (data.caption_tokens cuts captions)",
     "data.prompt": "has no prompts",
     "data.prefix": "has no prompts",
+    "data.instructions": "has no instructions",
     "data.group_size": "reads one caption of a picture a step",
     "throughput.share_images": "has no other way to read images",
     "throughput.share_keys": "has no other way to read images",
@@ -237,7 +238,8 @@ def _tokenizers(
 def _sample_texts(parts: Iterable[Part], config: RunConfig) -> Iterator[tuple[str, str]]:
     """Instruction and target of the first examples of each dataset, in the wordings that training draws."""
     for part in parts:
-        wordings = wordings_of(part.task, config.data.prompt, config.data.prefix)
+        asked = config.data
+        wordings = wordings_of(part.task, part.source, asked.prompt, asked.prefix, asked.instructions)
         for example in islice(part.examples, TOKENIZER_EXAMPLES):
             prompt = wordings.render(example, config.seed)
             yield prompt.instruction, prompt.target or ""

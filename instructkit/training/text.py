@@ -103,6 +103,7 @@ _NO_TEXT = (
     "data.augment",
     "data.prompt",
     "data.prefix",
+    "data.instructions",
     "data.instruction_tokens",
     "data.answer_tokens",
     "data.caption_tokens",

@@ -182,6 +182,7 @@ class HeldIn:
             seed=config.seed,
             prompt=config.data.prompt,
             prefix=config.data.prefix,
+            instructions=config.data.instructions,
         )
         mine = range(ranks.rank, min(config.evaluation.watch_limit, len(part.examples)), ranks.world)
         self._batches = [mine[start : start + size] for start in range(0, len(mine), size)]

@@ -79,8 +79,8 @@ def test_settings_of_the_recipe() -> None:
 def test_what_an_evaluation_is_asked_has_the_names_of_a_training_run() -> None:
     for group, kind in get_type_hints(EvaluationRun).items():
         if group in GROUPS:
-            # A run is trained on pictures, so that only an evaluation can be told in words what is in them.
-            assert set(kind.__struct_fields__) - {"words"} <= set(GROUPS[group].__struct_fields__)
+            # A run is trained on pictures, so that only an evaluation does without them.
+            assert set(kind.__struct_fields__) - {"words", "exchanged"} <= set(GROUPS[group].__struct_fields__)
         else:
             assert group in RunConfig.__struct_fields__
     config = load_config(find_config("vicuna_7b"), ["benchmarks=[gqa]", "limit=5", "spread=2", "data.root=d"])
