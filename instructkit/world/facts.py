@@ -100,6 +100,7 @@ TEXT = (
     Asking("dialog", ("texture", "place", "number")),
     Asking("film", ("kind", "colour", "texture", "place")),
     Asking("knowledge", (*SEEN, *KNOWN)),
+    Asking("sheet", (*SEEN, *KNOWN)),
 )
 """Forms and facts of the text that the LLM is trained on."""
 

@@ -1,9 +1,11 @@
 """Language about the world for the LLM: `python -m instructkit.world.text --out FILE`.
 
-Each document describes a scene or a film, asks one question about it and ends with the answer, or says what everybody
-knows. It asks in every form in which a held-out benchmark does, in the words of that benchmark's protocol, for other
-facts than the benchmark (`facts.TEXT`). A form in which training asks, too, comes as often in the words of a training
-template: an LLM that has read no instruction follows none. All scenes are training scenes.
+A document describes a scene or a film, asks one question about it and ends with the answer, or says what everybody
+knows. Every third one is a sheet: it says so, and asks six questions about a scene, each with its answer, so that more
+of it can be told from what stands before. The text asks in every form in which a held-out benchmark does, in the words
+of that benchmark's protocol, for other facts than the benchmark (`facts.TEXT`). A form in which training asks, too,
+comes as often in the words of a training template: an LLM that has read no instruction follows none. All scenes are
+training scenes.
 
 The file has one JSON object a line: `text`, which the LLM reads; `form` and `facts`; the digests of the scenes; and
 that of the description with its question.
@@ -50,7 +52,7 @@ from instructkit.world.scene import (
     draw_scene,
 )
 
-DOCUMENTS = 10_000
+DOCUMENTS = 6750
 """Documents of the tiny world; the others have as many times more as their training examples."""
 
 WORDED_AS = {
@@ -77,6 +79,11 @@ TRAINED_AS: dict[tuple[str, str], str] = {
 """The task in whose training templates a form asks for a fact half of the time: that of the source that does."""
 
 CAPTIONED = next(asking for asking in TEXT if asking.form == "caption")
+SHEET = next(asking for asking in TEXT if asking.form == "sheet")
+OTHERS = tuple(asking for asking in TEXT if asking != SHEET)
+SHEET_HEAD = "Questions about one picture."
+QUESTIONS = 6
+"""Of a sheet."""
 CONTEXTS = (
     "Someone looks at a picture and says what is in it.",
     "A class talks about how things look.",
@@ -95,7 +102,8 @@ class Document(msgspec.Struct):
         facts: what it asks for.
         digests: of the scenes that it describes.
         asked: digest of the description with the question, see `digest_of`; empty where nothing is asked.
-        words: in whose words it asks, a benchmark's or those of a training task; empty where nothing is asked.
+        words: in whose words it asks, a benchmark's or those of a training task; empty where nothing is asked, and of a
+            sheet.
     """
 
     text: str
@@ -107,9 +115,13 @@ class Document(msgspec.Struct):
 
 
 def documents(seed: int, count: int) -> Iterator[Document]:
-    """So many documents; forms and, within a form, facts take turns."""
+    """So many documents; every third is a sheet, the other forms and, within a form, facts take turns."""
     for number in range(count):
-        asking, turn = TEXT[number % len(TEXT)], number // len(TEXT)
+        if number % 3 == 2:
+            asking, turn = SHEET, number // 3
+        else:
+            turn, place = divmod(number - number // 3, len(OTHERS))
+            asking = OTHERS[place]
         fact = asking.facts[turn % len(asking.facts)]
         yield draw(seed, f"text/{asking.form}", turn, "train", partial(WRITERS[asking.form], fact=fact))
 
@@ -258,6 +270,22 @@ def _write_film(rng: random.Random, fact: str) -> Document:
     return _document(rng, "film", [fact], film, example, question.answer)
 
 
+def _write_sheet(rng: random.Random, fact: str) -> Document:
+    """Open questions about one scene, the last one for the fact."""
+    scene = draw_scene(rng, 2, 6)
+    asked: dict[str, tuple[str, str]] = {}
+    while len(asked) < QUESTIONS:
+        wanted = fact if len(asked) == QUESTIONS - 1 else rng.choice(SHEET.facts)
+        question = ask_about(rng, scene, rng.choice(scene.things), wanted)
+        if question is not None and question.text not in asked:
+            instruction, answer, _ = _in_words_of(rng, "open", wanted, _example(question), question.answer)
+            asked[question.text] = (wanted, f"{instruction} {answer}")
+    description = describe(scene)
+    text = in_words([SHEET_HEAD, description], " ".join(words for _, words in asked.values()))
+    facts = list(dict.fromkeys(each for each, _ in asked.values()))
+    return Document(text, "sheet", facts, scene.digests, digest_of(description, list(asked)[-1]))
+
+
 def _write_knowledge(rng: random.Random, fact: str) -> Document:
     return Document(rng.choice(knowledge(fact)), "knowledge", [fact])
 
@@ -275,6 +303,7 @@ WRITERS: dict[str, Callable[..., Document]] = {
     "dialog": _write_dialog,
     "film": _write_film,
     "knowledge": _write_knowledge,
+    "sheet": _write_sheet,
 }
 """What writes a document of each form that asks for a given fact."""
 
@@ -283,15 +312,19 @@ def _document(
     rng: random.Random, form: str, facts: list[str], scene: Scene | Film, example: Example, answer: str
 ) -> Document:
     """The description, the question in the words of the form's benchmark or of training, and the answer."""
-    description, words = tell(scene, form), TRAINED_AS.get((form, facts[0]), "")
-    if words and rng.randrange(2):
-        instruction, answer = _as_trained(rng, words, example, answer)
-    else:
-        words = WORDED_AS[form]
-        instruction = _protocol(form).prompt(example).instruction
+    description = tell(scene, form)
+    instruction, answer, words = _in_words_of(rng, form, facts[0], example, answer)
     text = f"{in_words([description], instruction)} {answer}"
     asked = digest_of(description, question_of(example))
     return Document(text, form, list(dict.fromkeys(facts)), scene.digests, asked, words)
+
+
+def _in_words_of(rng: random.Random, form: str, fact: str, example: Example, answer: str) -> tuple[str, str, str]:
+    """Instruction and answer, and in whose words: the benchmark's or, where training asks so, half the time its."""
+    task = TRAINED_AS.get((form, fact), "")
+    if task and rng.randrange(2):
+        return *_as_trained(rng, task, example, answer), task
+    return _protocol(form).prompt(example).instruction, answer, WORDED_AS[form]
 
 
 def _as_trained(rng: random.Random, task: str, example: Example, answer: str) -> tuple[str, str]:

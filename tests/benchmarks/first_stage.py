@@ -194,9 +194,9 @@ def train(name: str, seed: int, options: argparse.Namespace) -> tuple[Blip2Pretr
 
 @torch.no_grad()
 def recalls(
-    model: Blip2Pretraining, captions: Captions, told: Sequence[str], pictures: NDArray[np.uint8]
+    model: Blip2Pretraining, captions: Captions, told: Sequence[str], pictures: NDArray[np.uint8], judges: bool
 ) -> dict[str, float]:
-    """R@1 in percent, image to text and text to image, by similarity and re-ranked."""
+    """R@1 in percent, image to text and text to image, by similarity and, where the model `judges`, re-ranked."""
     set_modes(model, training=False)
     texts = captions.rows(told)
     features = torch.cat([model.encode_images(part) for part in normalised(pictures).split(100)])
@@ -205,6 +205,8 @@ def recalls(
     found = {}
     for way, scores in {"i2t": alike, "t2i": alike.T}.items():
         found[f"{way} itc"] = at_one(scores)
+        if not judges:
+            continue
         near = scores.topk(RERANKED, dim=1)
         again = torch.full_like(scores, -torch.inf)
         for row in range(len(scores)):
@@ -235,7 +237,8 @@ def run(options: argparse.Namespace, one: tuple[str, int]) -> dict[str, float]:
         scenes = test_scenes(options.tested)
         model, captions, took = train(name, seed, options)
         told = [CASES[name].caption(scene, 0) for scene in scenes]
-        reached = recalls(model, captions, told, np.stack([pixels(scene) for scene in scenes]))
+        pictures = np.stack([pixels(scene) for scene in scenes])
+        reached = recalls(model, captions, told, pictures, "itm" in CASES[name].losses)
         kept.write_text(json.dumps(reached | took))
     found: dict[str, float] = json.loads(kept.read_text())
     return found

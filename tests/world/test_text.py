@@ -38,7 +38,7 @@ from instructkit.world.text import (
     write,
 )
 
-COUNT = 6000
+COUNT = 9000
 THING = re.compile(r"There is an? (\w+) (\w+) (\w+) (\w+) in the ([a-z ]+)\.")
 PROMPT = re.compile(
     r" (?=Question: |Based on |Context: |OCR tokens: |This is an image with: |Dialog history: "
@@ -155,7 +155,7 @@ def test_every_form_of_a_held_out_benchmark_is_in_the_text_in_its_own_words(
         "film": r"^Question: [a-z].*\? Short answer: [a-z ]+$",
     }
     found = of_form(as_benchmark, form)
-    assert len(found) >= 0.4 * COUNT // len(TEXT)
+    assert len(found) >= 0.25 * COUNT / len(TEXT)
     for document in found:
         description, asked = PROMPT.split(document.text, maxsplit=1)
         assert description.startswith("The film begins." if form == "film" else "The picture ")
@@ -315,6 +315,24 @@ def test_answers_are_true_of_the_descriptions(as_benchmark: list[Document]) -> N
     assert set(checked) >= verdicts | told, (verdicts | told) - set(checked)
 
 
+def test_a_sheet_asks_several_questions_and_answers_each(written: list[Document]) -> None:
+    """Every third document; attributes that it asks for in the benchmark's words are read off the description."""
+    sheets = of_form(written, "sheet")
+    assert len(sheets) == COUNT // 3
+    checked = Counter[str]()
+    for document in sheets:
+        assert document.text.startswith("Questions about one picture. The picture was made ")
+        there = things(document.text)
+        assert document.text.count("?") >= 6
+        for question, answer in re.findall(r"Question: ([^?]+\?) Short answer: (.+?)(?= [A-Z]|$)", document.text):
+            for fact, pattern in ATTRIBUTES.items():
+                if (match := re.search(pattern, question)) and answer not in ("yes", "no"):
+                    thing = there[next(filter(None, match.groups()))]
+                    assert getattr(thing, fact) == answer, document.text
+                    checked[fact] += 1
+    assert set(checked) == set(ATTRIBUTES)
+
+
 @pytest.mark.parametrize("form", ["options", "context"])
 def test_the_letter_is_that_of_the_right_option(form: str, as_benchmark: list[Document]) -> None:
     letters = Counter[str]()
@@ -367,7 +385,7 @@ def test_command(tmp_path: Path) -> None:
     app.command()(module._main)
     found = CliRunner().invoke(app, ["--out", str(tmp_path / "text.jsonl"), "--seed", "1"])
     assert found.exit_code == 0
-    assert found.output.strip() == f"{tmp_path / 'text.jsonl'}: 10,000 documents"
+    assert found.output.strip() == f"{tmp_path / 'text.jsonl'}: 6,750 documents"
     assert len((tmp_path / "text.jsonl").read_text().splitlines()) == DOCUMENTS
     wrong = CliRunner().invoke(app, ["--out", str(tmp_path / "other"), "--size", "huge"])
     assert wrong.exit_code == 2
