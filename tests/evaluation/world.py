@@ -111,8 +111,8 @@ def evaluate_on_two_ranks(settings: dict[str, Any]) -> None:
         assert rank.exitcode == 0
 
 
-def recipe(name: str) -> Callable[[list[str]], None]:
-    """The `main` of a recipe."""
+def recipe_module(name: str) -> Any:
+    """A recipe, imported."""
     path = list(sys.path)
     spec = importlib.util.spec_from_file_location(f"recipe_{name}", ROOT / "recipes" / f"{name}.py")
     assert spec is not None
@@ -120,6 +120,12 @@ def recipe(name: str) -> Callable[[list[str]], None]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     sys.path[:] = path
+    return module
+
+
+def recipe(name: str) -> Callable[[list[str]], None]:
+    """The `main` of a recipe."""
+    module = recipe_module(name)
 
     def main(words: list[str]) -> None:
         settings = evaluation_words(words)

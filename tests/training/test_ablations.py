@@ -1,0 +1,121 @@
+"""Ablations: which runs are made, and what the report says of them, by hand."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from instructkit.errors import UserError
+from instructkit.reports.ablations import difference, measures_of, write_ablations
+from tests.evaluation.world import ROOT, recipe_module
+
+SCORES = {"full": (40.0, 50.0), "bare input": (30.0, 44.0)}
+
+
+def made_up(gqa: float, vsr: float) -> dict[str, Any]:
+    values = {"gqa": gqa, "vsr": vsr, "okvqa": 10.0, "nocaps": 300.0}
+    titles = {"gqa": "GQA", "vsr": "VSR", "okvqa": "OKVQA", "nocaps": "NoCaps"}
+    return {
+        "benchmarks": {
+            name: {"value": value, "title": titles[name], "miniature": True} for name, value in values.items()
+        }
+    }
+
+
+def reports() -> dict[str, list[dict[str, Any]]]:
+    return {name: [made_up(gqa + seed, vsr - seed) for seed in range(3)] for name, (gqa, vsr) in SCORES.items()}
+
+
+def test_differences_are_paired_by_seed() -> None:
+    # -1, -2, -3: mean -2, deviation 1, standard error 1 / sqrt(3).
+    found = difference([10, 20, 30], [9, 18, 27])
+    assert (found.by_seed, found.mean, found.error) == ([-1, -2, -3], -2, pytest.approx(0.57735, abs=1e-5))
+    assert str(found) == "-2.00 ± 0.58"
+    assert str(difference([10], [12])) == "+2.00"
+
+
+def test_averages_leave_captioning_out() -> None:
+    found = measures_of(reports())
+    assert found["held-out, in per cent"]["full"] == [45, 45, 45]  # of GQA and VSR
+    assert found["held-in"]["bare input"] == [10, 10, 10]
+    assert found["NoCaps"]["full"] == [300, 300, 300]
+    assert found["GQA"]["full"] == [40, 41, 42]
+
+
+def test_the_report_keeps_the_papers_figures_apart(tmp_path: Path) -> None:
+    found = write_ablations(reports(), ["LoRA on the LLM: no."], tmp_path)
+    assert found["differences"]["GQA"]["bare input"]["by_seed"] == [-10, -10, -10]
+    assert json.loads((tmp_path / "report.json").read_text())["scores"]["VSR"]["full"] == [50, 49, 48]
+    shown = (tmp_path / "report.md").read_text()
+    own, paper = shown.split("The paper, on the real benchmarks: not comparable")
+    assert "| bare input | -8.00 ± 0.00 | +0.00 ± 0.00 | -10.00 ± 0.00 | -6.00 ± 0.00 |" in own
+    assert "| full | 94.1 | 48.4 | 70.4 | 50.0 | 32.7 | 53.1 |" in paper
+    assert "94.1" not in own
+    assert "Left out:" in own
+    assert "In miniature" in own
+    assert "NoCaps" in (tmp_path / "report.html").read_text()
+
+
+def test_each_variation_is_run_with_each_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, runs = recipe_module("ablations"), []
+
+    def run(config: str, settings: dict[str, Any]) -> None:
+        runs.append(settings)
+        place = Path(settings["output"]) / "report"
+        place.mkdir(parents=True)
+
+    monkeypatch.setattr(module, "run_recipe", run)
+    monkeypatch.setattr(module, "read_report", lambda folder: made_up(1.0, 2.0))
+    monkeypatch.setattr(module, "mixture_of", lambda config: SimpleNamespace(sizes={"vqav2": 400, "okvqa": 100}))
+    module.ablate("world", {"max_steps": "5", "towers.llm": "frozen"}, 2, tmp_path, lambda line: None)
+    assert len(runs) == 2 * len(module.VARIATIONS)
+    assert len({str(each["output"]) for each in runs}) == len(runs)
+    assert [each["seed"] for each in runs] == [0] * 6 + [1] * 6
+    own = [{key: value for key, value in each.items() if key not in ("seed", "output", "resume")} for each in runs[:6]]
+    common = {"max_steps": 5, "towers.llm": "frozen"}
+    assert own == [
+        common,
+        {**common, "model.instruction_aware": False},
+        {**common, "data.weights": {"vqav2": 0.05, "okvqa": 0.1}},  # times 20 and 10, their square roots
+        {**common, "data.instructions": "none"},
+        {**common, "data.instructions": "name"},
+        {"max_steps": 5, "towers.llm": "lora"},
+    ]
+    runs.clear()
+    module.ablate("world", {}, 1, tmp_path / "trained", lambda line: None)
+    assert len(runs) == 5
+    assert "towers.llm=full" in (tmp_path / "trained" / "report" / "report.md").read_text()
+    with pytest.raises(UserError, match=r"is for recipes/pretrain_qformer\.py"):
+        module.ablate("stage1_world", {}, 1, tmp_path, lambda line: None)
+
+
+@pytest.mark.full
+def test_all_variations_of_the_world_train_and_are_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from instructkit.conversion.convert_all import convert_all
+    from instructkit.world.build import build
+
+    monkeypatch.chdir(tmp_path)
+    list(build(tmp_path / "raw", 0, "tiny"))
+    list(convert_all(tmp_path / "raw", tmp_path / "data", check_images=True))
+    words = ["--seeds", "1", "--out", "runs", "max_steps=2", "warmup_steps=1", f"data.root={tmp_path / 'data'}"]
+    words += ["benchmarks=[gqa,vsr]", "limit=4"]
+    for _ in range(2):
+        monkeypatch.setattr("sys.argv", ["ablations.py", *words])
+        runpy.run_path(str(ROOT / "recipes" / "ablations.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    assert said.count("nothing has changed since the run that lies here") == 5
+    found = json.loads((tmp_path / "runs" / "report" / "report.json").read_text())
+    assert set(found["scores"]["GQA"]) == {
+        "full",
+        "without instruction-aware features",
+        "without balancing",
+        "bare input",
+        "names of task and dataset",
+    }
