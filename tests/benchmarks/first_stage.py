@@ -1,6 +1,6 @@
 """BLIP-2's first stage on scenes of the world: how well it finds pictures by captions and captions by pictures.
 
-    python -m tests.benchmarks.first_stage                          # 15 runs of 12 minutes, one on each core
+    python -m tests.benchmarks.first_stage                          # 15 runs of 20 minutes, one on each core
     python -m tests.benchmarks.first_stage --case "itc + itm + itg" --seeds 1
 
 A small image encoder (ConvNeXt, 0.3M parameters) and nano's Q-Former start from random weights and read pictures of the
@@ -246,7 +246,7 @@ def run(options: argparse.Namespace, one: tuple[str, int]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--pairs", type=int, default=64, help="a step")
     parser.add_argument("--scenes", type=int, default=40_000, help="of the training side")
     parser.add_argument("--tested", type=int, default=1000, help="scenes of the test side")
