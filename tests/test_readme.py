@@ -86,8 +86,9 @@ BLOCKS = {
             "max_steps=200": SMALL,
             "output=runs/two_ranks": f"output=runs/two_ranks {SMALL}",
             "model.instruction_aware=false": f"model.instruction_aware=false {SMALL}",
+            "data.instructions=name": f"data.instructions=name {SMALL}",
         },
-        then=there(*(f"runs/{name}/report/report.json" for name in ("short", "two_ranks", "blind_qformer"))),
+        then=there(*(f"runs/{name}/report/report.json" for name in ("short", "two_ranks", "blind_qformer", "names"))),
     ),
     "instructkit world": Block(then=thirteen_scores),
     "deepspeed recipes/pretrain_qformer.py ": Block(
