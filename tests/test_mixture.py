@@ -63,7 +63,7 @@ def test_weights_that_cannot_be(sizes, overrides, message):
         probabilities(sizes, overrides)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     sizes=st.lists(st.integers(1, 60), min_size=1, max_size=4),
     per_image=st.integers(1, 7),

@@ -31,7 +31,7 @@ def keys(stream: Iterator[RawRecord]) -> list[str]:
     return [record.key for record in stream]
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(records=st.lists(RECORDS, max_size=30), style=FORMATS, chunk=st.integers(4, 64), mark=st.booleans())
 def test_json_list_reads_what_json_reads_whatever_the_chunks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, records: list[Any], style: dict[str, Any], chunk: int, mark: bool
@@ -44,7 +44,7 @@ def test_json_list_reads_what_json_reads_whatever_the_chunks(
     assert [record.key for record in streamed] == [str(index) for index in range(len(records))]
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(records=st.lists(RECORDS, min_size=1, max_size=12), chunk=st.integers(1, 64), data=st.data())
 def test_json_list_never_takes_a_truncated_file_for_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, records: list[Any], chunk: int, data: st.DataObject
@@ -118,7 +118,7 @@ def test_json_list_says_which_file_and_where(
         assert message in str(caught.value)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(records=st.lists(RECORDS, max_size=8), other=VALUES, mark=st.booleans())
 def test_json_member_reads_the_list_under_a_key(tmp_path: Path, records: list[Any], other: Any, mark: bool) -> None:
     path = tmp_path / "object.json"
@@ -128,7 +128,7 @@ def test_json_member_reads_the_list_under_a_key(tmp_path: Path, records: list[An
     assert keys(json_member(path, "items")) == [f"items[{index}]" for index in range(len(records))]
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(entries=st.dictionaries(TEXTS, VALUES, max_size=8))
 def test_json_object_reads_its_entries(tmp_path: Path, entries: dict[str, Any]) -> None:
     path = tmp_path / "object.json"

@@ -192,7 +192,7 @@ def test_only_unknown_classes_take_rows(name: str, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("name", mostly_full(["llama", "opt", "t5", "gemma3"], "llama", "t5"))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     count=st.integers(1, 60),
     batch=st.integers(1, 4),

@@ -115,7 +115,7 @@ def test_every_source_has_a_miniature_release() -> None:
 
 
 def tried(times: int) -> settings:
-    return settings(max_examples=times, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    return settings(max_examples=times, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 def often(quick: int, full: int) -> Any:
