@@ -39,11 +39,15 @@ from instructkit.training.length import mixture_of
 from instructkit.training.recipe import run_recipe
 
 Settings = Mapping[str, Any]
+OWN = {"seed", "output", "resume"}
+"""Settings that every run has of its own."""
 
 
 def uniform(config: RunConfig) -> Settings:
-    """Weights by which every dataset of a run is drawn as often: those that undo the square root of its size."""
-    return {"data.weights": {name: 1 / math.sqrt(size) for name, size in mixture_of(config).sizes.items()}}
+    """Weights by which all datasets are drawn as often: they undo the square root of a size; 0 stays 0."""
+    mixture = mixture_of(config)
+    drawn = {name for name, chance in mixture.probabilities.items() if chance}
+    return {"data.weights": {name: 1 / math.sqrt(size) if name in drawn else 0 for name, size in mixture.sizes.items()}}
 
 
 VARIATIONS: dict[str, Callable[[RunConfig], Settings]] = {
@@ -79,10 +83,14 @@ def ablate(config: str, settings: Settings, seeds: int, out: Path, say: Callable
     Raises:
         UserError: what the recipe says.
     """
+    if own := OWN & set(settings):
+        raise UserError(f"{min(own)}=...: ablations give each run its own; --seeds and --out say how many and where")
     words = [f"{key}={value}" for key, value in settings.items()]
     whole = load_config(find_config(config), words)
     if whole.recipe != "instruct":
         raise UserError(f"{config}: is for recipes/{whole.recipe}.py; ablations are of recipes/instruct.py")
+    if not whole.evaluation.benchmarks:
+        raise UserError(f"{config}: asks no benchmark, so that there is nothing to compare; add benchmarks=held-out")
     reasons = {name: why_not(name, whole) for name in VARIATIONS}
     reports: dict[str, list[dict[str, Any]]] = {name: [] for name, reason in reasons.items() if reason is None}
     for seed in range(seeds):

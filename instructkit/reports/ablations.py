@@ -7,14 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
-
-from instructkit.files import write_atomically, writing
-from instructkit.prompts.protocols import load_protocol
 from instructkit.reports import words
 from instructkit.reports.blocks import Block, Heading, Line, Table
-from instructkit.reports.html import page
-from instructkit.reports.markdown import text
+from instructkit.reports.files import write_files
 from instructkit.runs.provenance import command_line, commit, versions
 
 FULL = "full"
@@ -63,10 +58,9 @@ def measures_of(reports: Reports) -> dict[str, dict[str, list[float]]]:
     """
     every = [report["benchmarks"] for seeds in reports.values() for report in seeds]
     common = [name for name in every[0] if all(name in entries for entries in every)]
-    held_in = [name for name in common if load_protocol(name).role == "held-in"]
-    percent = [
-        name for name in common if load_protocol(name).role == "held-out" and load_protocol(name).metric != "cider"
-    ]
+    roles = {name: every[0][name]["role"] for name in common}
+    held_in = [name for name in common if roles[name] == "held-in"]
+    percent = [name for name in common if roles[name] == "held-out" and every[0][name]["metric"] != "cider"]
     columns = {
         **({PERCENT: percent} if percent else {}),
         **({HELD_IN: held_in} if held_in else {}),
@@ -130,11 +124,7 @@ def write_ablations(reports: Reports, left_out: Sequence[str], place: Path) -> d
         "run": {"command": command_line(), "commit": commit()},
         "versions": versions(),
     }
-    with writing(place):
-        place.mkdir(parents=True, exist_ok=True)
-        write_atomically(place / "report.html", page(blocks))
-        write_atomically(place / "report.md", text(blocks))
-        write_atomically(place / "report.json", msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+    write_files(place, blocks, found)
     return found
 
 

@@ -10,11 +10,9 @@ import yaml
 
 from instructkit.config.settings import CapFiltRun
 from instructkit.evaluation.capfilt.join import BINS, Pair, Shown, Tally
-from instructkit.files import write_atomically, writing
 from instructkit.reports import plots
 from instructkit.reports.blocks import Block, Card, Cards, Code, Figure, Figures, Heading, Line, Table
-from instructkit.reports.html import page
-from instructkit.reports.markdown import text
+from instructkit.reports.files import write_files
 from instructkit.runs.provenance import command_line, commit, versions
 
 _REASONS = ("unmatched", "ranked lower", "repeat", "blank", "unreadable")
@@ -50,11 +48,7 @@ def write_capfilt_report(config: CapFiltRun, tally: Tally, folder: Path) -> None
         "run": {"command": command_line(), "commit": commit(), "seed": config.seed},
         "versions": versions(),
     }
-    with writing(place):
-        place.mkdir(exist_ok=True)
-        write_atomically(place / "report.html", page(blocks))
-        write_atomically(place / "report.md", text(blocks))
-        write_atomically(place / "report.json", msgspec.json.format(msgspec.json.encode(report)) + b"\n")
+    write_files(place, blocks, report)
 
 
 def contents(config: CapFiltRun, tally: Tally, settings: dict[str, Any]) -> list[Block]:

@@ -93,9 +93,8 @@ def _rows(reports: Reports) -> list[list[str]]:
             cells = [f"{each.value:.2f} ({each.interval})" if each else "-" for each in found]
             rows.append([entry["title"], *cells, measured.measure])
     for key, title in TITLES.items():
-        values = [
-            report["averages"].get(key, {}).get("value") for report in reports.values()
-        ]  # earlier reports lack one
+        # Reports of earlier versions lack one of them.
+        values = [report["averages"].get(key, {}).get("value") for report in reports.values()]
         if any(value is not None for value in values):
             rows.append([f"average: {title}", *("-" if value is None else f"{value:.2f}" for value in values), ""])
     return rows

@@ -15,13 +15,13 @@ from instructkit.data.dataset import read_manifest
 from instructkit.errors import UserError
 from instructkit.evaluation.run import Evaluation, read_evaluation
 from instructkit.evaluation.score import value_phrase
-from instructkit.files import read_json, reading, write_atomically, writing
+from instructkit.files import read_json, reading
 from instructkit.reports import words
 from instructkit.reports.averages import averages
+from instructkit.reports.contents import contents
 from instructkit.reports.curve import log_lines, training_curve
 from instructkit.reports.entries import benchmark_entries, manifests
-from instructkit.reports.html import html
-from instructkit.reports.markdown import markdown
+from instructkit.reports.files import write_files
 from instructkit.runs.log import MEASURED, WARNING
 from instructkit.runs.provenance import command_line, commit, versions
 from instructkit.training.datasets import splits_of
@@ -194,9 +194,5 @@ def _warnings(folder: Path) -> list[str]:
 
 def _write(folder: Path, report: dict[str, Any]) -> Path:
     place = folder / "report"
-    with writing(place):
-        place.mkdir(exist_ok=True)
-        write_atomically(place / "report.html", html(report))
-        write_atomically(place / "report.md", markdown(report))
-        write_atomically(place / "report.json", msgspec.json.format(msgspec.json.encode(report)) + b"\n")
+    write_files(place, contents(report), report)
     return place

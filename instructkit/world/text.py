@@ -31,7 +31,7 @@ from instructkit.errors import UserError
 from instructkit.files import write_stream, writing
 from instructkit.prompts.described import in_words
 from instructkit.prompts.protocols import Protocol, load_protocol
-from instructkit.prompts.templates import Templates, templates_folder
+from instructkit.prompts.templates import train_templates
 from instructkit.world.captions import ROTATE, caption, describe, describe_film, describe_story
 from instructkit.world.facts import SEEN, TEXT
 from instructkit.world.questions import Question, ask, ask_about, ask_number, options, polite, verify
@@ -329,7 +329,7 @@ def _in_words_of(rng: random.Random, form: str, fact: str, example: Example, ans
 
 def _as_trained(rng: random.Random, task: str, example: Example, answer: str) -> tuple[str, str]:
     """Instruction and answer in the words of a training template."""
-    templates = _templates(task)
+    templates = train_templates(task)
     told = msgspec.structs.replace(example, answers=[answer], references=[answer])
     prompt = templates.render(told, wording=rng.choice(templates.fitting(told)))
     return prompt.instruction, str(prompt.target)
@@ -355,11 +355,6 @@ def _verdict(rng: random.Random, form: str, question: Question) -> str:
     """Yes or no in one of the words that the benchmark takes for it."""
     words = _protocol(form).options(Example(id="text"))[question.answer == "yes"]
     return rng.choice(words)
-
-
-@cache
-def _templates(task: str) -> Templates:
-    return Templates(templates_folder() / "train" / f"{task}.yaml")
 
 
 @cache

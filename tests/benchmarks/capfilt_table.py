@@ -34,14 +34,13 @@ from instructkit.evaluation.blocks import Blocks
 from instructkit.evaluation.capfilt.models import BlipTool
 from instructkit.evaluation.metrics.caption import CiderMetric
 from instructkit.evaluation.retrieve import Gallery, Pixels, retrieve
-from instructkit.files import write_atomically, writing
+from instructkit.files import write_atomically
 from instructkit.models.batches import Picture, decode
 from instructkit.models.load.blip import load_blip
 from instructkit.prompts.jinja import plain_caption
 from instructkit.reports import plots
 from instructkit.reports.blocks import Block, Code, Figure, Figures, Heading, Line, Table
-from instructkit.reports.html import page
-from instructkit.reports.markdown import text
+from instructkit.reports.files import write_files
 from instructkit.runs.provenance import command_line, commit, versions
 from instructkit.runs.ranks import Ranks
 from instructkit.sources.web_capfilt import OWN_LIST
@@ -295,11 +294,7 @@ def write_report(by_seed: Sequence[Mapping[str, Mapping[str, Any]]], asked: Mapp
         "run": {"command": command_line(), "commit": commit()},
         "versions": versions(),
     }
-    with writing(place):
-        place.mkdir(parents=True, exist_ok=True)
-        write_atomically(place / "report.html", page(blocks))
-        write_atomically(place / "report.md", text(blocks))
-        write_atomically(place / "report.json", trial.as_json(report))
+    write_files(place, blocks, report)
     return report
 
 

@@ -4,7 +4,7 @@
     python -m tests.benchmarks.first_stage --case "itc + itm + itg" --seeds 1
 
 A small image encoder (ConvNeXt, 0.3M parameters) and nano's Q-Former start from random weights and read pictures of the
-training side, each once, with a caption in one of ten wordings. A caption tells kind and colour of every thing and
+training side, some twice, with a caption in one of ten wordings. A caption tells kind and colour of every thing and
 where it is; the last case has the world's own captions, which tell the salient half. Asked are 1,000 scenes of the test
 side whose captions all differ. Side by side stand ITC alone, ITC with ITM, all three losses, and all three behind a
 frozen random encoder. R@1 is that of the similarities alone, and with the nearest 16 re-ranked by ITM logit +
@@ -27,6 +27,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
@@ -151,12 +152,13 @@ def write_encoder(folder: Path, seed: int) -> None:
 
 def train(name: str, seed: int, options: argparse.Namespace) -> tuple[Blip2Pretraining, Captions, dict[str, float]]:
     """A model trained so, its tokeniser and what the steps took."""
-    case, encoder = CASES[name], options.out / f"encoder-{seed}-{os.getpid()}"
+    case = CASES[name]
     words = [case.caption(train_scene(number), number % ROTATE) for number in range(4000)]
-    write_encoder(encoder, seed)
-    model, captions = join_pretraining(
-        ModelConfig(vision=str(encoder)), torch.float32, lambda: train_qformer_tokenizer(words, 512), seed=seed
-    )
+    with TemporaryDirectory() as encoder:
+        write_encoder(Path(encoder), seed)
+        model, captions = join_pretraining(
+            ModelConfig(vision=encoder), torch.float32, lambda: train_qformer_tokenizer(words, 512), seed=seed
+        )
     prepare_towers(model, TowersConfig(vision="full" if case.trains_encoder else "frozen"))
     set_modes(model, training=True)
     config = TrainingConfig(

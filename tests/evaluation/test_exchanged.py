@@ -16,7 +16,7 @@ from instructkit.data.examples import Example
 from instructkit.errors import UserError
 from instructkit.evaluation.answer import Evaluator
 from instructkit.evaluation.exchanged import Exchange
-from tests.evaluation.world import World
+from tests.evaluation.world import World, evaluate_on_two_ranks
 
 LIMIT = 30
 
@@ -106,6 +106,18 @@ def test_the_command_exchanges_as_python_does(world: World, tmp_path: Path) -> N
     own, other = answers
     assert set(own) == set(other)
     assert own != other
+
+
+def test_two_ranks_show_the_same_pictures_as_one(world: World, tmp_path: Path) -> None:
+    world.benchmark("easy_vqa")
+    asked = {"limit": LIMIT, "exchanged": True, "eval_batch_size": 4}
+    world.evaluate("easy_vqa", tmp_path / "one", **asked)
+    settings = world.settings("easy_vqa", tmp_path / "two", **asked)
+    evaluate_on_two_ranks({**settings, "exchanged": "true"})
+    one, two = (
+        (tmp_path / name / "evaluation" / "easy_vqa" / "responses.jsonl").read_text() for name in ("one", "two")
+    )
+    assert one == two
 
 
 def test_retrieval_is_refused(world: World, tmp_path: Path) -> None:

@@ -472,6 +472,13 @@ def test_the_log_of_a_run_on_a_gpu_names_heads_that_the_kernel_refuses() -> None
     assert "variable-length attention takes no heads of width 20" in str(packing_note(llm, torch.device("cuda", 0)))
 
 
+@pytest.mark.parametrize("kind", sorted(COMPARED_DECODERS))
+def test_the_width_of_heads_is_found_in_the_config_of_every_class_that_is_packed(kind: str) -> None:
+    config: Any = tiny(kind).config
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    assert ("takes no heads" in str(packing.why_no_kernel(config))) == (width % 8 > 0)
+
+
 @pytest.mark.parametrize("kernel", [None, lambda query, key, value, something_new: None])
 def test_a_torch_without_a_kernel_that_is_known_falls_back_and_the_log_of_a_run_on_a_gpu_says_so(
     kernel, monkeypatch

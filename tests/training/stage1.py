@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from random import Random
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -30,11 +31,8 @@ class Recorded(PretrainingObjective):
         self.drawn = image, text
 
     def __call__(self, model: Any, batch: Batch) -> Any:
-        negatives, StepComparison.negatives = StepComparison.negatives, lambda _: self.drawn  # type: ignore[method-assign]
-        try:
+        with patch.object(StepComparison, "negatives", lambda _: self.drawn):
             return super().__call__(model, batch)
-        finally:
-            StepComparison.negatives = negatives  # type: ignore[method-assign]
 
 
 def recorded_case(name: str, rank: int = 0, world: int = 1) -> tuple[Blip2Pretraining, PretrainingObjective, Batch]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import runpy
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from instructkit.data.mixture import Mixture
 from instructkit.errors import UserError
 from instructkit.reports.ablations import difference, measures_of, write_ablations
 from tests.evaluation.world import ROOT, recipe_module
@@ -20,11 +21,18 @@ SCORES = {"full": (40.0, 50.0), "bare input": (30.0, 44.0)}
 def made_up(gqa: float, vsr: float) -> dict[str, Any]:
     values = {"gqa": gqa, "vsr": vsr, "okvqa": 10.0, "nocaps": 300.0}
     titles = {"gqa": "GQA", "vsr": "VSR", "okvqa": "OKVQA", "nocaps": "NoCaps"}
-    return {
-        "benchmarks": {
-            name: {"value": value, "title": titles[name], "miniature": True} for name, value in values.items()
+    metrics = {"nocaps": "cider", "okvqa": "vqa_accuracy"}
+    entries = {
+        name: {
+            "value": value,
+            "title": titles[name],
+            "role": "held-in" if name == "okvqa" else "held-out",
+            "metric": metrics.get(name, "exact_match"),
+            "miniature": True,
         }
+        for name, value in values.items()
     }
+    return {"benchmarks": entries}
 
 
 def reports() -> dict[str, list[dict[str, Any]]]:
@@ -71,7 +79,8 @@ def test_each_variation_is_run_with_each_seed(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(module, "run_recipe", run)
     monkeypatch.setattr(module, "read_report", lambda folder: made_up(1.0, 2.0))
-    monkeypatch.setattr(module, "mixture_of", lambda config: SimpleNamespace(sizes={"vqav2": 400, "okvqa": 100}))
+    mixture = Mixture({"vqav2": np.arange(400), "okvqa": np.arange(100), "aokvqa": np.arange(9)}, {"aokvqa": 0})
+    monkeypatch.setattr(module, "mixture_of", lambda config: mixture)
     module.ablate("world", {"max_steps": "5", "towers.llm": "frozen"}, 2, tmp_path, lambda line: None)
     assert len(runs) == 2 * len(module.VARIATIONS)
     assert len({str(each["output"]) for each in runs}) == len(runs)
@@ -81,7 +90,8 @@ def test_each_variation_is_run_with_each_seed(tmp_path: Path, monkeypatch: pytes
     assert own == [
         common,
         {**common, "model.instruction_aware": False},
-        {**common, "data.weights": {"vqav2": 0.05, "okvqa": 0.1}},  # times 20 and 10, their square roots
+        # Times 20 and 10, the square roots; what the config leaves out stays out.
+        {**common, "data.weights": {"vqav2": 0.05, "okvqa": 0.1, "aokvqa": 0}},
         {**common, "data.instructions": "none"},
         {**common, "data.instructions": "name"},
         {"max_steps": 5, "towers.llm": "lora"},
@@ -90,8 +100,14 @@ def test_each_variation_is_run_with_each_seed(tmp_path: Path, monkeypatch: pytes
     module.ablate("world", {}, 1, tmp_path / "trained", lambda line: None)
     assert len(runs) == 5
     assert "towers.llm=full" in (tmp_path / "trained" / "report" / "report.md").read_text()
-    with pytest.raises(UserError, match=r"is for recipes/pretrain_qformer\.py"):
-        module.ablate("stage1_world", {}, 1, tmp_path, lambda line: None)
+    refused = {
+        r"is for recipes/pretrain_qformer\.py": ("stage1_world", {}),
+        r"seed=\.\.\.: ablations give each run its own": ("world", {"seed": "3"}),
+        r"asks no benchmark": ("world", {"benchmarks": "[]"}),
+    }
+    for message, (config, settings) in refused.items():
+        with pytest.raises(UserError, match=message):
+            module.ablate(config, settings, 1, tmp_path, lambda line: None)
 
 
 @pytest.mark.full

@@ -262,3 +262,30 @@ def test_python_is_told_as_the_command_is(told: Told, raw: Path) -> None:
     assert {line["example"]: line for line in lines} == {
         line["example"]: line for line in responses(told, load_protocol("vsr"))
     }
+
+
+def test_exchanged_pictures_are_told_in_the_words_of_the_others(told: Told, raw: Path) -> None:
+    """Each prompt stands behind the description of another example's picture."""
+    lines: list[str] = []
+    found = instructkit.evaluate(
+        str(told.run.parent / "llm"),
+        "vsr",
+        told.data,
+        words=raw / DESCRIPTIONS,
+        exchanged=True,
+        limit=LIMIT,
+        batch_size=3,
+        say=lines.append,
+    )
+    protocol, read = load_protocol("vsr"), set()
+    (written,) = (found.folder / "evaluation").glob("vsr*/responses.jsonl")
+    prompts = {line["example"]: line["prompt"] for line in map(json.loads, written.read_text().splitlines())}
+    own = {line["example"]: line["prompt"] for line in responses(told, protocol)}
+    assert set(prompts) == set(own)
+    for name, prompt in prompts.items():
+        asked = f" {protocol.prompt(told.examples['vsr'][name]).instruction}"
+        assert prompt.endswith(asked)
+        assert prompt != own[name]
+        read.add(prompt.removesuffix(asked))
+    assert read <= set(told.descriptions.values())
+    assert [line.split()[0] for line in lines[:3]] == ["evaluate", "words", "pictures"]
