@@ -74,6 +74,8 @@ def _averages(report: dict[str, Any]) -> list[Block]:
     blocks: list[Block] = [Heading("Averages")]
     for key, title in TITLES.items():
         found = report["averages"][key]
+        if key == "held_out_percent" and found["value"] is None:
+            continue  # what is missing is said of the whole average
         blocks.append(Line(f": {words.average(found)}.", title))
         if found["value"] is not None and found["published"]:
             blocks.append(Line(f"Published: {'; '.join(map(words.published, found['published']))}.", kind="soft"))

@@ -85,6 +85,7 @@ def test_no_average_without_all_of_its_benchmarks(written: Written) -> None:
     assert len(average["benchmarks"]) == 13
     assert set(average["missing"]) == set(average["benchmarks"]) - {"hatefulmemes", "nocaps", "msvd_qa"}
     assert "3 of its 13 benchmarks scored" in written.markdown
+    assert "those in per cent" not in written.markdown
 
 
 def test_what_a_result_depends_on_is_told(written: Written) -> None:
