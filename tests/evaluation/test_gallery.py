@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,6 @@ from instructkit.data.dataset import load_examples, write_shard
 from instructkit.errors import UserError
 from instructkit.evaluation import retrieve
 from instructkit.evaluation.assistant import protocol_of
-from instructkit.evaluation.blocks import Blocks
 from instructkit.evaluation.run import evaluate
 from instructkit.files import sha256_of
 from instructkit.models.batches import Captions, Picture, decode
@@ -31,7 +28,8 @@ from instructkit.reports.compare import write_comparison
 from instructkit.reports.report import failed, last_lines, write_evaluation_report
 from instructkit.runs.ranks import Ranks
 from instructkit.training.datasets import splits_of
-from tests.evaluation.world import World, evaluate_on_two_ranks, report_bytes, start
+from tests.evaluation.small_blocks import SIZES
+from tests.evaluation.world import World, evaluate_on_two_ranks, kill_behind, report_bytes
 
 NAME = "coco_retrieval"
 
@@ -264,32 +262,11 @@ def test_a_broken_picture_takes_no_part_until_it_is_mended(own: World, tmp_path:
 # ---- going on ----
 
 
-def killed_behind(blocks: int) -> Any:
-    """The command, for a process of its own that is killed when it has kept so many blocks."""
-
-    def command(words: list[str]) -> None:
-        keep, kept = Blocks.keep, 0
-
-        def keep_and_end(self: Blocks, *what: Any) -> None:
-            nonlocal kept
-            keep(self, *what)
-            kept += 1
-            if kept == blocks:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        Blocks.keep = keep_and_end  # type: ignore[method-assign]
-        app(words)
-
-    return command
-
-
 @pytest.mark.parametrize("blocks", [1, 3])
 def test_killed_and_started_again_the_report_is_the_same(own: World, tmp_path: Path, blocks: int) -> None:
     run = tmp_path / "killed"
     words = [f"--model={own.first_stage()}", f"--data={own.data}", f"--benchmarks={NAME}", f"--output={run}"]
-    process = start(killed_behind(blocks), ["evaluate", *words, "--batch-size=2"])
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    kill_behind(blocks, "instructkit.evaluation.blocks:Blocks.keep", ["evaluate", *words, "--batch-size=2"])
     assert len(list((run / "evaluation" / NAME / "blocks").glob("*.safetensors"))) == blocks
     with pytest.raises(UserError, match="of another evaluation"):
         own.evaluate(NAME, run, batch_size=3)
@@ -306,10 +283,11 @@ def test_two_ranks_and_one_give_the_same_report(
     own: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
     """Of several blocks each; with one picture the second rank has none."""
-    for name, size in (("IMAGES", 3), ("TEXTS", 7), ("MATCHED", 2)):
+    for name, size in SIZES.items():
         monkeypatch.setattr(retrieve, name, size)
     options = {"limit": limit, "batch_size": 2}
-    evaluate_on_two_ranks(own.settings(NAME, tmp_path / "two", **options))
+    script = Path(__file__).with_name("small_blocks.py")
+    evaluate_on_two_ranks(own.settings(NAME, tmp_path / "two", **options), script)
     own.evaluate(NAME, tmp_path / "one", **options)
     report_of(own, tmp_path / "one", **options)
     assert lines_of(tmp_path / "two") == lines_of(tmp_path / "one")

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +11,12 @@ import msgspec
 import pytest
 from PIL import Image
 
-from instructkit.cli import app
 from instructkit.config.read import evaluation_settings
 from instructkit.errors import UserError
 from instructkit.evaluation.responses import Response, ResponseLog
 from instructkit.reports.report import failed, write_evaluation_report
 from instructkit.runs.ranks import Ranks
-from tests.evaluation.world import World, evaluate_on_two_ranks, report_bytes, start
+from tests.evaluation.world import World, evaluate_on_two_ranks, kill_behind, report_bytes
 
 IDENTITY = {"model": "m", "protocol_version": 1, "limit": None}
 BATCHES = [["a", "b"], ["c", "d"], ["e"]]
@@ -106,23 +102,6 @@ def whole(world: World, out: Path, **options: Any) -> dict[str, bytes]:
     return report_bytes(out)
 
 
-def killed_behind(path: Path, lines: int) -> Callable[[list[str]], None]:
-    """The command, for a process of its own that is killed when the file has got so many lines."""
-
-    def command(words: list[str]) -> None:
-        append = ResponseLog.append
-
-        def append_and_end(log: ResponseLog, responses: Sequence[Response]) -> None:
-            append(log, responses)
-            if path.exists() and path.read_bytes().count(b"\n") >= lines:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        ResponseLog.append = append_and_end  # type: ignore[method-assign]
-        app(words)
-
-    return command
-
-
 def test_killed_and_started_again_the_report_is_the_same(world: World, tmp_path: Path) -> None:
     world.benchmark("easy_vqa")
     world.benchmark("vqav2")
@@ -131,9 +110,7 @@ def test_killed_and_started_again_the_report_is_the_same(world: World, tmp_path:
     flags = {name.removesuffix(".root").replace("_", "-"): value for name, value in settings.items()}
     words = ["evaluate", *(f"--{name}={value}" for name, value in flags.items())]
     responses = tmp_path / "killed" / "evaluation" / "easy_vqa" / "responses.jsonl"
-    process = start(killed_behind(responses, 10), words)
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    kill_behind(10, "instructkit.evaluation.responses:ResponseLog.append", words)
     before = responses.read_bytes()
     assert before.count(b"\n") == 10
     assert not (tmp_path / "killed" / "report").exists()

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-import os
+import json
+import signal
 import sys
-from collections.abc import Callable
-from multiprocessing import get_context
-from multiprocessing.process import BaseProcess as Process
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import torch
 
 from instructkit import sources
-from instructkit.config.read import evaluation_settings, evaluation_words
+from instructkit.config.read import evaluation_settings
 from instructkit.conversion.convert import convert
 from instructkit.data.dataset import MANIFEST
 from instructkit.evaluation.run import Evaluation, evaluate
@@ -22,9 +21,10 @@ from instructkit.evaluation.select import GROUPS
 from instructkit.models.save import save_model, save_pretraining
 from instructkit.prompts.protocols import load_protocol
 from instructkit.runs.ranks import Ranks
+from tests import forks
 from tests.miniatures import write_release
-from tests.ports import free_port
 from tests.tiny import tiny_first_stage, tiny_model
+from tests.training.mini import environment, launch
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 120
@@ -88,27 +88,21 @@ class World:
         return found
 
 
-def start(function: Callable[[list[str]], None], words: list[str], **environment: str) -> Process:
-    """A process of its own that runs a command; forked, as importing everything anew takes most of a test's time."""
-
-    def run() -> None:
-        os.environ.update(environment)
-        function(words)
-
-    process = get_context("fork").Process(target=run)
-    process.start()
-    return process
+def evaluate_on_two_ranks(settings: dict[str, Any], script: Path = ROOT / "recipes" / "evaluate.py") -> None:
+    """Run the recipe of evaluation, or a script that calls it, on two ranks of this machine; both must end well."""
+    launch(2, script, [f"{name}={value}" for name, value in settings.items()])
 
 
-def evaluate_on_two_ranks(settings: dict[str, Any]) -> None:
-    """Run the recipe of evaluation on two ranks of this machine; both must end well."""
-    words = [f"{name}={value}" for name, value in settings.items()]
-    main = recipe("evaluate")
-    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    ranks = [start(main, words, RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank in range(2)]
-    for rank in ranks:
-        rank.join(timeout=300)
-        assert rank.exitcode == 0
+def kill_behind(calls: int, method: str, words: list[str]) -> None:
+    """Run a command in a process of its own that is killed behind so many calls of a method, `module:Class.method`."""
+    with NamedTemporaryFile() as said:
+        script = Path(__file__).with_name("kill_behind.py")
+        (process,) = forks.start(script, [str(calls), method, *words], Path(said.name), [environment()])
+        try:
+            process.join(300)
+        finally:
+            forks.end([process])
+        assert process.exitcode == -signal.SIGKILL, Path(said.name).read_text()
 
 
 def recipe_module(name: str) -> Any:
@@ -123,17 +117,9 @@ def recipe_module(name: str) -> Any:
     return module
 
 
-def recipe(name: str) -> Callable[[list[str]], None]:
-    """The `main` of a recipe."""
-    module = recipe_module(name)
-
-    def main(words: list[str]) -> None:
-        settings = evaluation_words(words)
-        module.main(module.evaluate_and_report, settings, settings.output)
-
-    return main
-
-
 def report_bytes(run: Path) -> dict[str, bytes]:
-    """The files of a report."""
-    return {path.name: path.read_bytes() for path in sorted((run / "report").iterdir())}
+    """The files of a report, but for the command that wrote it."""
+    files = {path.name: path.read_bytes() for path in sorted((run / "report").iterdir())}
+    content = json.loads(files["report.json"])
+    del content["run"]["command"]
+    return files | {"report.json": json.dumps(content).encode()}
