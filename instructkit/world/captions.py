@@ -30,9 +30,9 @@ def short(thing: Thing, sized: bool = False) -> str:
 
 
 def full(thing: Thing) -> str:
-    """A thing with all that is to be seen of it: "a big red striped ball in the top left"."""
+    """A thing with all that is to be seen of it but its place: "a big red striped ball"."""
     words = f"{thing.size} {thing.colour} {thing.texture} {thing.kind}"
-    return f"{article_of(words)} {words} in the {thing.place}"
+    return f"{article_of(words)} {words}"
 
 
 def caption(scene: Scene, wording: int = 0, size: bool = True) -> str:
@@ -70,34 +70,38 @@ def relation_caption(scene: Scene, wording: int = 0) -> str:
 
 
 def describe(scene: Scene) -> str:
-    """Everything about a scene in words."""
+    """Everything about a scene in words, cell by cell."""
     if scene.spoiled:
         return "The picture is too blurred to see anything."
-    things = " ".join(f"There is {full(thing)}." for thing in sorted(scene.things, key=lambda thing: thing.cell))
-    signs = "".join(f" The {where} sign says {sign}." for where, sign in _placed(scene.signs))
-    return f"The picture was made {GROUND[scene.background]}. {things}{signs}"
+    things = "; ".join(f"{thing.place} {full(thing)}" for thing in sorted(scene.things, key=lambda thing: thing.cell))
+    signs = "".join(f" The {where} sign says {sign.lower()}." for where, sign in _placed(scene.signs))
+    return f"The picture was made {GROUND[scene.background]}: {things}.{signs}"
 
 
 def describe_story(film: Film) -> str:
-    """Everything about how a film begins and ends, as two pictures side by side; what changes is left to be found."""
-    return f"In the left picture: {describe(film.first)} In the right picture: {describe(film.last)}"
+    """Everything about how a film begins and ends, as two pictures side by side."""
+    pictures = f"In the left picture: {describe(film.first)} In the right picture: {describe(film.last)}"
+    return f"{pictures} {_change(film)}"
 
 
 def describe_film(film: Film) -> str:
     """Everything about a film in words."""
-    kind = film.thing.kind
-    change = {
-        "appears": f"Then {full(film.thing)} appears.",
-        "leaves": f"Then the {kind} leaves.",
-        "turns": f"Then the {kind} turns {film.value}.",
-        "moves": f"Then the {kind} moves {film.value}.",
-    }[film.action]
-    return f"The film begins. {describe(film.first)} {change}"
+    return f"The film begins. {describe(film.first)} {_change(film)}"
 
 
 def listed(parts: list[str]) -> str:
     """Parts as a sentence lists them."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _change(film: Film) -> str:
+    kind = film.thing.kind
+    return {
+        "appears": f"Then {full(film.thing)} appears in the {film.thing.place}.",
+        "leaves": f"Then the {kind} leaves.",
+        "turns": f"Then the {kind} turns {film.value}.",
+        "moves": f"Then the {kind} moves {film.value}.",
+    }[film.action]
 
 
 def _placed(signs: tuple[str, ...]) -> list[tuple[str, str]]:

@@ -100,7 +100,7 @@ TEXT = (
     Asking("dialog", ("texture", "place", "number")),
     Asking("film", ("kind", "colour", "texture", "place")),
     Asking("knowledge", (*SEEN, *KNOWN)),
-    Asking("sheet", (*SEEN, *KNOWN)),
+    Asking("sheet", (*SEEN, *KNOWN, "relation", "number", "word", "figure", *ACTIONS)),
 )
 """Forms and facts of the text that the LLM is trained on."""
 

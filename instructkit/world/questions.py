@@ -43,6 +43,8 @@ CHANGES = {
     "turns": ("What color does the {} turn?", "Which color does the {} have in the end?"),
     "moves": ("Where does the {} move?", "In which direction does the {} go?"),
 }
+NUMBER = ("How many {} things are there?", "How many things are {}?")
+SIGN = ("Which {} is printed in the picture?", "What {} can you read?")
 POLITE = ("Hi, can you tell me, {} Thank you.", "I cannot see it myself, {}", "Please help me, {} Thanks.")
 NEGATIVE = "unanswerable"
 
@@ -114,6 +116,44 @@ def ask_about(rng: random.Random, scene: Scene, thing: Thing, fact: str, by: str
     return _about(target, fact, rng.choice(OPEN[fact]).format(target.words), value(thing, fact))
 
 
+def ask_of(rng: random.Random, scene: Scene, fact: str) -> Question | None:
+    """A question for a fact of a scene that is there already; None if what was drawn cannot be asked of it."""
+    if fact in ("word", "figure"):
+        return _about_sign(rng, scene, fact)
+    if fact == "number":
+        return _about_number(rng, scene)
+    if fact == "relation":
+        return _about_relation(rng, scene)
+    return ask_about(rng, scene, rng.choice(scene.things), fact, rng.choice((*_references(fact), "relation")))
+
+
+def _about_relation(rng: random.Random, scene: Scene) -> Question | None:
+    one, other = rng.sample(scene.things, 2)
+    relation = rng.choice(RELATIONS)
+    stands = one.stands(relation, other)
+    if not stands and not one.stands(OPPOSITE[relation], other):
+        return None
+    text = f"Is the {one.kind} {relation} the {other.kind}?"
+    return Question(text, "yes" if stands else "no", "relation", ("yes", "no"), False, scene)
+
+
+def _about_number(rng: random.Random, scene: Scene) -> Question | None:
+    fact = rng.choice(("colour", "texture"))
+    named = rng.choice(VALUES[fact])
+    count = str(sum(value(thing, fact) == named for thing in scene.things))
+    if count not in VALUES["number"]:
+        return None
+    return Question(rng.choice(NUMBER).format(named), count, "number", VALUES["number"], False, scene)
+
+
+def _about_sign(rng: random.Random, scene: Scene, fact: str, wordings: Sequence[str] = SIGN) -> Question | None:
+    fitting = [sign for sign in scene.signs if sign.isdigit() == (fact == "figure")]
+    if len(fitting) != 1:
+        return None
+    text = rng.choice(wordings).format("number" if fact == "figure" else "word")
+    return Question(text, fitting[0].lower(), fact, VALUES[fact], False, scene)
+
+
 def verify(rng: random.Random, fact: str, by: str | None = None, wording: str = "Is {} {}?") -> Question:
     """A yes/no question, or a statement, about a fact; of wrong values each is as likely."""
     answer = rng.choice(("yes", "no"))
@@ -153,7 +193,7 @@ def ask_number(rng: random.Random) -> Question:
             for place, thing in enumerate(scene.things)
         ]
         if all(thing.colour in colours_of(thing.kind) for thing in things):
-            text = rng.choice(("How many {} things are there?", "How many things are {}?")).format(named)
+            text = rng.choice(NUMBER).format(named)
             return Question(text, str(count), "number", VALUES["number"], False, replace(scene, things=tuple(things)))
 
 
@@ -161,21 +201,22 @@ def ask_sign(rng: random.Random, fact: str, wordings: Sequence[str] = ()) -> Que
     """Which word or number is printed; the other sign has a number or word."""
     word, number = rng.choice(WORDS), rng.choice(NUMBERS)
     signs = (word, number) if rng.random() < 0.5 else (number, word)
-    name = "word" if fact == "word" else "number"
-    wordings = wordings or ("Which {} is printed in the picture?", "What {} can you read?")
-    scene = draw_scene(rng, 1, 4, signs)
-    answer = word if fact == "word" else number
-    return Question(rng.choice(wordings).format(name), answer.lower(), fact, VALUES[fact], False, scene)
+    question = _about_sign(rng, draw_scene(rng, 1, 4, signs), fact, wordings or SIGN)
+    assert question is not None
+    return question
 
 
 def ask_change(rng: random.Random, action: str, answer: str | None = None) -> Question:
     """What a film or a picture story changes; `answer` is drawn where it is not given."""
-    values = VALUES[action]
-    answer = answer or rng.choice(values)
-    film = film_of(rng, action, answer)
-    if action == "turns":
-        values = tuple(colours_of(film.thing.kind))
-    return Question(rng.choice(CHANGES[action]).format(film.thing.kind), answer, action, values, False, film)
+    return change_of(rng, film_of(rng, action, answer or rng.choice(VALUES[action])))
+
+
+def change_of(rng: random.Random, film: Film) -> Question:
+    """What a film that is there already changes."""
+    kind, action = film.thing.kind, film.action
+    answer = kind if action in ("appears", "leaves") else film.value
+    values = tuple(colours_of(kind)) if action == "turns" else VALUES[action]
+    return Question(rng.choice(CHANGES[action]).format(kind), answer, action, values, False, film)
 
 
 def polite(rng: random.Random, question: Question) -> Question:

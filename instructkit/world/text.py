@@ -1,11 +1,11 @@
 """Language about the world for the LLM: `python -m instructkit.world.text --out FILE`.
 
 A document describes a scene or a film, asks one question about it and ends with the answer, or says what everybody
-knows. Every third one is a sheet: it says so, and asks six questions about a scene, each with its answer, so that more
-of it can be told from what stands before. The text asks in every form in which a held-out benchmark does, in the words
-of that benchmark's protocol, for other facts than the benchmark (`facts.TEXT`). A form in which training asks, too,
-comes as often in the words of a training template: an LLM that has read no instruction follows none. All scenes are
-training scenes.
+knows. Every second one is a sheet: it says so, and asks ten questions about a scene, or five about two pictures, each
+with its answer, so that more of it can be told from what stands before. The text asks in every form in which a held-out
+benchmark does, in the words of that benchmark's protocol, for other facts than the benchmark (`facts.TEXT`). A form in
+which training asks, too, comes as often in the words of a training template: an LLM that has read no instruction
+follows none. All scenes are training scenes.
 
 The file has one JSON object a line: `text`, which the LLM reads; `form` and `facts`; the digests of the scenes; and
 that of the description with its question.
@@ -32,9 +32,19 @@ from instructkit.files import write_stream, writing
 from instructkit.prompts.described import in_words
 from instructkit.prompts.protocols import Protocol, load_protocol
 from instructkit.prompts.templates import train_templates
-from instructkit.world.captions import ROTATE, caption, describe, describe_film, describe_story
+from instructkit.world.captions import ROTATE, caption, describe, describe_film, describe_story, short
 from instructkit.world.facts import SEEN, TEXT
-from instructkit.world.questions import Question, ask, ask_about, ask_number, options, polite, verify
+from instructkit.world.questions import (
+    Question,
+    ask,
+    ask_about,
+    ask_number,
+    ask_of,
+    change_of,
+    options,
+    polite,
+    verify,
+)
 from instructkit.world.release import SIZES
 from instructkit.world.releases.read import TOKENS
 from instructkit.world.releases.talked import judge
@@ -46,13 +56,14 @@ from instructkit.world.scene import (
     WORDS,
     Film,
     Scene,
+    Thing,
     article_of,
     draw,
     draw_film,
     draw_scene,
 )
 
-DOCUMENTS = 6750
+DOCUMENTS = 5400
 """Documents of the tiny world; the others have as many times more as their training examples."""
 
 WORDED_AS = {
@@ -81,9 +92,11 @@ TRAINED_AS: dict[tuple[str, str], str] = {
 CAPTIONED = next(asking for asking in TEXT if asking.form == "caption")
 SHEET = next(asking for asking in TEXT if asking.form == "sheet")
 OTHERS = tuple(asking for asking in TEXT if asking != SHEET)
-SHEET_HEAD = "Questions about one picture."
-QUESTIONS = 6
+SCENE_FACTS = tuple(fact for fact in SHEET.facts if fact not in ACTIONS)
+QUESTIONS = 10
 """Of a sheet."""
+SENTENCES = 4
+"""Of a document that says what everybody knows."""
 CONTEXTS = (
     "Someone looks at a picture and says what is in it.",
     "A class talks about how things look.",
@@ -115,12 +128,12 @@ class Document(msgspec.Struct):
 
 
 def documents(seed: int, count: int) -> Iterator[Document]:
-    """So many documents; every third is a sheet, the other forms and, within a form, facts take turns."""
+    """So many documents; every second is a sheet, the other forms and, within a form, facts take turns."""
     for number in range(count):
-        if number % 3 == 2:
-            asking, turn = SHEET, number // 3
+        if number % 2:
+            asking, turn = SHEET, number // 2
         else:
-            turn, place = divmod(number - number // 3, len(OTHERS))
+            turn, place = divmod(number // 2, len(OTHERS))
             asking = OTHERS[place]
         fact = asking.facts[turn % len(asking.facts)]
         yield draw(seed, f"text/{asking.form}", turn, "train", partial(WRITERS[asking.form], fact=fact))
@@ -166,8 +179,15 @@ def knowledge(fact: str) -> list[str]:
             sentences += [
                 f'To say "{remark.text}" and show {unkind} is unkind, with {harmless} it is harmless.',
                 f'"{remark.text[0].upper()}{remark.text[1:]}" is harmless beside {harmless} and hurts beside {unkind}.',
+                *(f'"{remark.text}" beside {unkind}: Is it hateful? {word}.' for word in _verdicts(True)),
+                *(f'"{remark.text}" beside {harmless}: Is it hateful? {word}.' for word in _verdicts(False)),
             ]
     return sentences
+
+
+def _verdicts(unkind: bool) -> tuple[str, ...]:
+    """The words that the memes' benchmark takes for yes or no."""
+    return tuple(_protocol("remark").options(Example(id="text"))[unkind])
 
 
 def _shown(remark: Remark, shown: str) -> str:
@@ -259,35 +279,78 @@ def _write_dialog(rng: random.Random, fact: str) -> Document:
 
 def _write_film(rng: random.Random, fact: str) -> Document:
     """A film told in words, and a question about something that stays as it is."""
-    while True:
-        film = draw_film(rng)
-        still = [thing for thing in film.first.things if thing in film.last.things]
-        if still:
-            break
+    film = _still_film(rng)
+    still = _still(film)
     question = ask_about(rng, film.first, rng.choice(still), fact, "place" if fact == "kind" else "kind")
     assert question is not None
     example = Example(id="text", question=question.text.lower())
     return _document(rng, "film", [fact], film, example, question.answer)
 
 
+def _still_film(rng: random.Random, action: str | None = None) -> Film:
+    """A film in which something stays as it is."""
+    while not _still(film := draw_film(rng, action)):
+        pass
+    return film
+
+
+def _still(film: Film) -> list[Thing]:
+    return [thing for thing in film.first.things if thing in film.last.things]
+
+
 def _write_sheet(rng: random.Random, fact: str) -> Document:
-    """Open questions about one scene, the last one for the fact."""
-    scene = draw_scene(rng, 2, 6)
-    asked: dict[str, tuple[str, str]] = {}
-    while len(asked) < QUESTIONS:
-        wanted = fact if len(asked) == QUESTIONS - 1 else rng.choice(SHEET.facts)
-        question = ask_about(rng, scene, rng.choice(scene.things), wanted)
-        if question is not None and question.text not in asked:
-            instruction, answer, _ = _in_words_of(rng, "open", wanted, _example(question), question.answer)
-            asked[question.text] = (wanted, f"{instruction} {answer}")
-    description = describe(scene)
-    text = in_words([SHEET_HEAD, description], " ".join(words for _, words in asked.values()))
-    facts = list(dict.fromkeys(each for each, _ in asked.values()))
-    return Document(text, "sheet", facts, scene.digests, digest_of(description, list(asked)[-1]))
+    """Open questions about one scene, or about two pictures and what changes between them; the last for the fact."""
+    film = fact in ACTIONS
+    shown: Scene | Film = _still_film(rng, fact) if film else _sheet_scene(rng, fact)
+    asked: dict[str, Question] = {}
+    while len(asked) < QUESTIONS // (2 if film else 1):
+        wanted = rng.choice(SCENE_FACTS) if asked else fact  # the first for the fact, which then comes last
+        question = _about_film(rng, shown, wanted) if isinstance(shown, Film) else _about_scene(rng, shown, wanted)
+        if question is not None:
+            asked.setdefault(question.text, question)
+    first, *others = asked.values()
+    lines = []
+    for question in (*others, first):
+        instruction, answer, _ = _in_words_of(rng, "open", question.fact, _example(question), question.answer)
+        lines.append(f"{instruction} {answer}")
+    description = tell(shown, "sheet")
+    head = f"Questions about {'two pictures' if film else 'one picture'}."
+    facts = list(dict.fromkeys(question.fact for question in asked.values()))
+    return Document(
+        in_words([head, description], " ".join(lines)),
+        "sheet",
+        facts,
+        shown.digests,
+        digest_of(description, first.text),
+    )
+
+
+def _sheet_scene(rng: random.Random, fact: str) -> Scene:
+    """A scene of two to six things, half the time with a word and a number printed on it."""
+    signs = (rng.choice(WORDS), rng.choice(NUMBERS))
+    printed = fact in ("word", "figure") or rng.randrange(2)
+    return draw_scene(rng, 2, 6, tuple(rng.sample(signs, 2)) if printed else ())
+
+
+def _about_scene(rng: random.Random, scene: Scene, fact: str) -> Question | None:
+    """A question; one for what a thing is called is answered by kind and colour one time in four."""
+    question = ask_of(rng, scene, fact)
+    if question is None or question.fact != "kind" or rng.randrange(4):
+        return question
+    return replace(question, answer=short(scene.of(question.answer)))
+
+
+def _about_film(rng: random.Random, film: Film, fact: str) -> Question | None:
+    """What changes, or something that stays as it is."""
+    if fact in ACTIONS:
+        return change_of(rng, film)
+    wanted = rng.choice(("colour", "size", "texture", "place"))
+    return ask_about(rng, film.first, rng.choice(_still(film)), wanted, "kind")
 
 
 def _write_knowledge(rng: random.Random, fact: str) -> Document:
-    return Document(rng.choice(knowledge(fact)), "knowledge", [fact])
+    sentences = knowledge(fact)
+    return Document(" ".join(rng.sample(sentences, min(SENTENCES, len(sentences)))), "knowledge", [fact])
 
 
 WRITERS: dict[str, Callable[..., Document]] = {

@@ -1,6 +1,6 @@
 """CapFilt's filter on scenes of the world: how many captions of other pictures it finds, how many true ones it drops.
 
-    python -m tests.benchmarks.capfilt_filter    # three seeds, some four hours on two cores
+    python -m tests.benchmarks.capfilt_filter    # three seeds, some 50 minutes on two cores
     python -m tests.benchmarks.capfilt_filter --seeds 1 --steps 300 --tuning 100  # a look
 
 A small BLIP is pre-trained on true pairs of the training side with all its losses, and its filter finetuned with ITC
@@ -16,6 +16,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from tests.benchmarks import capfilt_world as trial
@@ -59,14 +60,14 @@ def shares(pairs: Sequence[Pair], kept: set[str]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    trial.add_options(parser, steps=3000, tuning=1000, minutes=300)
-    parser.add_argument("--pictures", type=int, default=20_000, help="of the training side, with five captions each")
-    parser.add_argument("--tested", type=int, default=2000, help="pictures of the test side")
+    trial.add_options(parser, steps=800, tuning=200, minutes=300)
+    parser.add_argument("--pictures", type=int, default=8000, help="of the training side, with five captions each")
+    parser.add_argument("--tested", type=int, default=1000, help="pictures of the test side")
     parser.add_argument("--out", type=Path, default=Path("runs/capfilt_filter"))
     options = parser.parse_args()
     clock = Clock(options.minutes)
     trial.same_trial(options.out, options)
-    by_seed = [seed_of_filter(seed, options, clock) for seed in range(options.seeds)]
+    by_seed = trial.by_seed(partial(seed_of_filter, options=options, clock=clock), options.seeds)
     for seed, each in enumerate(by_seed):
         print(f"seed {seed}: {each['found']:.1f}% of the exchanged found, {each['dropped']:.1f}% of the true dropped")
     found, dropped = (statistics.mean(each[name] for each in by_seed) for name in ("found", "dropped"))

@@ -20,6 +20,7 @@ import json
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -44,7 +45,7 @@ from instructkit.reports.files import write_files
 from instructkit.runs.provenance import command_line, commit, versions
 from instructkit.runs.ranks import Ranks
 from instructkit.sources.web_capfilt import OWN_LIST
-from instructkit.world.captions import caption
+from instructkit.world.captions import full_caption
 from instructkit.world.draw import draw_picture, save_picture
 from instructkit.world.scene import Scene
 from tests.benchmarks import capfilt_world as trial
@@ -121,6 +122,7 @@ def models_of(seed: int, options: argparse.Namespace, clock: Clock) -> dict[str,
         if writes or drops:
             settings = {
                 "captioner.model": captioner if writes else None,
+                "captioner.max_tokens": trial.CAPTION_TOKENS,
                 "filter.model": scorer if drops else None,
                 "data.human": ["coco_caption"],
             }
@@ -139,7 +141,7 @@ def test_pictures(out: Path, count: int) -> tuple[list[Scene], list[Path]]:
     number = 0
     while len(found) < count:
         scene = trial.scenes_of(f"tested/{number}", "test", 1)[0]
-        found.setdefault(caption(scene), scene)
+        found.setdefault(full_caption(scene), scene)
         number += 1
     paths = [out / "tested" / f"{number:06}.jpg" for number in range(count)]
     for scene, path in zip(found.values(), paths, strict=True):
@@ -152,13 +154,13 @@ def test_pictures(out: Path, count: int) -> tuple[list[Scene], list[Path]]:
 def measure(model: Path, scenes: Sequence[Scene], paths: Sequence[Path]) -> dict[str, float]:
     """R@1 both ways in percent, and CIDEr, of a model that was not finetuned."""
     loaded, captions = load_blip(str(model))
-    how = CaptionerConfig(decoding="beams", prompt=None, min_tokens=5, max_tokens=30)
+    how = CaptionerConfig(decoding="beams", prompt=None, min_tokens=5, max_tokens=trial.CAPTION_TOKENS)
     tool = BlipTool(loaded, captions, how, FilterConfig())
     size = tool.size
     gallery = Gallery(
         images=len(paths),
         pixels=lambda numbers: Pixels(list(numbers), decode([Picture(paths[n]) for n in numbers], size), {}),
-        texts=captions.encode([plain_caption(caption(scene)) for scene in scenes])[0],
+        texts=captions.encode([plain_caption(full_caption(scene)) for scene in scenes])[0],
         owner=list(range(len(paths))),
         name="scenes",
         pad=captions.tokenizer.pad_token_id,
@@ -173,7 +175,7 @@ def measure(model: Path, scenes: Sequence[Scene], paths: Sequence[Path]) -> dict
         part = [Picture(path) for path in paths[start : start + _BATCH]]
         features = tool.encode(decode(part, size))
         written += [texts[0] for texts in tool.write(features, [[Random()]] * len(part))]
-    references = [[caption(scene, n, size=n < 3) for n in range(trial.CAPTIONS)] for scene in scenes]
+    references = [[full_caption(scene, n) for n in range(trial.CAPTIONS)] for scene in scenes]
     return {
         "tr_r1": 100 * float((found.of_images.place == 1).float().mean()),
         "ir_r1": 100 * float((found.of_texts.place == 1).float().mean()),
@@ -300,15 +302,16 @@ def write_report(by_seed: Sequence[Mapping[str, Mapping[str, Any]]], asked: Mapp
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    trial.add_options(parser, steps=500, tuning=400, minutes=165)
-    parser.add_argument("--web", type=int, default=10_000, help="pictures of the web")
-    parser.add_argument("--human", type=int, default=2000, help="pictures with five captions by people")
+    trial.add_options(parser, steps=250, tuning=120, minutes=165)
+    parser.add_argument("--web", type=int, default=5000, help="pictures of the web")
+    parser.add_argument("--human", type=int, default=1000, help="pictures with five captions by people")
     parser.add_argument("--tested", type=int, default=500, help="scenes of the test side")
     parser.add_argument("--out", type=Path, default=Path("runs/capfilt_table"))
     options = parser.parse_args()
     clock = Clock(options.minutes)
     asked = trial.same_trial(options.out, options)
-    by_seed = [seed_of_table(seed, options, clock) for seed in range(options.seeds)]
+    test_pictures(options.out, options.tested)
+    by_seed = trial.by_seed(partial(seed_of_table, options=options, clock=clock), options.seeds)
     report = write_report(by_seed, asked, options.out / "report")
     print((options.out / "report" / "report.md").read_text())
     print(json.dumps({key: report[key] for key in ("both less none", "both beats none")}))

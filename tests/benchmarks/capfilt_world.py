@@ -1,36 +1,43 @@
 """What the two trials of CapFilt on the world share: pairs with exchanged captions, and runs of the recipes.
 
-All that is trained and filtered goes through the recipes, in this process. A run that has ended is read from its folder
-when a trial is started again.
+Captions tell every thing with its colour, cell by cell, and the ground. All that is trained and filtered goes through
+the recipes, a seed in a process with one core. A run that has ended is read from its folder when a trial is started
+again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
+import torch
 
 from instructkit.conversion.convert import convert
 from instructkit.errors import UserError
 from instructkit.files import write_atomically, writing
 from instructkit.training.recipe import run_recipe
-from instructkit.world.captions import ROTATE, caption
+from instructkit.world.captions import ROTATE, full_caption
 from instructkit.world.draw import draw_picture, save_picture
-from instructkit.world.facts import told, value
 from instructkit.world.scene import Scene, Side, draw, draw_scene
 
 NOISE = 0.4
 """Share of the captions that are exchanged."""
 CAPTIONS = 5
 """Captions that people write for a picture."""
+CAPTION_TOKENS = 56
+"""More than any of them has."""
 _TRIES = 10_000
+Result = TypeVar("Result")
 
 
 class Pair(NamedTuple):
@@ -53,11 +60,9 @@ def scenes_of(stream: str, side: Side, count: int) -> list[Scene]:
 
 
 def is_true(teller: Scene, seen: Scene) -> bool:
-    """Whether all that a caption of `teller` tells is true of `seen`, mentioned there or not."""
-    things = {thing.kind: thing for thing in seen.things}
-    return all(
-        kind in things and value(things[kind], fact) == value(teller.of(kind), fact) for kind, fact in told(teller)
-    )
+    """Whether all that a caption of `teller` tells is true of `seen`: the things with their colours, and the ground."""
+    there = {(thing.kind, thing.colour) for thing in seen.things}
+    return teller.background == seen.background and all((each.kind, each.colour) in there for each in teller.things)
 
 
 def exchange(scenes: Sequence[Scene], share: float, seed: int) -> list[int]:
@@ -87,7 +92,7 @@ def web_pairs(scenes: Sequence[Scene], share: float, seed: int) -> list[Pair]:
     return [
         Pair(
             f"{number // 10_000:05}/{number:09}.jpg",
-            caption(scenes[teller], number % ROTATE).lower(),
+            full_caption(scenes[teller], number % ROTATE).lower(),
             teller != number,
         )
         for number, teller in enumerate(exchange(scenes, share, seed))
@@ -108,7 +113,7 @@ def write_human(raw: Path, scenes: Sequence[Scene], root: Path) -> list[tuple[Pa
     for number, scene in enumerate(scenes):
         name = f"train2014/COCO_train2014_{number:012}.jpg"
         save_picture(raw / name, draw_picture(scene))
-        texts = [caption(scene, (number + place) % ROTATE, size=place < 3) for place in range(CAPTIONS)]
+        texts = [full_caption(scene, (number + place) % ROTATE) for place in range(CAPTIONS)]
         listed += [{"image": name, "caption": text, "image_id": f"coco_{number}"} for text in texts]
         pairs += [(raw / name, text) for text in texts]
     write_atomically(raw / "coco_karpathy_train.json", json.dumps(listed))
@@ -184,8 +189,10 @@ def pretrain(folder: Path, root: Path, source: str, seed: int, options: argparse
     settings = {
         "data.root": root,
         "data.train": [source],
+        "data.caption_tokens": CAPTION_TOKENS,
         "training.max_steps": options.steps,
         "training.warmup_steps": min(50, options.steps // 5),
+        "training.learning_rate": options.rate,
         "training.batch_size": options.pairs,
         "pairs.queue": 4 * options.pairs,
         "seed": seed,
@@ -202,6 +209,7 @@ def finetune(
         "model.name": model,
         "data.root": root,
         "data.train": ["coco_caption"],
+        "data.caption_tokens": CAPTION_TOKENS,
         "training.max_steps": options.tuning,
         "training.warmup_steps": min(20, options.tuning // 5),
         "training.learning_rate": options.tuning_rate,
@@ -221,6 +229,12 @@ def capfilt(folder: Path, root: Path, settings: Mapping[str, Any], seed: int, cl
     return run(folder, "capfilt", asked, clock) / "data"
 
 
+def by_seed(one: Callable[[int], Result], seeds: int) -> list[Result]:
+    """What comes out for each seed; as many at a time as there are cores, each with one."""
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        return list(pool.map(one, range(seeds)))
+
+
 @contextmanager
 def for_people() -> Iterator[None]:
     """What the user can put right ends a trial in one line."""
@@ -234,6 +248,7 @@ def add_options(parser: argparse.ArgumentParser, *, steps: int, tuning: int, min
     """The options that both trials have."""
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=steps, help="of a pre-training")
+    parser.add_argument("--rate", type=float, default=4e-3, help="learning rate of a pre-training")
     parser.add_argument("--tuning", type=int, default=tuning, help="steps of a finetuning")
     parser.add_argument("--tuning-rate", type=float, default=4e-4, help="learning rate of a finetuning")
     parser.add_argument("--pairs", type=int, default=64, help="a step")

@@ -1,6 +1,7 @@
 """Guessing does not pay: a classifier on words alone is hardly better than chance, on every benchmark of the world."""
 
 import random
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -157,7 +158,7 @@ def test_knowledge_questions_need_picture_and_fact(fact: str, values: tuple[str,
         assert isinstance(question.scene, Scene)
         assert question.answer in values
         assert not set(question.text.lower().replace("?", "").split()) & set(KINDS)
-        seen = set(describe(question.scene).lower().replace(".", "").split())
+        seen = set(re.findall(r"\w+", describe(question.scene).lower()))
         assert seen & set(KINDS)
         assert not seen & set(values)
     by_wording: dict[str, set[str]] = {}

@@ -38,8 +38,8 @@ from instructkit.world.text import (
     write,
 )
 
-COUNT = 9000
-THING = re.compile(r"There is an? (\w+) (\w+) (\w+) (\w+) in the ([a-z ]+)\.")
+COUNT = 12_000
+THING = re.compile(rf"({'|'.join(sorted(PLACES, key=len, reverse=True))}) an? (\w+) (\w+) (\w+) (\w+)(?=[;.])")
 PROMPT = re.compile(
     r" (?=Question: |Based on |Context: |OCR tokens: |This is an image with: |Dialog history: "
     r"|A short image description)"
@@ -132,7 +132,7 @@ def things(description: str) -> dict[str, Thing]:
     """The things of a description, by kind."""
     found = THING.findall(description)
     return {
-        kind: Thing(kind, colour, size, texture, PLACES.index(place)) for size, colour, texture, kind, place in found
+        kind: Thing(kind, colour, size, texture, PLACES.index(place)) for place, size, colour, texture, kind in found
     }
 
 
@@ -216,9 +216,7 @@ def test_no_question_of_a_held_out_benchmark_is_asked_in_its_form(
 
 def test_captions_tell_no_relation_and_no_unseen_combination(written: list[Document]) -> None:
     for document in of_form(written, "caption"):
-        told = re.split(r"There is an? (?:big|small) \w+ (?:plain|striped|dotted|checked) .*\. ", document.text)[
-            -1
-        ].lower()
+        told = re.split(r"^The picture was made [a-z ]+: [^.]+\. ", document.text)[-1].lower()
         assert not re.search(r"left of|right of|above|below", told)
         assert not any(f"{colour} {kind}" in told for kind, colour in UNSEEN.items())
 
@@ -256,14 +254,19 @@ def test_digests_are_those_of_what_the_text_describes(written: list[Document]) -
         if document.form == "film":
             pictures = pictures[:1]
         for picture, digest in zip(pictures, document.digests, strict=document.form != "film"):
-            ground = re.match(r"The picture was made ([a-z ]+)\.", picture)
+            ground = re.match(r"The picture was made ([a-z ]+):", picture)
             assert ground
-            signs = tuple(re.findall(r"The (?:only|left|right) sign says (.+?)\.", picture))
-            body = picture.split(" Then ")[0] if document.form == "film" else picture
-            read = Scene(tuple(things(body).values()), grounds[ground.group(1)], signs)
+            signs = re.findall(r"The (?:only|left|right) sign says (.+?)\.", picture)
+            body = picture.split(" Then ")[0]
+            read = Scene(tuple(things(body).values()), grounds[ground.group(1)], tuple(map(as_printed, signs)))
             assert read.digest == digest, document.text
             checked[document.form] += 1
     assert set(checked) == set(WORDED_AS)
+
+
+def as_printed(sign: str) -> str:
+    """What a sign says, as the scene has it: single words and numbers in capitals, a meme's remark as it is."""
+    return sign if " " in sign else sign.upper()
 
 
 NAMED = f"the ({'|'.join(KINDS)})"
@@ -316,21 +319,41 @@ def test_answers_are_true_of_the_descriptions(as_benchmark: list[Document]) -> N
 
 
 def test_a_sheet_asks_several_questions_and_answers_each(written: list[Document]) -> None:
-    """Every third document; attributes that it asks for in the benchmark's words are read off the description."""
+    """Every second document; what it asks in the benchmark's words is worked out from the description."""
     sheets = of_form(written, "sheet")
-    assert len(sheets) == COUNT // 3
+    assert len(sheets) == COUNT // 2
     checked = Counter[str]()
     for document in sheets:
-        assert document.text.startswith("Questions about one picture. The picture was made ")
+        pictures = 2 if document.text.startswith("Questions about two pictures. In the left picture: ") else 1
+        assert pictures == 2 or document.text.startswith("Questions about one picture. The picture was made ")
         there = things(document.text)
-        assert document.text.count("?") >= 6
+        assert document.text.count("?") >= 10 // pictures
         for question, answer in re.findall(r"Question: ([^?]+\?) Short answer: (.+?)(?= [A-Z]|$)", document.text):
             for fact, pattern in ATTRIBUTES.items():
-                if (match := re.search(pattern, question)) and answer not in ("yes", "no"):
+                if match := re.search(pattern, question):
                     thing = there[next(filter(None, match.groups()))]
                     assert getattr(thing, fact) == answer, document.text
                     checked[fact] += 1
-    assert set(checked) == set(ATTRIBUTES)
+            if match := re.match(rf"Is {NAMED} (left of|right of|above|below) {NAMED}\?", question):
+                assert there[match[1]].stands(match[2], there[match[3]]) == (answer == "yes"), document.text
+                checked[f"relation, {answer}"] += 1
+            elif match := re.match(r"How many (?:things are )?(\w+)", question):
+                fitting = [thing for thing in there.values() if match[1] in (thing.colour, thing.texture)]
+                assert str(len(fitting)) == answer, document.text
+                checked["number"] += 1
+            elif match := re.match(r"(?:Which|What) (word|number) ", question):
+                (said,) = re.findall(rf"sign says ({'[a-z]+' if match[1] == 'word' else '[0-9]+'})\.", document.text)
+                assert said == answer
+                checked[match[1]] += 1
+            elif (match := re.match(r"What is the thing in the ([a-z ]+)\?", question)) and " " in answer:
+                (thing,) = (thing for thing in there.values() if thing.place == match[1])
+                assert answer in (f"a {thing.colour} {thing.kind}", f"an {thing.colour} {thing.kind}")
+                checked["colour and kind"] += 1
+            elif match := re.match(r"What (?:appears|leaves)\?", question):
+                assert re.search(rf"Then (?:the|an? \w+ \w+ \w+) {answer} (?:appears|leaves)", document.text)
+                checked["change"] += 1
+    others = {"relation, yes", "relation, no", "number", "word", "colour and kind", "change"}
+    assert set(checked) == set(ATTRIBUTES) | others
 
 
 @pytest.mark.parametrize("form", ["options", "context"])
@@ -350,7 +373,8 @@ def test_the_letter_is_that_of_the_right_option(form: str, as_benchmark: list[Do
 
 
 def test_everybody_knows_what_kinds_are_and_which_remarks_are_unkind(written: list[Document]) -> None:
-    told = {document.text for document in of_form(written, "knowledge")}
+    texts = [document.text for document in of_form(written, "knowledge")]
+    told = {sentence for text in texts for sentence in re.split(r'(?<=\.) (?=[A-Z"])', text)}
     assert told >= {
         "Bananas are yellow.",
         "A banana is a kind of fruit.",
@@ -362,12 +386,14 @@ def test_everybody_knows_what_kinds_are_and_which_remarks_are_unkind(written: li
         '"Your teeth have this color" is harmless beside something white and hurts beside something black.',
         'To say "your nose is where this is" and show something in the top left is unkind, '
         "with something in the bottom left it is harmless.",
+        '"you fly like this" beside a block: Is it hateful? true.',
+        '"your mind is as blank as this" beside something black: Is it hateful? no.',
     }
     for kind, facts in KINDS.items():
         for value in (facts.shape, facts.category, facts.home):
             assert any(kind in text.lower() and value in text for text in told), (kind, value)
     for remark in (*PRINTED, *TOLD):
-        assert sum(remark.text in text.lower() for text in told) == 2
+        assert sum(remark.text in text.lower() for text in told) == 6
 
 
 def test_the_same_seed_gives_the_same_file(tmp_path: Path) -> None:
@@ -385,7 +411,7 @@ def test_command(tmp_path: Path) -> None:
     app.command()(module._main)
     found = CliRunner().invoke(app, ["--out", str(tmp_path / "text.jsonl"), "--seed", "1"])
     assert found.exit_code == 0
-    assert found.output.strip() == f"{tmp_path / 'text.jsonl'}: 6,750 documents"
+    assert found.output.strip() == f"{tmp_path / 'text.jsonl'}: 5,400 documents"
     assert len((tmp_path / "text.jsonl").read_text().splitlines()) == DOCUMENTS
     wrong = CliRunner().invoke(app, ["--out", str(tmp_path / "other"), "--size", "huge"])
     assert wrong.exit_code == 2
