@@ -70,6 +70,7 @@ class ModelConfig(WholeModelConfig, frozen=True, forbid_unknown_fields=True):
             `package:MODULE` for a Python package that assembles or contains one.
         llm_bits: store the LLM's linear layers in 4 or 8 bits (bitsandbytes); the LLM must be frozen or trained by
             LoRA. null uses the run's precision.
+        queries: number of query tokens, of a Q-Former that has none of its own: nano's or a BERT; null for 8 and 32.
         image_size: pixels of a side of the pictures, for BLIP's own image encoder, whose position embeddings are then
             interpolated; null for the size that the encoder was trained on.
         instruction_aware: whether the Q-Former reads the instruction; false is the paper's ablation.
@@ -83,6 +84,7 @@ class ModelConfig(WholeModelConfig, frozen=True, forbid_unknown_fields=True):
     qformer: Text | None = None
     llm: Text | None = None
     llm_bits: Literal[4, 8] | None = None
+    queries: Annotated[int, Meta(ge=1, le=1024)] | None = None
     image_size: Annotated[int, Meta(ge=1, le=4096)] | None = None
     instruction_aware: bool = True
     vocabulary: Positive = 1024

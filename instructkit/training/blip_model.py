@@ -28,6 +28,7 @@ _NO_BLIP = {
     "model.llm": "has no LLM",
     "model.llm_bits": "has no LLM",
     "model.qformer": "has no Q-Former (model.text names the BERT that it starts from)",
+    "model.queries": "has no query tokens",
     "model.vision_layer": "reads the last layer of its image encoder",
     "model.instruction_aware": "has no instructions",
     "towers.llm": "has no LLM",

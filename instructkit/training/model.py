@@ -64,10 +64,9 @@ def prepare_model(config: RunConfig, parts: list[Part], folder: Path, say: Say) 
         )
     else:
         llm, qformer = tokenizers()
-        model = build(preset("nano", len(llm), len(qformer)), config.seed)
+        model = build(preset("nano", len(llm), len(qformer), config.model.queries), config.seed)
         texts = Texts(llm, qformer, model.config, limits)
-    if config.model.image_size is not None:
-        set_image_size(model.vision_model, model.config.vision_config, config.model.image_size)
+    _set_size(config, model)
     model.config.instruction_aware = config.model.instruction_aware
     if texts.qformer is None and model.instruction_aware:
         raise UserError(
@@ -139,9 +138,17 @@ def prepare_pretraining(
         model, captions = first_on_machine(lambda: load_pretraining(config.model.name, limit, dtype))
         if model.fresh:
             say(f"model     joints          from random weights: {summary(model.fresh)}")
+    _set_size(config, model)
+    return model, captions
+
+
+def _set_size(config: RunConfig, model: InstructBlip | Blip2Pretraining) -> None:
+    """Set the pictures' size, and refuse another number of queries than the model has."""
+    wanted, count = config.model.queries, model.config.num_query_tokens
+    if wanted not in (None, count):
+        raise UserError(f"model.queries={wanted}: {config.model.base} has {count} queries of its own; leave that out")
     if config.model.image_size is not None:
         set_image_size(model.vision_model, model.config.vision_config, config.model.image_size)
-    return model, captions
 
 
 def caption_tokenizer(config: RunConfig, parts: Sequence[Part], folder: Path) -> PreTrainedTokenizerBase:

@@ -92,6 +92,7 @@ _NO_TEXT = (
     "model.vision_layer",
     "model.qformer",
     "model.llm_bits",
+    "model.queries",
     "model.image_size",
     "model.instruction_aware",
     "towers.vision",

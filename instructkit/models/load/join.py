@@ -51,7 +51,11 @@ def join(
     """
     trained = read_lavis(Path(settings.name)) if is_lavis(settings.name) else None
     name = settings.name if trained is None else base_of(trained, settings.name)
-    base = Nano(tokenizers(), dtype) if name == "nano" else _Checkpoint(name, dtype, settings.instruction_aware)
+    base = (
+        Nano(tokenizers(), dtype, settings.queries)
+        if name == "nano"
+        else _Checkpoint(name, dtype, settings.instruction_aware)
+    )
     layer = settings.vision_layer
     with seeded(seed):
         vision = vision_of(settings.vision, dtype, layer) if settings.vision else base.vision(layer)
@@ -59,7 +63,8 @@ def join(
         width = vision.config.hidden_size
         if settings.qformer:
             words = base.words()
-            queries = qformer_of(settings.qformer, width, llm.loaded.module.config, base.queries, words, dtype)
+            count = settings.queries or base.queries
+            queries = qformer_of(settings.qformer, width, llm.loaded.module.config, count, words, dtype)
         else:
             queries = base.qformer(width, llm.loaded.module.config)
     model = _assemble(vision, queries, llm, settings.instruction_aware)

@@ -31,11 +31,13 @@ class Nano:
     Args:
         tokenizers: of LLM and Q-Former.
         dtype: of the weights.
+        queries: number of query tokens; 8 if None.
     """
 
-    def __init__(self, tokenizers: Tokenizers, dtype: torch.dtype) -> None:
+    def __init__(self, tokenizers: Tokenizers, dtype: torch.dtype, queries: int | None = None) -> None:
         self.tokenizers, self.dtype = tokenizers, dtype
-        self.config = preset("nano", *map(len, tokenizers))
+        llm, qformer = map(len, tokenizers)
+        self.config = preset("nano", llm, qformer, queries)
         self.queries: int = self.config.num_query_tokens
 
     def vision(self, layer: int | None) -> Vision:

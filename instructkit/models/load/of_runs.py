@@ -46,7 +46,7 @@ class _Run(NamedTuple):
 
     def nano(self, dtype: torch.dtype) -> Nano:
         """The towers that the run drew at random, before its weights are put in."""
-        return Nano(load_tokenizers(self.folder / TOKENIZERS), dtype)
+        return Nano(load_tokenizers(self.folder / TOKENIZERS), dtype, self.model.queries)
 
 
 def vision_of(name: str, dtype: torch.dtype, layer: int | None = None) -> Vision:
@@ -87,7 +87,7 @@ def qformer_of(
     else:
         kept = run.folder / TOKENIZERS / "qformer"
         words = len(load_tokenizers(run.folder / TOKENIZERS)[1]) if kept.is_dir() else vocabulary
-        base = qformer_of(run.base, encoder_width, llm, queries, words, dtype)
+        base = qformer_of(run.base, encoder_width, llm, run.model.queries or queries, words, dtype)
     adapter = run.folder / "adapters" / "qformer"
     if adapter.is_dir() and encoder_width != (made_for := _encoder_width(run)):
         raise UserError(

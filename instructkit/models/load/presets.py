@@ -43,19 +43,22 @@ _LLMS: dict[str, dict[str, Any]] = {
 NAMES = ("nano", *PUBLISHED)
 
 
-def preset(name: str, vocabulary: int | None = None, qformer_vocabulary: int | None = None) -> InstructBlipConfig:
+def preset(
+    name: str, vocabulary: int | None = None, qformer_vocabulary: int | None = None, queries: int | None = None
+) -> InstructBlipConfig:
     """The configuration of a preset.
 
     Args:
         name: one of `NAMES`.
         vocabulary: number of LLM tokens, for `nano`; the published sizes have their own.
         qformer_vocabulary: number of Q-Former tokens, for `nano`.
+        queries: number of query tokens, for `nano`; 8 if None.
 
     Raises:
         UserError: no such preset.
     """
     if name == "nano":
-        return _nano(vocabulary or 512, qformer_vocabulary or 512)
+        return _nano(vocabulary or 512, qformer_vocabulary or 512, queries or 8)
     if name not in _LLMS:
         raise UserError(f"no preset is called {name!r}; there are {', '.join(NAMES)}")
     llm = dict(_LLMS[name])
@@ -107,7 +110,7 @@ def nano_llm(vocabulary: int) -> Any:
     )
 
 
-def _nano(vocabulary: int, qformer_vocabulary: int) -> InstructBlipConfig:
+def _nano(vocabulary: int, qformer_vocabulary: int, queries: int) -> InstructBlipConfig:
     """Some 2M parameters over pictures of 64 x 64, small enough to be trained from scratch on two CPU cores."""
     width = 128
     # The usual 0.02 suits widths of about 1,000; at 128 every block would whisper, and what the image says would drown
@@ -149,7 +152,7 @@ def _nano(vocabulary: int, qformer_vocabulary: int) -> InstructBlipConfig:
             eos_token_id=2,
             pad_token_id=0,
         ),
-        num_query_tokens=8,
+        num_query_tokens=queries,
         image_token_index=3,
         initializer_range=spread,
     )

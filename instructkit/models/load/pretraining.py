@@ -152,10 +152,11 @@ def join_pretraining(
     with seeded(seed):
         vision = load_vision(settings.vision, dtype, settings.vision_layer) if settings.vision else _nano_vision()
         if settings.qformer:
-            model, words, note = _from_checkpoint(settings.qformer, vision, dtype, tokenizer)
+            wanted = settings.queries or QUERIES
+            model, words, note = _from_checkpoint(settings.qformer, vision, dtype, tokenizer, wanted)
         else:
             words = tokenizer()
-            model, note = _from_nano(vision, words), "from random weights"
+            model, note = _from_nano(vision, words, settings.queries), "from random weights"
         captions = _with_dec(model, words, limit)
     model.to(dtype)
     model.vision_model = vision.loaded.module.to(dtype)
@@ -201,21 +202,21 @@ def _nano_vision() -> Vision:
     return Vision(Loaded(module, names), config, None, "from random weights")
 
 
-def _from_nano(vision: Vision, tokenizer: PreTrainedTokenizerBase) -> Blip2Pretraining:
-    nano = preset("nano", qformer_vocabulary=len(tokenizer))
+def _from_nano(vision: Vision, tokenizer: PreTrainedTokenizerBase, queries: int | None) -> Blip2Pretraining:
+    nano = preset("nano", qformer_vocabulary=len(tokenizer), queries=queries)
     model = _build(vision, nano.qformer_config, nano.num_query_tokens, NANO_WIDTH, nano.initializer_range)
     model.fresh = frozenset(name for name, _ in model.named_parameters() if not name.startswith("vision_model."))
     return model
 
 
 def _from_checkpoint(
-    name: str, vision: Vision, dtype: torch.dtype, tokenizer: Callable[[], PreTrainedTokenizerBase]
+    name: str, vision: Vision, dtype: torch.dtype, tokenizer: Callable[[], PreTrainedTokenizerBase], wanted: int
 ) -> tuple[Blip2Pretraining, PreTrainedTokenizerBase, str]:
     """A model around the Q-Former of BERT, BLIP-2 or InstructBLIP, with the heads that the checkpoint has."""
     whole = read_config(name, "qformer")
     blip = has_qformer(whole)
     words = len(tokenizer()) if blip and not _reads_text(whole) else 0
-    queries = load_qformer(name, vision.config.hidden_size, None, QUERIES, words, dtype)
+    queries = load_qformer(name, vision.config.hidden_size, None, wanted, words, dtype)
     shape = queries.loaded.module.config
     width = whole.image_text_hidden_size if whole.model_type == "blip-2" else WIDTH
     count = queries.joints.module.query_tokens.shape[1]

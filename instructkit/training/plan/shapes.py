@@ -93,7 +93,7 @@ def shape_of(settings: ModelConfig) -> InstructBlipConfig:
         qformer = qformer_config(settings.qformer, found, vision.hidden_size)
         if not reads_text(found) and text_file(settings.qformer) is None:
             qformer.vocab_size = words  # such a checkpoint has no embeddings of words
-        queries = found.num_query_tokens if has_qformer(found) else queries
+        queries = found.num_query_tokens if has_qformer(found) else settings.queries or queries
     qformer = InstructBlipQFormerConfig.from_dict({**qformer.to_dict(), "encoder_hidden_size": vision.hidden_size})
     joined = InstructBlipConfig(
         vision_config=vision,
@@ -110,7 +110,7 @@ def shape_of(settings: ModelConfig) -> InstructBlipConfig:
 def _whole(settings: ModelConfig) -> InstructBlipConfig:
     name = settings.name
     if name == "nano":
-        return preset("nano", settings.vocabulary, settings.vocabulary)
+        return preset("nano", settings.vocabulary, settings.vocabulary, settings.queries)
     if (facts := facts_of(Path(name))) is not None:
         return shape_of(facts.model)
     config = _read(name, "name")
