@@ -303,8 +303,8 @@ def write_report(by_seed: Sequence[Mapping[str, Mapping[str, Any]]], asked: Mapp
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     trial.add_options(parser, steps=250, tuning=120, minutes=165)
-    parser.add_argument("--web", type=int, default=5000, help="pictures of the web")
-    parser.add_argument("--human", type=int, default=1000, help="pictures with five captions by people")
+    parser.add_argument("--web", type=int, default=6000, help="pictures of the web")
+    parser.add_argument("--human", type=int, default=500, help="pictures with five captions by people")
     parser.add_argument("--tested", type=int, default=500, help="scenes of the test side")
     parser.add_argument("--out", type=Path, default=Path("runs/capfilt_table"))
     options = parser.parse_args()

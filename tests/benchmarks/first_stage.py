@@ -35,14 +35,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
-from transformers import ConvNextConfig, ConvNextImageProcessor, ConvNextModel
 
 from instructkit.config.settings import ModelConfig, TowersConfig, TrainingConfig
 from instructkit.data.media import CLIP_MEAN, CLIP_STD
 from instructkit.models.batches import Captions
 from instructkit.models.blip2 import Blip2Pretraining, similarity
+from instructkit.models.load.mini import write_encoder
 from instructkit.models.load.new_tokenizers import train_qformer_tokenizer
-from instructkit.models.load.parts import seeded
 from instructkit.models.load.pretraining import join_pretraining
 from instructkit.models.towers import prepare_towers, set_modes
 from instructkit.training.data import Batch
@@ -133,29 +132,12 @@ def draw_pictures(path: Path, count: int) -> None:
     aside.rename(path)
 
 
-def write_encoder(folder: Path, seed: int) -> None:
-    """A ConvNeXt from random weights, small enough for a core: 14 x 14 patches of 48, then 7 x 7 of 96."""
-    config = ConvNextConfig(
-        patch_size=8,
-        num_stages=2,
-        hidden_sizes=[48, 96],
-        depths=[2, 3],
-        initializer_range=0.1,  # about 1 / sqrt(width): the usual 0.02 suits widths of about 1,000
-        layer_scale_init_value=0.5,
-        image_size=SIDE,
-    )
-    with seeded(seed):
-        ConvNextModel(config).save_pretrained(folder)
-    processor = ConvNextImageProcessor(size={"height": SIDE, "width": SIDE}, image_mean=CLIP_MEAN, image_std=CLIP_STD)
-    processor.save_pretrained(folder)
-
-
 def train(name: str, seed: int, options: argparse.Namespace) -> tuple[Blip2Pretraining, Captions, dict[str, float]]:
     """A model trained so, its tokeniser and what the steps took."""
     case = CASES[name]
     words = [case.caption(train_scene(number), number % ROTATE) for number in range(4000)]
     with TemporaryDirectory() as encoder:
-        write_encoder(Path(encoder), seed)
+        write_encoder(Path(encoder), SIDE, seed)
         model, captions = join_pretraining(
             ModelConfig(vision=encoder), torch.float32, lambda: train_qformer_tokenizer(words, 512), seed=seed
         )

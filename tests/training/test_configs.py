@@ -108,7 +108,7 @@ def tiny_parts(config: RunConfig, folder: Path) -> list[str]:
             write_blip2(stage1, retrieval=True)
         words = [f"model.vision={stage1}", f"model.qformer={stage1}"]
     if config.model.llm:
-        kind = next(kind for kind in LLMS if kind in config.model.llm)
+        kind = next((kind for kind in LLMS if kind in config.model.llm), "vicuna")
         words.append(f"model.llm={write_llm(folder / f'llm_{kind}', LLMS[kind])}")
     return words
 

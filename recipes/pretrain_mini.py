@@ -1,0 +1,117 @@
+"""Make the mini-world's BLIP-2 from random weights: its LLM, its image encoder and its Q-Former.
+
+    python recipes/pretrain_mini.py [--out runs/mini] [--queries 8 --queries 4 ...] [--ranks 2] [key=value ...]
+
+One behind the other, each in its own folder below OUT:
+    text.jsonl   language about the world                                  instructkit/world/text.py
+    llm          an LLM that has read it, and has seen no picture          text_world.yaml
+    raw, data    pictures of training scenes with descriptions             instructkit/world/pairs.py
+    encoder      an image encoder from random weights                      instructkit/models/load/mini.py
+    bert         a BERT with a tokeniser of the text, likewise
+    stage1       both trained on the pictures: BLIP-2's first stage        stage1_mini.yaml
+    stage1-N     for other numbers of queries, behind that encoder, frozen
+    stage2[-N]   the Q-Former in front of encoder and LLM, both frozen     stage2_mini.yaml
+    model[-N]    the whole in half precision
+The first --queries is the number that the encoder is trained with. Started again, it goes on where it was stopped.
+Settings behind the options go to every run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from instructkit.conversion.convert import convert
+from instructkit.errors import UserError
+from instructkit.models.load.mini import write_bert, write_encoder
+from instructkit.models.save import export
+from instructkit.training.recipe import launch_command, word
+from instructkit.training.text import read_documents
+from instructkit.world.draw import SIDE
+from instructkit.world.pairs import write_pairs
+from instructkit.world.release import SIZES
+from instructkit.world.text import write
+
+TOKENIZER_DOCUMENTS = 20_000
+
+
+def make(out: Path, options: argparse.Namespace) -> list[Path]:
+    """Make all parts that are not there yet; returns the folders of the models.
+
+    Raises:
+        UserError: a part cannot be made.
+    """
+    write_texts(out, options.size)
+    run("text_world", out / "llm", {"data.text": out / "text.jsonl"}, options)
+    write_parts(out, options.pictures)
+    models = []
+    for number, queries in enumerate(options.queries):
+        behind = f"-{queries}" if number else ""
+        trained = {"model.vision": out / "stage1" / "model", "towers.vision": "frozen"} if number else {}
+        parts = {"model.vision": out / "encoder", "model.qformer": out / "bert", "model.queries": queries, **trained}
+        run("stage1_mini", out / f"stage1{behind}", {"data.root": out / "data", **parts}, options)
+        first = out / f"stage1{behind}" / "model"
+        parts = {"model.vision": first, "model.qformer": first, "model.llm": out / "llm" / "model"}
+        run("stage2_mini", out / f"stage2{behind}", {"data.root": out / "data", **parts}, options)
+        models.append(out / f"model{behind}")
+        if not models[-1].exists():
+            print(export(str(out / f"stage2{behind}" / "model"), models[-1], dtype="float16"))
+    return models
+
+
+def write_texts(out: Path, size: str) -> None:
+    """Write the text that the LLM reads, and the tokeniser and first weights of what reads with it."""
+    text = out / "text.jsonl"
+    if not text.is_file():
+        print(f"--- {text}: {write(text, size=size):,} documents")
+    if not (out / "bert").is_dir():
+        write_bert(out / "bert", islice(read_documents(text), TOKENIZER_DOCUMENTS))
+
+
+def write_parts(out: Path, pictures: int) -> None:
+    """Write the image encoder's first weights, and pictures with descriptions."""
+    if not (out / "encoder").is_dir():
+        write_encoder(out / "encoder", SIDE)
+    if not (out / "data").is_dir():
+        print(f"--- {out / 'data'}: {pictures:,} pictures", flush=True)
+        write_pairs(out / "raw", pictures)
+        convert("web_capfilt", out / "raw", out / "data")
+
+
+def run(config: str, folder: Path, settings: Mapping[str, Any], options: argparse.Namespace) -> None:
+    """Run a recipe, or go on with it; one that has ended is left as it is.
+
+    Raises:
+        UserError: the run fails; it has said why.
+    """
+    print(f"--- {folder}", flush=True)
+    words = [word(key, value) for key, value in {**settings, "output": folder, "resume": True}.items()]
+    ranks = ["--num_accelerators", str(options.ranks)]
+    if subprocess.run(launch_command([config, *ranks, *words, *options.settings])).returncode:
+        raise UserError(f"{folder}: the run of {config} ended with an error; mend what it names and start again")
+
+
+def main() -> None:
+    """Read the command line and make the models."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/mini"))
+    parser.add_argument("--queries", type=int, action="append", help="number of query tokens (8)")
+    parser.add_argument("--pictures", type=int, default=60_000, help="with a description (%(default)s)")
+    parser.add_argument("--size", choices=list(SIZES), default="full", help="of the text (%(default)s)")
+    parser.add_argument("--ranks", type=int, default=2, help="of every run (%(default)s)")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings, over those of every run")
+    options = parser.parse_args()
+    options.queries = options.queries or [8]
+    try:
+        print(json.dumps([str(folder) for folder in make(options.out, options)]))
+    except UserError as error:
+        raise SystemExit(f"instructkit: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

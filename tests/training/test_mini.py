@@ -1,0 +1,65 @@
+"""The mini-world's BLIP-2, made anew in a few steps: what each part is made of, and that nothing is made twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from instructkit.models.save import load_model
+from instructkit.world.captions import describe
+from instructkit.world.draw import draw_picture
+from instructkit.world.pairs import signed_scene, write_pairs
+from instructkit.world.scene import draw
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["--pictures", "24", "--size", "tiny", "--ranks", "1", "max_steps=2", "batch_size=8"]
+MOST_PARAMETERS, MOST_BYTES = 5_500_000, 12_000_000
+
+
+def make(out: Path) -> str:
+    command = [sys.executable, str(ROOT / "recipes" / "pretrain_mini.py"), "--out", str(out)]
+    command += ["--queries", "8", "--queries", "3", *SMALL]
+    run = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-4000:]
+    return run.stdout
+
+
+@pytest.mark.full
+def test_every_part_is_made_once(tmp_path: Path) -> None:
+    make(tmp_path)
+    for name, queries in (("model", 8), ("model-3", 3)):
+        model, texts = load_model(str(tmp_path / name))
+        assert model.query_tokens.shape[1] == queries
+        assert sum(weight.numel() for weight in model.parameters()) <= MOST_PARAMETERS
+        assert sum(path.stat().st_size for path in (tmp_path / name).rglob("*") if path.is_file()) <= MOST_BYTES
+        assert {tensor.dtype for tensor in load_file(tmp_path / name / "model.safetensors").values()} == {torch.float16}
+        assert texts.qformer is not None
+    encoders = [load_model(str(tmp_path / name))[0].vision_model.state_dict() for name in ("model", "model-3")]
+    torch.testing.assert_close(*encoders)
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    make(tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == made
+
+
+def test_pictures_are_described_whole(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "raw", 6)
+    write_pairs(tmp_path / "again", 6)
+    listed = sorted((tmp_path / "raw" / "images").rglob("*.jpg"))
+    assert [path.read_bytes() for path in listed] == [
+        path.read_bytes() for path in sorted((tmp_path / "again" / "images").rglob("*.jpg"))
+    ]
+    entries = json.loads((tmp_path / "raw" / "capfilt.json").read_text())
+    assert [Path(entry["image"]) for entry in entries] == listed
+    for number, entry in enumerate(entries):
+        scene = draw(0, "pairs", number, "train", signed_scene)
+        assert entry["caption"] == describe(scene)
+        assert np.abs(np.asarray(Image.open(entry["image"]), int) - np.asarray(draw_picture(scene), int)).mean() < 4
