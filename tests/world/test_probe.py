@@ -7,7 +7,7 @@ import torch
 from instructkit.world.scene import COLOURS, KINDS, NUMBERS, WORDS
 from tests.benchmarks.probe import CELLS, SIGNS, probes_of, right, scenes_of
 
-SIDE, WIDTH = 5, 150
+SIDE, WIDTH = 7, 150
 
 
 def plain_maps(scenes):
