@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -170,8 +171,12 @@ class Ending:
                 self._write(f"{self.log}: cannot be written ({error.strerror})")
 
     def _write(self, line: str) -> None:
-        """To the console, past Python's buffers: one of them may be what a signal has interrupted."""
-        os.write(2, f"\n{line}\n".encode() if sys.stderr.isatty() else f"{line}\n".encode())
+        """To the console, past Python's buffers: one of them may be what a signal has interrupted.
+
+        Whoever read it may be gone; the log has the line, too.
+        """
+        with suppress(OSError):
+            os.write(2, f"\n{line}\n".encode() if sys.stderr.isatty() else f"{line}\n".encode())
 
     def _exit(self, code: int) -> NoReturn:
         """Leave once the others have heard of it; nothing of Python's or torch's own end is waited for."""

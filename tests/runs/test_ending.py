@@ -154,6 +154,25 @@ def test_a_signal_that_comes_while_ranks_agree_is_heard_after_the_next_step(
     assert ENDING.asked == signal.SIGTERM
 
 
+def test_a_console_that_nobody_reads_any_more_keeps_no_run_from_ending_in_a_line(tmp_path: Path) -> None:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    words = [sys.executable, str(TOY), f"output={tmp_path / 'x'}", "what=steps"]
+    process = subprocess.Popen(words, env=environment(), text=True, **pipes)
+    try:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert "ready\n" in process.stdout
+        process.stderr.close()
+        process.terminate()
+        process.stdout.read()
+        assert process.wait(TIMEOUT) == 128 + signal.SIGTERM
+    finally:
+        end_all(process)
+    log = (tmp_path / "x" / "run.log").read_text()
+    assert "stopped behind step " in log
+    assert "Traceback" not in log
+
+
 def test_a_signal_behind_the_last_look_ends_the_run_when_its_steps_are_done(tmp_path: Path) -> None:
     code, lines = ended(tmp_path, f"output={tmp_path / 'run'}", "what=late")
     assert code == 128 + signal.SIGTERM, lines
