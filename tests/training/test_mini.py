@@ -43,8 +43,10 @@ def test_every_part_is_made_once(tmp_path: Path) -> None:
         assert sum(path.stat().st_size for path in (tmp_path / name).rglob("*") if path.is_file()) <= MOST_BYTES
         assert {tensor.dtype for tensor in load_file(tmp_path / name / "model.safetensors").values()} == {torch.float16}
         assert texts.qformer is not None
-    encoders = [load_model(str(tmp_path / name))[0].vision_model.state_dict() for name in ("model", "model-3")]
-    torch.testing.assert_close(*encoders)
+    own, other = (load_file(tmp_path / name / "model.safetensors") for name in ("model", "model-3"))
+    for key in own:  # the norm behind the encoder is trained, as BLIP-2 trains it
+        if key.startswith("vision_model.") and ".post_layernorm." not in key:
+            torch.testing.assert_close(own[key], other[key], msg=key)
     made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     make(tmp_path)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == made
