@@ -22,22 +22,23 @@ import argparse
 import json
 import subprocess
 from collections.abc import Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from instructkit.conversion.convert import convert
+from instructkit.data.dataset import MANIFEST
 from instructkit.errors import UserError
+from instructkit.files import write_atomically
 from instructkit.models.load.mini import write_bert, write_encoder
 from instructkit.models.save import export
+from instructkit.sources.web_capfilt import OWN_LIST
 from instructkit.training.recipe import launch_command, word
 from instructkit.training.text import read_documents
+from instructkit.training.text_model import TOKENIZER_DOCUMENTS
 from instructkit.world.draw import SIDE
 from instructkit.world.pairs import write_pairs
 from instructkit.world.release import SIZES
 from instructkit.world.text import write
-
-TOKENIZER_DOCUMENTS = 20_000
 
 
 def make(out: Path, options: argparse.Namespace) -> list[Path]:
@@ -46,6 +47,7 @@ def make(out: Path, options: argparse.Namespace) -> list[Path]:
     Raises:
         UserError: a part cannot be made.
     """
+    check_same(out, {"size": options.size, "pictures": options.pictures, "queries": options.queries[0]})
     write_texts(out, options.size)
     run("text_world", out / "llm", {"data.text": out / "text.jsonl"}, options)
     write_parts(out, options.pictures)
@@ -64,22 +66,37 @@ def make(out: Path, options: argparse.Namespace) -> list[Path]:
     return models
 
 
+def check_same(out: Path, asked: Mapping[str, Any]) -> None:
+    """Keep what the parts in a folder are made by.
+
+    Raises:
+        UserError: those that are there were made by other options.
+    """
+    kept = out / "options.json"
+    if not kept.is_file():
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(kept, json.dumps(asked) + "\n")
+    elif (before := json.loads(kept.read_text())) != asked:
+        raise UserError(f"{out}: its parts were made with {before}, not with {asked}; choose another --out")
+
+
 def write_texts(out: Path, size: str) -> None:
     """Write the text that the LLM reads, and the tokeniser and first weights of what reads with it."""
     text = out / "text.jsonl"
     if not text.is_file():
         print(f"--- {text}: {write(text, size=size):,} documents")
     if not (out / "bert").is_dir():
-        write_bert(out / "bert", islice(read_documents(text), TOKENIZER_DOCUMENTS))
+        write_bert(out / "bert", read_documents(text)[:TOKENIZER_DOCUMENTS])
 
 
 def write_parts(out: Path, pictures: int) -> None:
     """Write the image encoder's first weights, and pictures with descriptions."""
     if not (out / "encoder").is_dir():
         write_encoder(out / "encoder", SIDE)
-    if not (out / "data").is_dir():
-        print(f"--- {out / 'data'}: {pictures:,} pictures", flush=True)
+    if not (out / "raw" / OWN_LIST).is_file():
+        print(f"--- {out / 'raw'}: {pictures:,} pictures", flush=True)
         write_pairs(out / "raw", pictures)
+    if not (out / "data" / "web_capfilt" / "train" / MANIFEST).is_file():
         convert("web_capfilt", out / "raw", out / "data")
 
 

@@ -17,7 +17,7 @@ from instructkit.models.batches import Captions, Limits, Texts
 from instructkit.models.blip import Blip
 from instructkit.models.blip2 import Blip2Pretraining
 from instructkit.models.instruct_blip import InstructBlip
-from instructkit.models.load.join import join
+from instructkit.models.load.join import check_queries, join
 from instructkit.models.load.new_tokenizers import train_llm_tokenizer, train_qformer_tokenizer
 from instructkit.models.load.parts import summary
 from instructkit.models.load.presets import build, preset
@@ -66,6 +66,7 @@ def prepare_model(config: RunConfig, parts: list[Part], folder: Path, say: Say) 
         llm, qformer = tokenizers()
         model = build(preset("nano", len(llm), len(qformer), config.model.queries), config.seed)
         texts = Texts(llm, qformer, model.config, limits)
+    check_queries(config.model, model.config.num_query_tokens)
     _set_size(config, model)
     model.config.instruction_aware = config.model.instruction_aware
     if texts.qformer is None and model.instruction_aware:
@@ -138,15 +139,13 @@ def prepare_pretraining(
         model, captions = first_on_machine(lambda: load_pretraining(config.model.name, limit, dtype))
         if model.fresh:
             say(f"model     joints          from random weights: {summary(model.fresh)}")
+    check_queries(config.model, model.config.num_query_tokens)
     _set_size(config, model)
     return model, captions
 
 
 def _set_size(config: RunConfig, model: InstructBlip | Blip2Pretraining) -> None:
-    """Set the pictures' size, and refuse another number of queries than the model has."""
-    wanted, count = config.model.queries, model.config.num_query_tokens
-    if wanted not in (None, count):
-        raise UserError(f"model.queries={wanted}: {config.model.base} has {count} queries of its own; leave that out")
+    """Set the size of the pictures, where the run names one."""
     if config.model.image_size is not None:
         set_image_size(model.vision_model, model.config.vision_config, config.model.image_size)
 

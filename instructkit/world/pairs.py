@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -12,7 +11,7 @@ from instructkit.files import write_atomically, writing
 from instructkit.sources.web_capfilt import OWN_LIST
 from instructkit.world.captions import describe
 from instructkit.world.draw import draw_picture, save_picture
-from instructkit.world.scene import NUMBERS, WORDS, Scene, draw, draw_scene
+from instructkit.world.scene import Scene, draw, draw_signed_scene
 
 
 def write_pairs(raw: Path, count: int, seed: int = 0) -> None:
@@ -32,13 +31,12 @@ def write_pairs(raw: Path, count: int, seed: int = 0) -> None:
 
 
 def _write(raw: Path, seed: int, number: int) -> dict[str, str]:
-    scene = draw(seed, "pairs", number, "train", signed_scene)
+    scene = pictured(number, seed)
     path = raw / "images" / f"{number // 10_000:05}" / f"{number:09}.jpg"
     save_picture(path, draw_picture(scene))
     return {"image": str(path.absolute()), "caption": describe(scene), "origin": "human"}
 
 
-def signed_scene(rng: random.Random) -> Scene:
-    """A scene, half the time with a word and a number printed on it."""
-    signs = (rng.choice(WORDS), rng.choice(NUMBERS))
-    return draw_scene(rng, 1, 6, tuple(rng.sample(signs, 2)) if rng.randrange(2) else ())
+def pictured(number: int, seed: int = 0) -> Scene:
+    """The scene of a picture: one to six things, half the time a word and a number."""
+    return draw(seed, "pairs", number, "train", partial(draw_signed_scene, least=1, most=6))

@@ -225,6 +225,13 @@ def draw_scene(
     return Scene(tuple(things), rng.choice(BACKGROUNDS), signs)
 
 
+def draw_signed_scene(rng: random.Random, least: int, most: int, always: bool = False) -> Scene:
+    """A scene, half the time, or always, with a word and a number printed on it."""
+    signs = (rng.choice(WORDS), rng.choice(NUMBERS))
+    printed = always or rng.randrange(2)
+    return draw_scene(rng, least, most, tuple(rng.sample(signs, 2)) if printed else ())
+
+
 def draw_film(rng: random.Random, action: str | None = None) -> Film:
     """A film of two to four things: action and kind, colour or direction in question uniform."""
     action = action or rng.choice(ACTIONS)

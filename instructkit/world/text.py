@@ -61,6 +61,7 @@ from instructkit.world.scene import (
     draw,
     draw_film,
     draw_scene,
+    draw_signed_scene,
 )
 
 DOCUMENTS = 5400
@@ -94,7 +95,7 @@ SHEET = next(asking for asking in TEXT if asking.form == "sheet")
 OTHERS = tuple(asking for asking in TEXT if asking != SHEET)
 SCENE_FACTS = tuple(fact for fact in SHEET.facts if fact not in ACTIONS)
 QUESTIONS = 10
-"""Of a sheet."""
+"""Of a sheet about one picture; one about two has half as many."""
 SENTENCES = 4
 """Of a document that says what everybody knows."""
 CONTEXTS = (
@@ -301,9 +302,10 @@ def _still(film: Film) -> list[Thing]:
 def _write_sheet(rng: random.Random, fact: str) -> Document:
     """Open questions about one scene, or about two pictures and what changes between them; the last for the fact."""
     film = fact in ACTIONS
-    shown: Scene | Film = _still_film(rng, fact) if film else _sheet_scene(rng, fact)
+    count = QUESTIONS // 2 if film else QUESTIONS
+    shown: Scene | Film = _still_film(rng, fact) if film else draw_signed_scene(rng, 2, 6, fact in ("word", "figure"))
     asked: dict[str, Question] = {}
-    while len(asked) < QUESTIONS // (2 if film else 1):
+    while len(asked) < count:
         wanted = rng.choice(SCENE_FACTS) if asked else fact  # the first for the fact, which then comes last
         question = _about_film(rng, shown, wanted) if isinstance(shown, Film) else _about_scene(rng, shown, wanted)
         if question is not None:
@@ -325,15 +327,8 @@ def _write_sheet(rng: random.Random, fact: str) -> Document:
     )
 
 
-def _sheet_scene(rng: random.Random, fact: str) -> Scene:
-    """A scene of two to six things, half the time with a word and a number printed on it."""
-    signs = (rng.choice(WORDS), rng.choice(NUMBERS))
-    printed = fact in ("word", "figure") or rng.randrange(2)
-    return draw_scene(rng, 2, 6, tuple(rng.sample(signs, 2)) if printed else ())
-
-
 def _about_scene(rng: random.Random, scene: Scene, fact: str) -> Question | None:
-    """A question; one for what a thing is called is answered by kind and colour one time in four."""
+    """A question. One in four of those for a kind has colour and kind for its answer."""
     question = ask_of(rng, scene, fact)
     if question is None or question.fact != "kind" or rng.randrange(4):
         return question

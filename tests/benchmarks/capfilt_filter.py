@@ -1,6 +1,6 @@
 """CapFilt's filter on scenes of the world: how many captions of other pictures it finds, how many true ones it drops.
 
-    python -m tests.benchmarks.capfilt_filter    # three seeds, about an hour on two cores
+    python -m tests.benchmarks.capfilt_filter    # three seeds, a core each
     python -m tests.benchmarks.capfilt_filter --seeds 1 --steps 300 --tuning 100  # a look
 
 A small BLIP is pre-trained on true pairs of the training side with all its losses, and its filter finetuned with ITC

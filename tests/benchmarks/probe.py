@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,26 +25,37 @@ from torch import Tensor, nn
 from instructkit.data.media import CLIP_MEAN, CLIP_STD
 from instructkit.models.load.pretraining import load_pretraining
 from instructkit.world.draw import CELL_HEIGHT, CELL_WIDTH, GRID_TOP, SIDE, SIGN_HEIGHT, SIGN_TOP, draw_picture
-from instructkit.world.pairs import signed_scene
-from instructkit.world.scene import BACKGROUNDS, COLOURS, KINDS, NUMBERS, SIZES, TEXTURES, WORDS, Scene, Side, draw
+from instructkit.world.scene import (
+    BACKGROUNDS,
+    COLOURS,
+    KINDS,
+    NUMBERS,
+    SIZES,
+    TEXTURES,
+    WORDS,
+    Scene,
+    Side,
+    draw,
+    draw_signed_scene,
+)
 
 AIM = 95.0
 CELL = {"kind": tuple(KINDS), "colour": COLOURS, "size": SIZES, "texture": TEXTURES}
 
 
-class Place(NamedTuple):
-    """Where in a picture something is: the middle of a square of three by three patches, in shares of the sides."""
+class Middle(NamedTuple):
+    """The middle of what is looked at, in shares of the picture's sides."""
 
     row: float
     column: float
 
 
 CELLS = [
-    Place((GRID_TOP + CELL_HEIGHT * (row + 0.5)) / SIDE, CELL_WIDTH * (column + 0.5) / SIDE)
+    Middle((GRID_TOP + CELL_HEIGHT * (row + 0.5)) / SIDE, CELL_WIDTH * (column + 0.5) / SIDE)
     for row in range(3)
     for column in range(3)
 ]
-SIGNS = [Place((SIGN_TOP + SIGN_HEIGHT / 2) / SIDE, 0.25), Place((SIGN_TOP + SIGN_HEIGHT / 2) / SIDE, 0.75)]
+SIGNS = [Middle((SIGN_TOP + SIGN_HEIGHT / 2) / SIDE, 0.25), Middle((SIGN_TOP + SIGN_HEIGHT / 2) / SIDE, 0.75)]
 
 
 class Probe(NamedTuple):
@@ -60,7 +72,7 @@ class Probe(NamedTuple):
 
 def scenes_of(side: Side, count: int) -> list[Scene]:
     """Scenes, half of them with a word and a number printed."""
-    return [draw(0, "probe", number, side, signed_scene) for number in range(count)]
+    return [draw(0, "probe", number, side, partial(draw_signed_scene, least=1, most=6)) for number in range(count)]
 
 
 def probes_of(scenes: Sequence[Scene], maps: Tensor) -> dict[str, Probe]:
@@ -70,30 +82,30 @@ def probes_of(scenes: Sequence[Scene], maps: Tensor) -> dict[str, Probe]:
         scenes: what the pictures show.
         maps: patch features, `[scenes, side, side, width]`.
     """
-    asked: dict[str, list[tuple[int, Place, int]]] = {fact: [] for fact in ("place", *CELL, "word", "figure")}
+    asked: dict[str, list[tuple[int, Middle, int]]] = {fact: [] for fact in ("place", *CELL, "word", "figure")}
     for number, scene in enumerate(scenes):
         things = {thing.cell: thing for thing in scene.things}
-        for cell, place in enumerate(CELLS):
-            asked["place"].append((number, place, int(cell in things)))
+        for cell, middle in enumerate(CELLS):
+            asked["place"].append((number, middle, int(cell in things)))
             for fact, values in CELL.items():
                 if cell in things:
-                    asked[fact].append((number, place, values.index(getattr(things[cell], fact))))
-        for place, sign in zip(SIGNS, scene.signs, strict=False):
+                    asked[fact].append((number, middle, values.index(getattr(things[cell], fact))))
+        for middle, sign in zip(SIGNS, scene.signs, strict=False):
             fact, values = ("figure", NUMBERS) if sign.isdigit() else ("word", WORDS)
-            asked[fact].append((number, place, values.index(sign)))
+            asked[fact].append((number, middle, values.index(sign)))
     grounds = torch.tensor([BACKGROUNDS.index(scene.background) for scene in scenes])
     found = {"background": Probe(maps.mean((1, 2)), grounds)}
     for fact, entries in asked.items():
-        rows = torch.stack([around(maps[number], place) for number, place, _ in entries])
+        rows = torch.stack([around(maps[number], middle) for number, middle, _ in entries])
         found[fact] = Probe(rows, torch.tensor([answer for *_, answer in entries]))
     return found
 
 
-def around(patches: Tensor, place: Place) -> Tensor:
+def around(patches: Tensor, middle: Middle) -> Tensor:
     """Three by three patches, those beyond the edge zero, `[9 * width]`."""
     side = len(patches)
     padded = nn.functional.pad(patches, (0, 0, 1, 1, 1, 1))
-    row, column = int(place.row * side), int(place.column * side)
+    row, column = int(middle.row * side), int(middle.column * side)
     return padded[row : row + 3, column : column + 3].flatten()
 
 

@@ -99,7 +99,7 @@ def kill_behind(calls: int, method: str, words: list[str]) -> None:
         script = Path(__file__).with_name("kill_behind.py")
         (process,) = forks.start(script, [str(calls), method, *words], Path(said.name), [environment()])
         try:
-            process.join(300)
+            process.join(600)
         finally:
             forks.end([process])
         assert process.exitcode == -signal.SIGKILL, Path(said.name).read_text()

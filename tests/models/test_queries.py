@@ -14,7 +14,7 @@ from instructkit.models.load.new_tokenizers import train_llm_tokenizer, train_qf
 from instructkit.models.load.pretraining import join_pretraining
 from instructkit.models.save import load_model
 from instructkit.training.model import prepare_model
-from instructkit.training.plan.shapes import shape_of
+from instructkit.training.plan.shapes import model_on_shapes, shape_of
 from tests.models.checkpoints import write_bert, write_instructblip, write_llm, write_vision
 from tests.tiny import SENTENCES
 from tests.training.mini import Runs, write_releases
@@ -51,6 +51,8 @@ def test_a_checkpoint_keeps_its_own(part: str, tmp_path: Path) -> None:
     config = RunConfig(model=ModelConfig(**{part: folder}, queries=3))
     with pytest.raises(UserError, match=r"model\.queries=3: .* queries of its own"):
         prepare_model(config, [], tmp_path, lambda line: None)
+    with pytest.raises(UserError, match=r"model\.queries=3: .* queries of its own"):
+        model_on_shapes(config)
 
 
 def test_what_a_run_saved_has_them_too(tmp_path: Path) -> None:

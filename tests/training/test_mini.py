@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -14,11 +15,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from instructkit.errors import UserError
 from instructkit.models.save import load_model
 from instructkit.world.captions import describe
 from instructkit.world.draw import draw_picture
-from instructkit.world.pairs import signed_scene, write_pairs
-from instructkit.world.scene import draw
+from instructkit.world.pairs import pictured, write_pairs
+from tests.evaluation.world import recipe_module
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--pictures", "24", "--size", "tiny", "--ranks", "1", "max_steps=2", "batch_size=8"]
@@ -52,6 +54,30 @@ def test_every_part_is_made_once(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == made
 
 
+def test_a_run_gets_its_ranks_and_one_that_fails_ends_all_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, commands = recipe_module("pretrain_mini"), []
+
+    def fail(command: list[str]) -> subprocess.CompletedProcess[bytes]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 2)
+
+    monkeypatch.setattr(module.subprocess, "run", fail)
+    options = argparse.Namespace(ranks=2, settings=["max_steps=3"])
+    with pytest.raises(UserError, match="x: the run of text_world ended with an error"):
+        module.run("text_world", Path("x"), {"data.text": Path("t.jsonl")}, options)
+    (command,) = commands
+    assert command[command.index("--num_accelerators") + 1] == "2"
+    assert command[-4:] == ['data.text="t.jsonl"', 'output="x"', "resume=true", "max_steps=3"]
+
+
+def test_parts_that_other_options_made_are_not_taken(tmp_path: Path) -> None:
+    module = recipe_module("pretrain_mini")
+    for _ in range(2):
+        module.check_same(tmp_path / "mini", {"pictures": 24})
+    with pytest.raises(UserError, match=r"mini: its parts were made with \{'pictures': 24\}, not with"):
+        module.check_same(tmp_path / "mini", {"pictures": 60_000})
+
+
 def test_pictures_are_described_whole(tmp_path: Path) -> None:
     write_pairs(tmp_path / "raw", 6)
     write_pairs(tmp_path / "again", 6)
@@ -62,6 +88,6 @@ def test_pictures_are_described_whole(tmp_path: Path) -> None:
     entries = json.loads((tmp_path / "raw" / "capfilt.json").read_text())
     assert [Path(entry["image"]) for entry in entries] == listed
     for number, entry in enumerate(entries):
-        scene = draw(0, "pairs", number, "train", signed_scene)
+        scene = pictured(number)
         assert entry["caption"] == describe(scene)
         assert np.abs(np.asarray(Image.open(entry["image"]), int) - np.asarray(draw_picture(scene), int)).mean() < 4

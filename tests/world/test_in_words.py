@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -247,19 +248,17 @@ def test_a_file_that_holds_no_descriptions_is_named(tmp_path: Path, content: str
         read_descriptions(path)
 
 
-def test_python_is_told_as_the_command_is(told: Told, raw: Path) -> None:
-    found = instructkit.evaluate(
-        str(told.run.parent / "llm"),
-        "vsr",
-        told.data,
-        words=raw / DESCRIPTIONS,
-        limit=LIMIT,
-        batch_size=3,
-        say=lambda line: None,
-    )
+def told_in_python(told: Told, raw: Path, say: Callable[[str], None], **options: Any) -> dict[str, Any]:
+    """Responses of VSR by example, of an evaluation from Python."""
+    llm = str(told.run.parent / "llm")
+    options |= {"words": raw / DESCRIPTIONS, "limit": LIMIT, "batch_size": 3, "say": say}
+    found = instructkit.evaluate(llm, "vsr", told.data, **options)
     (written,) = (found.folder / "evaluation").glob("vsr*/responses.jsonl")
-    lines = map(json.loads, written.read_text().splitlines())
-    assert {line["example"]: line for line in lines} == {
+    return {line["example"]: line for line in map(json.loads, written.read_text().splitlines())}
+
+
+def test_python_is_told_as_the_command_is(told: Told, raw: Path) -> None:
+    assert told_in_python(told, raw, lambda line: None) == {
         line["example"]: line for line in responses(told, load_protocol("vsr"))
     }
 
@@ -267,19 +266,8 @@ def test_python_is_told_as_the_command_is(told: Told, raw: Path) -> None:
 def test_exchanged_pictures_are_told_in_the_words_of_the_others(told: Told, raw: Path) -> None:
     """Each prompt stands behind the description of another example's picture."""
     lines: list[str] = []
-    found = instructkit.evaluate(
-        str(told.run.parent / "llm"),
-        "vsr",
-        told.data,
-        words=raw / DESCRIPTIONS,
-        exchanged=True,
-        limit=LIMIT,
-        batch_size=3,
-        say=lines.append,
-    )
     protocol, read = load_protocol("vsr"), set()
-    (written,) = (found.folder / "evaluation").glob("vsr*/responses.jsonl")
-    prompts = {line["example"]: line["prompt"] for line in map(json.loads, written.read_text().splitlines())}
+    prompts = {name: line["prompt"] for name, line in told_in_python(told, raw, lines.append, exchanged=True).items()}
     own = {line["example"]: line["prompt"] for line in responses(told, protocol)}
     assert set(prompts) == set(own)
     for name, prompt in prompts.items():

@@ -80,6 +80,22 @@ def join(
     return model, Texts(llm.tokenizer, tokenizer, model.config, limits)
 
 
+def check_queries(settings: ModelConfig, count: int) -> None:
+    """Refuse a number of queries that a model has not.
+
+    Args:
+        settings: what was asked for.
+        count: how many query tokens the model has.
+
+    Raises:
+        UserError: another number was asked for.
+    """
+    if settings.queries not in (None, count):
+        raise UserError(
+            f"model.queries={settings.queries}: {settings.base} has {count} queries of its own; leave that out"
+        )
+
+
 class _Checkpoint:
     """The towers of a whole model on disk or on the hub, each read alone."""
 

@@ -13,6 +13,7 @@ from transformers import InstructBlipConfig, InstructBlipQFormerConfig, PreTrain
 from instructkit.config.settings import ModelConfig, RunConfig
 from instructkit.errors import UserError
 from instructkit.models.instruct_blip import IGNORED, InstructBlip
+from instructkit.models.load.join import check_queries
 from instructkit.models.load.lavis import base_of, is_lavis, read_lavis
 from instructkit.models.load.llm import llm_config
 from instructkit.models.load.parts import has_qformer, read_config
@@ -51,6 +52,7 @@ def model_on_shapes(config: RunConfig) -> InstructBlip:
     torch.set_default_dtype(dtype)
     try:
         shape = shape_of(config.model)
+        check_queries(config.model, shape.num_query_tokens)
         if (size := config.model.image_size) is not None:
             check_image_size(size, shape.vision_config.patch_size)
             shape.vision_config.image_size = size
