@@ -53,6 +53,10 @@ KNOWN = ("shape", "category", "home")
 """What follows from its kind."""
 
 
+VERIFIED = (*SEEN, "shape", "category")
+"""What questions for yes or no in the LLM's text ask for."""
+
+
 class Asking(NamedTuple):
     """A form and the facts that are asked for in it."""
 
@@ -101,6 +105,7 @@ TEXT = (
     Asking("film", ("kind", "colour", "texture", "place")),
     Asking("knowledge", (*SEEN, *KNOWN)),
     Asking("sheet", (*SEEN, *KNOWN, "relation", "number", "word", "figure", *ACTIONS)),
+    Asking("list", (*SEEN, *KNOWN, "relation", "number", "word", "figure")),
 )
 """Forms and facts of the text that the LLM is trained on."""
 

@@ -76,7 +76,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class _Target:
+class Target:
     """A thing of a scene and words that mean it alone."""
 
     scene: Scene
@@ -163,9 +163,25 @@ def verify(rng: random.Random, fact: str, by: str | None = None, wording: str = 
         target = find(rng, fact, named, by)
     else:
         target = find(rng, fact, rng.choice([other for other in VALUES[fact] if other != named]), by)
+    return _verdict(target, fact, named, wording)
+
+
+def verify_of(rng: random.Random, scene: Scene, fact: str, wording: str = "Is {} {}?") -> Question | None:
+    """A yes/no question about a scene that is there already; None if what was drawn cannot be asked of it."""
+    thing = rng.choice(scene.things)
+    target = refer(rng, scene, thing, rng.choice((*_references(fact), "relation")))
+    if target is None:
+        return None
+    true = value(thing, fact)
+    named = true if rng.randrange(2) else rng.choice([other for other in VALUES[fact] if other != true])
+    return _verdict(target, fact, named, wording)
+
+
+def _verdict(target: Target, fact: str, named: str, wording: str) -> Question:
     article = {"kind": f"{article_of(named)} ", "category": "a kind of ", "place": "in the "}.get(fact, "")
-    told_ = (target.thing.kind, fact) in told(target.scene)
     text = wording.format(target.words, article + named)
+    answer = "yes" if value(target.thing, fact) == named else "no"
+    told_ = (target.thing.kind, fact) in told(target.scene)
     return Question(text[0].upper() + text[1:], answer, fact, ("yes", "no"), told_, target.scene)
 
 
@@ -237,7 +253,7 @@ def options(rng: random.Random, question: Question, count: int) -> list[str]:
     return chosen
 
 
-def find(rng: random.Random, fact: str, answer: str, by: str) -> _Target:
+def find(rng: random.Random, fact: str, answer: str, by: str) -> Target:
     """A scene with a thing of which the answer is true, meant by what `by` says; kind and colour half the time told."""
     wants_told = rng.random() < 0.5
     for _ in range(100_000):
@@ -249,12 +265,12 @@ def find(rng: random.Random, fact: str, answer: str, by: str) -> _Target:
     raise AssertionError(f"no scene has {fact} {answer} by {by}")
 
 
-def refer(rng: random.Random, scene: Scene, thing: Thing, by: str) -> _Target | None:
+def refer(rng: random.Random, scene: Scene, thing: Thing, by: str) -> Target | None:
     """Words that mean a thing of a scene alone; None if there are none of this sort."""
     if by == "kind":
-        return _Target(scene, thing, f"the {thing.kind}", kind_named=True)
+        return Target(scene, thing, f"the {thing.kind}", kind_named=True)
     if by == "place":
-        return _Target(scene, thing, f"the thing in the {thing.place}")
+        return Target(scene, thing, f"the thing in the {thing.place}")
     if by == "relation":
         pairs = [
             (relation, other)
@@ -265,14 +281,14 @@ def refer(rng: random.Random, scene: Scene, thing: Thing, by: str) -> _Target | 
         if not pairs:
             return None
         relation, other = rng.choice(pairs)
-        return _Target(scene, thing, f"the thing {relation} the {other.kind}")
+        return Target(scene, thing, f"the thing {relation} the {other.kind}")
     word = value(thing, by)
     if sum(value(other, by) == word for other in scene.things) > 1:
         return None
-    return _Target(scene, thing, f"the {word} thing", colour_named=by == "colour")
+    return Target(scene, thing, f"the {word} thing", colour_named=by == "colour")
 
 
-def _about(target: _Target, fact: str, text: str, answer: str) -> Question:
+def _about(target: Target, fact: str, text: str, answer: str) -> Question:
     values = VALUES[fact]
     if fact == "colour" and target.kind_named:
         values = tuple(colours_of(target.thing.kind))

@@ -1,8 +1,9 @@
 """Language about the world for the LLM: `python -m instructkit.world.text --out FILE`.
 
 A document describes a scene or a film, asks one question about it and ends with the answer, or says what everybody
-knows. Every second one is a sheet: it says so, and asks ten questions about a scene, or five about two pictures, each
-with its answer, so that more of it can be told from what stands before. The text asks in every form in which a held-out
+knows. Of every three documents one is a sheet: it says so, and asks ten questions about a scene, or five about two
+pictures, each with its answer; and one lists what is true of a scene (`lists.py`). Much more of these two can be told
+from what stands before. The text asks in every form in which a held-out
 benchmark does, in the words of that benchmark's protocol, for other facts than the benchmark (`facts.TEXT`). A form in
 which training asks, too, comes as often in the words of a training template: an LLM that has read no instruction
 follows none. All scenes are training scenes.
@@ -19,6 +20,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Annotated
@@ -33,7 +35,8 @@ from instructkit.prompts.described import in_words
 from instructkit.prompts.protocols import Protocol, load_protocol
 from instructkit.prompts.templates import train_templates
 from instructkit.world.captions import ROTATE, caption, describe, describe_film, describe_story, short
-from instructkit.world.facts import SEEN, TEXT
+from instructkit.world.facts import SEEN, TEXT, VERIFIED
+from instructkit.world.lists import list_of
 from instructkit.world.questions import (
     Question,
     ask,
@@ -44,6 +47,7 @@ from instructkit.world.questions import (
     options,
     polite,
     verify,
+    verify_of,
 )
 from instructkit.world.release import SIZES
 from instructkit.world.releases.read import TOKENS
@@ -64,7 +68,7 @@ from instructkit.world.scene import (
     draw_signed_scene,
 )
 
-DOCUMENTS = 5400
+DOCUMENTS = 5300
 """Documents of the tiny world; the others have as many times more as their training examples."""
 
 WORDED_AS = {
@@ -92,7 +96,8 @@ TRAINED_AS: dict[tuple[str, str], str] = {
 
 CAPTIONED = next(asking for asking in TEXT if asking.form == "caption")
 SHEET = next(asking for asking in TEXT if asking.form == "sheet")
-OTHERS = tuple(asking for asking in TEXT if asking != SHEET)
+LIST = next(asking for asking in TEXT if asking.form == "list")
+OTHERS = tuple(asking for asking in TEXT if asking not in (SHEET, LIST))
 SCENE_FACTS = tuple(fact for fact in SHEET.facts if fact not in ACTIONS)
 QUESTIONS = 10
 """Of a sheet about one picture; one about two has half as many."""
@@ -129,19 +134,24 @@ class Document(msgspec.Struct):
 
 
 def documents(seed: int, count: int) -> Iterator[Document]:
-    """So many documents; every second is a sheet, the other forms and, within a form, facts take turns."""
-    for number in range(count):
-        if number % 2:
-            asking, turn = SHEET, number // 2
-        else:
-            turn, place = divmod(number // 2, len(OTHERS))
-            asking = OTHERS[place]
-        fact = asking.facts[turn % len(asking.facts)]
-        yield draw(seed, f"text/{asking.form}", turn, "train", partial(WRITERS[asking.form], fact=fact))
+    """So many documents: one of another form, a sheet and a list take turns; forms and, within a form, facts do too."""
+    return map(partial(document, seed), range(count))
+
+
+def document(seed: int, number: int) -> Document:
+    """One of them."""
+    turn, place = divmod(number, 3)
+    if place == 0:
+        turn, form = divmod(turn, len(OTHERS))
+        asking = OTHERS[form]
+    else:
+        asking = (SHEET, LIST)[place - 1]
+    fact = asking.facts[turn % len(asking.facts)]
+    return draw(seed, f"text/{asking.form}", turn, "train", partial(WRITERS[asking.form], fact=fact))
 
 
 def write(out: Path, seed: int = 0, size: str = "tiny") -> int:
-    """Write the documents of a world of some size, one a line; returns their number.
+    """Write the documents of a world of some size, one a line, on all cores; returns their number.
 
     Raises:
         UserError: no size has that name, or the file cannot be written.
@@ -151,8 +161,13 @@ def write(out: Path, seed: int = 0, size: str = "tiny") -> int:
     count = SIZES[size].training(DOCUMENTS)
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-    write_stream(out, (msgspec.json.encode(document).decode() + "\n" for document in documents(seed, count)))
+    with get_context("spawn").Pool() as pool:
+        write_stream(out, pool.imap(partial(_line, seed), range(count), chunksize=300))
     return count
+
+
+def _line(seed: int, number: int) -> str:
+    return msgspec.json.encode(document(seed, number)).decode() + "\n"
 
 
 def digest_of(description: str, question: str) -> str:
@@ -205,7 +220,7 @@ def _write_caption(rng: random.Random, fact: str) -> Document:
 
 
 def _write_open(rng: random.Random, fact: str) -> Document:
-    question = verify(rng, fact) if fact in (*SEEN, "shape") and rng.randrange(4) == 0 else ask(rng, fact)
+    question = verify(rng, fact) if fact in VERIFIED and rng.randrange(4) == 0 else ask(rng, fact)
     return _document(rng, "open", [fact], question.scene, _example(question), question.answer)
 
 
@@ -328,7 +343,9 @@ def _write_sheet(rng: random.Random, fact: str) -> Document:
 
 
 def _about_scene(rng: random.Random, scene: Scene, fact: str) -> Question | None:
-    """A question. One in four of those for a kind has colour and kind for its answer."""
+    """A question, every fifth for yes or no. One in four of those for a kind has colour and kind for its answer."""
+    if fact in VERIFIED and rng.randrange(5) == 0:
+        return verify_of(rng, scene, fact)
     question = ask_of(rng, scene, fact)
     if question is None or question.fact != "kind" or rng.randrange(4):
         return question
@@ -341,6 +358,14 @@ def _about_film(rng: random.Random, film: Film, fact: str) -> Question | None:
         return change_of(rng, film)
     wanted = rng.choice(("colour", "size", "texture", "place"))
     return ask_about(rng, film.first, rng.choice(_still(film)), wanted, "kind")
+
+
+def _write_list(rng: random.Random, fact: str) -> Document:
+    scene = draw_signed_scene(rng, 1, 6)
+    description = tell(scene, "list")
+    told, facts = list_of(rng, scene)
+    text = in_words(["Facts of one picture.", description], told)
+    return Document(text, "list", facts, scene.digests, digest_of(description, told))
 
 
 def _write_knowledge(rng: random.Random, fact: str) -> Document:
@@ -362,6 +387,7 @@ WRITERS: dict[str, Callable[..., Document]] = {
     "film": _write_film,
     "knowledge": _write_knowledge,
     "sheet": _write_sheet,
+    "list": _write_list,
 }
 """What writes a document of each form that asks for a given fact."""
 
