@@ -19,11 +19,11 @@ ROOMS = [
     "sources",
     "prompts",
     "conversion",
+    "world",
     "models",
     "evaluation",
     "training",
     "reports",
-    "world",
     "cli",
 ]
 """From the ground up; the package itself, which holds the API, stands on top."""

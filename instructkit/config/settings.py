@@ -139,6 +139,8 @@ class DataConfig(ConvertedConfig, frozen=True, forbid_unknown_fields=True):
         train: datasets to train on: a source, or source/split for another split than the source's default.
         raw: release folder of each source that the run should convert. Sources that come as a Python package need
             none. For `jsonl` (your own data) a folder or a file.
+        world: draw the mini-world of that size below `root`/raw, if it is not there, and convert its releases; null
+            draws nothing.
         weights: factors that multiply a dataset's square-root weight (paper, section 3.3), by its name in `train`.
         group_size: maximum number of questions about one image in a group.
         augment: crop and flip pictures at random.
@@ -163,6 +165,7 @@ class DataConfig(ConvertedConfig, frozen=True, forbid_unknown_fields=True):
 
     train: Annotated[list[Text], Meta(min_length=1)] = msgspec.field(default_factory=lambda: ["easy_vqa"])
     raw: dict[Text, Text] = {}
+    world: Literal["tiny", "small", "full"] | None = None
     weights: dict[Text, Factor] = {}
     group_size: Positive = 1
     augment: bool = False

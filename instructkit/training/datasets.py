@@ -19,8 +19,11 @@ from instructkit.files import sha256_of
 from instructkit.prompts.protocols import Protocol
 from instructkit.runs.waiting import first_on_machine
 from instructkit.training.data import Part
+from instructkit.world.build import WRITERS, build, is_drawn
 
 Say = Callable[[str], None]
+RAW = "raw"
+"""Folder of the mini-world's releases below that of the converted ones."""
 
 
 def training_splits(config: RunConfig) -> list[str]:
@@ -82,11 +85,15 @@ def refuse_retrieval(protocol: Protocol) -> None:
 def prepare_data(config: RunConfig, say: Say) -> None:
     """Convert what is not converted yet and can be, in `data.workers` processes or one a core; call on one rank.
 
+    Before that the mini-world is drawn, where the settings name one.
+
     Raises:
         UserError: a split is neither converted nor can be, because nothing says where its release lies.
     """
     root = Path(config.data.root)
     tqdm.monitor_interval = 0  # its thread and the forks of a conversion do not go together
+    if config.data.world is not None:
+        _draw_world(root / RAW, config.data.world, say)
     for name in splits_of(config):
         source, _, split = name.partition("/")
         raw = _release(config, source)
@@ -169,4 +176,15 @@ def _train_split(entry: str) -> str:
 def _release(config: RunConfig, source: str) -> Path | None:
     if source in config.data.raw:
         return Path(config.data.raw[source])
+    if config.data.world is not None and source in WRITERS:
+        return Path(config.data.root) / RAW / source
     return sources.default_raw(source)
+
+
+def _draw_world(raw: Path, size: str, say: Say) -> None:
+    if is_drawn(raw, size=size):
+        say(f"world     {raw}: {size}, drawn before")
+        return
+    releases = tqdm(build(raw, size=size), desc="world", unit=" releases", total=len(WRITERS), leave=False)
+    pictures = sum(len(release.pictures) for release in releases)
+    say(f"world     {raw}: {size}, {pictures:,} pictures drawn")

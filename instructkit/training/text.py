@@ -99,6 +99,7 @@ _NO_TEXT = (
     "towers.qformer",
     "data.train",
     "data.raw",
+    "data.world",
     "data.weights",
     "data.group_size",
     "data.augment",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,9 @@ from instructkit.prompts.described import DESCRIPTIONS, Description
 from instructkit.world.release import SIZES, Release
 from instructkit.world.releases import asked, captioned, filmed, read, reasoned, talked
 from instructkit.world.text import tell
+
+WHOLE = "world.json"
+"""Written last, beside the releases: size and seed of the world."""
 
 WRITERS: dict[str, Callable[[Release], None]] = {
     "coco_caption": captioned.write_coco,
@@ -65,6 +69,8 @@ def build(out: Path, seed: int = 0, size: str = "tiny", pictures: bool = True) -
         if other and not is_miniature(folder):
             raise UserError(f"{folder}: holds no miniature release; it is left alone, choose another --out")
     lines: list[bytes] = []
+    with writing(out):
+        (out / WHOLE).unlink(missing_ok=True)
     for name, write in WRITERS.items():
         with writing(out / name):
             if (out / name).exists():
@@ -76,6 +82,16 @@ def build(out: Path, seed: int = 0, size: str = "tiny", pictures: bool = True) -
         lines += map(msgspec.json.encode, _descriptions(release))
     with writing(out):
         write_atomically(out / DESCRIPTIONS, b"".join(line + b"\n" for line in lines))
+        write_atomically(out / WHOLE, json.dumps({"size": size, "seed": seed, "pictures": pictures}) + "\n")
+
+
+def is_drawn(out: Path, seed: int = 0, size: str = "tiny") -> bool:
+    """Whether a folder holds that world, whole, with its pictures."""
+    try:
+        found = json.loads((out / WHOLE).read_text())
+    except (OSError, ValueError):
+        return False
+    return bool(found == {"size": size, "seed": seed, "pictures": True})
 
 
 def _descriptions(release: Release) -> Iterator[Description]:

@@ -7,6 +7,8 @@ from pathlib import Path
 from instructkit import sources
 from instructkit.config.read import load_config
 from instructkit.evaluation.select import wanted_benchmarks
+from instructkit.training.datasets import prepare_data
+from instructkit.world.build import build, is_drawn
 
 CONFIG = Path(__file__).parents[2] / "recipes" / "configs" / "world.yaml"
 
@@ -24,3 +26,36 @@ def test_it_trains_on_what_the_paper_holds_in_and_evaluates_all_that_it_holds_ou
 def test_it_leaves_the_folders_of_published_data_alone() -> None:
     config = load_config(CONFIG)
     assert (config.data.root, config.output) == ("data/world", "runs/world")
+
+
+def test_a_run_draws_the_world_and_converts_its_releases_once(tmp_path: Path) -> None:
+    words = [f"data.root={tmp_path}", "data.world=tiny", "data.train=[okvqa, vqg_okvqa]", "benchmarks=[gqa]"]
+    config = load_config(CONFIG, words)
+    said: list[str] = []
+    prepare_data(config, said.append)
+    assert said[0] == f"world     {tmp_path / 'raw'}: tiny, 1,124 pictures drawn"
+    assert [line.split(":")[0] for line in said[1:]] == ["data      okvqa/train", "data      gqa/testdev"]
+    again: list[str] = []
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jpg")}
+    assert len(before) > 900
+    prepare_data(config, again.append)
+    assert again[0] == f"world     {tmp_path / 'raw'}: tiny, drawn before"
+    assert all("unchanged, not converted again" in line for line in again[1:])
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jpg")}
+
+
+def test_a_world_that_is_not_whole_or_another_is_drawn_anew(tmp_path: Path) -> None:
+    assert not is_drawn(tmp_path)
+    drawing = build(tmp_path)
+    next(drawing)
+    assert not is_drawn(tmp_path)
+    for _ in drawing:
+        pass
+    assert is_drawn(tmp_path)
+    assert not is_drawn(tmp_path, seed=1)
+    assert not is_drawn(tmp_path, size="small")
+    next(build(tmp_path, seed=1))
+    assert not is_drawn(tmp_path)
+    for _ in build(tmp_path, pictures=False):
+        pass
+    assert not is_drawn(tmp_path)
