@@ -36,6 +36,7 @@ from instructkit.training.loop import Loop
 from instructkit.training.model import prepare_model, save_run_model, warn_of_random
 from instructkit.training.objectives import AnswerObjective
 from instructkit.training.prepare import prepare_run
+from instructkit.training.samples import Samples
 from instructkit.training.watch import Watch
 
 
@@ -62,11 +63,13 @@ def train(run: Run[RunConfig]) -> None:
     data = TrainingData.for_run(run, parts, model, texts)
     say_mixture(run, data.mixture)
     engine = Engine(model, AnswerObjective(), config.training, run.folder)
+    samples = Samples(config, engine, texts)
     watch = Watch(config, engine, texts, run.log)
     loop = Loop(run, engine, data, watch.best)
     for step in loop:  # restored, timed, logged and kept by the loop
         watch.look(step.number)
     loop.finish()
+    samples.finish(run.folder)
     save_run_model(config, engine, texts, run.folder / "model")
     engine.free()
 

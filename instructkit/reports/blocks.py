@@ -62,12 +62,16 @@ class Cases(NamedTuple):
 
 
 class Card(NamedTuple):
-    """A picture with lines about it, the first of which stand out; `good` colours its edge."""
+    """A picture with lines about it, the first of which stand out; `good` colours its edge, None leaves it plain.
+
+    Each of `maps`, shares of attention by row and column, shows the picture once more: what has little of it is pale.
+    """
 
     picture: Path
     bold: str
     lines: list[str]
-    good: bool
+    good: bool | None
+    maps: tuple[list[list[float]], ...] = ()
 
 
 class Cards(NamedTuple):

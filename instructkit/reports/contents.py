@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from instructkit.reports import plots, words
 from instructkit.reports.averages import TITLES
-from instructkit.reports.blocks import Block, Cases, Code, Figure, Figures, Heading, Line, Table
+from instructkit.reports.blocks import Block, Card, Cards, Cases, Code, Figure, Figures, Heading, Line, Table
 from instructkit.reports.curve import training_blocks
 
 
@@ -24,6 +25,7 @@ def contents(report: dict[str, Any]) -> list[Block]:
     blocks += [Line("", told, "warn") for told in words.unlike_others(report["config"], entries)]
     blocks += [Line(f" {warning}.", "Warning:", "warn") for warning in report.get("warnings", [])]
     blocks += _scores(entries) + _averages(report) + _not_evaluated(report) + training_blocks(report)
+    blocks += _samples(report.get("samples", []))
     for entry in entries:
         blocks += _benchmark(entry, report["data"])
     return blocks + _facts(report)
@@ -80,6 +82,34 @@ def _averages(report: dict[str, Any]) -> list[Block]:
         if found["value"] is not None and found["published"]:
             blocks.append(Line(f"Published: {'; '.join(map(words.published, found['published']))}.", kind="soft"))
     return blocks
+
+
+def _samples(samples: list[dict[str, Any]]) -> list[Block]:
+    """What was answered before training and behind it."""
+    if not samples:
+        return []
+    told = "A checksum of their ids chose the questions."
+    if samples[0]["maps"]:
+        told += (
+            " Beside each picture stands what the trained model's queries look at under its instruction, then under "
+            "that of the next picture; the rest is pale."
+        )
+    cards = [
+        Card(
+            Path(sample["picture"]),
+            sample["prompt"],
+            [
+                f"before: {sample['before'] or '(nothing)'}",
+                f"after: {sample['after'] or '(nothing)'}",
+                f"expected: {'; '.join(dict.fromkeys(sample['expected']))}",
+                f"{sample['title']}, {sample['example']}",
+            ],
+            None,
+            tuple(sample["maps"]),
+        )
+        for sample in samples
+    ]
+    return [Heading("Before and after"), Line(told, kind="soft"), Cards(cards)]
 
 
 def _not_evaluated(report: dict[str, Any]) -> list[Block]:

@@ -11,7 +11,7 @@ from instructkit.errors import UserError
 from instructkit.reports import words
 from instructkit.reports.blocks import Block, Card, Cards, Cases, Code, Figures, Heading, Line, Table
 from instructkit.reports.contents import contents
-from instructkit.reports.pictures import data_uri
+from instructkit.reports.pictures import attended_uri, data_uri
 
 Clip = tuple[float | None, float | None]
 
@@ -84,9 +84,20 @@ def _cases(entry: dict[str, Any], data: dict[str, Any]) -> str:
 
 
 def _card(card: Card) -> str:
-    picture = _picture([card.picture], card.picture.name)
+    picture = _looks(card) if card.maps else _picture([card.picture], card.picture.name)
     lines = [f"<p><b>{escape(card.bold)}</b></p>", *(f'<p class="soft">{escape(line)}</p>' for line in card.lines)]
-    return f'<div class="case {"right" if card.good else "wrong"}">{picture}<div>{"".join(lines)}</div></div>'
+    kind = {True: " right", False: " wrong", None: ""}[card.good]
+    return f'<div class="case{kind}">{picture}<div>{"".join(lines)}</div></div>'
+
+
+def _looks(card: Card) -> str:
+    """The picture, and beside it what the queries look at."""
+    name = escape(card.picture.name)
+    try:
+        shown = [data_uri([card.picture], 1), *(attended_uri(card.picture, each) for each in card.maps)]
+    except UserError as error:
+        return f'<div class="warn">{escape(str(error))}</div>'
+    return '<div class="looks">' + "".join(f'<img alt="{name}" src="{each}">' for each in shown) + "</div>"
 
 
 def _picture(paths: list[Path], name: str, frames: int = 1, clip: Clip = (None, None)) -> str:

@@ -25,6 +25,7 @@ from instructkit.reports.files import write_files
 from instructkit.runs.log import MEASURED, WARNING
 from instructkit.runs.provenance import command_line, commit, versions
 from instructkit.training.datasets import splits_of
+from instructkit.training.samples import read_samples
 
 
 def write_report(config: RunConfig, folder: Path, identity: dict[str, Any]) -> Path:
@@ -46,6 +47,7 @@ def write_report(config: RunConfig, folder: Path, identity: dict[str, Any]) -> P
         "training": _training(lines, config),
         "warnings": _warnings(folder),
         "curve": training_curve(lines),
+        "samples": msgspec.to_builtins(read_samples(folder)),
         "config": to_dict(config),
         "run": _run(config.seed),
         "versions": versions(),
