@@ -39,6 +39,10 @@ TORN, TWICE = 100, 50
 """Every so manieth picture is torn, or listed a second time."""
 
 
+_POLL = 1.0
+"""Seconds between two looks at a run: each takes time of a core from its ranks."""
+
+
 class Watched(NamedTuple):
     """What was seen of a run.
 
@@ -130,7 +134,7 @@ class Trial:
                 if kill_at is not None and blocks >= kill_at:
                     time.sleep(delay)
                     break
-                time.sleep(0.01 if kill_at is not None else 0.1)
+                time.sleep(_POLL if kill_at is None else _POLL / 10)
         finally:
             forks.end(processes)
         made = [path.stat().st_mtime for path in self.made(output)]
