@@ -3,9 +3,9 @@
     python recipes/bounds.py runs/world [--before MODEL] [--words FILE] [--out runs/world/bounds] [--ranks 2]
 
 RUN is a finished run of recipes/instruct.py. Its benchmarks are asked three times more, by the same protocols: the
-tuned model about another picture each time, the model that training began with, and the frozen LLM in words. Started
-again, it goes on where it was. `OUT/report/` has a page, Markdown and JSON; each evaluation lies beside it with a
-report of its own.
+tuned model about another picture each time, the model that training began with, and the tuned model's LLM in words.
+Started again, it goes on where it was. `OUT/report/` has a page, Markdown and JSON; each evaluation lies beside it with
+a report of its own.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ if __name__ == "__main__":
 from instructkit.config.read import load_config, recipes_folder
 from instructkit.config.settings import RunConfig
 from instructkit.errors import UserError
+from instructkit.evaluation.run import read_evaluation
 from instructkit.prompts.described import DESCRIPTIONS
-from instructkit.reports.bounds import write_bounds
+from instructkit.reports.bounds import share_phrase, write_bounds
 from instructkit.training.datasets import RAW
 from instructkit.training.recipe import word
 
@@ -45,8 +46,8 @@ def evaluations(run: Path, config: RunConfig, before: str | None, told: Path | N
     }
 
 
-def evaluate(settings: Mapping[str, Any], config: RunConfig, folder: Path, ranks: int) -> Path:
-    """Evaluate on the run's benchmarks, or go on with it.
+def evaluate(settings: Mapping[str, Any], config: RunConfig, dtype: str | None, folder: Path, ranks: int) -> Path:
+    """Evaluate on the run's benchmarks in its precision, or go on with it.
 
     Raises:
         UserError: the evaluation fails; it has said why.
@@ -56,6 +57,8 @@ def evaluate(settings: Mapping[str, Any], config: RunConfig, folder: Path, ranks
         "benchmarks": config.evaluation.benchmarks,
         "limit": config.evaluation.limit,
         "eval_batch_size": config.evaluation.eval_batch_size,
+        "dtype": dtype,
+        "allow_packages": config.model.allow_packages,
         "output": folder,
     }
     words = [word(key, value) for key, value in {**settings, **asked}.items()]
@@ -77,16 +80,19 @@ def main() -> None:
     out = options.out or options.run / "bounds"
     try:
         config = load_config(options.run / "config.yaml")
+        dtype = read_evaluation(options.run).settings.evaluation.dtype
         runs = {"tuned": options.run}
         for name, settings in evaluations(options.run, config, options.before, options.words).items():
             print(f"--- {name}: {out / name}", flush=True)
-            runs[name] = evaluate(settings, config, out / name, options.ranks)
+            runs[name] = evaluate(settings, config, dtype, out / name, options.ranks)
         found = write_bounds(runs, out / "report")
     except UserError as error:
         raise SystemExit(f"instructkit: {error}") from None
     for role, totals in found["summary"].items():
         means = ", ".join(f"{row} {value:.1f}" for row, value in totals["means"].items())
-        print(f"reached   {role}: {means}; {totals['share']:.2f} of the way from blind to words")
+        print(f"reached   {role}: {means}{share_phrase(totals['share'])}")
+    for reason in found["left_out"]:
+        print(f"left out  {reason}")
     print(f"report    {out / 'report' / 'report.html'}, report.md and report.json")
 
 

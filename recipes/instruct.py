@@ -28,6 +28,7 @@ from instructkit.evaluation.run import evaluate_run
 from instructkit.models.towers import prepare_towers
 from instructkit.reports.once import train_once
 from instructkit.runs.run import Run, main
+from instructkit.training.before_after import BeforeAfter
 from instructkit.training.data import TrainingData
 from instructkit.training.datasets import parts_of
 from instructkit.training.engine import Engine, free_memory
@@ -36,7 +37,6 @@ from instructkit.training.loop import Loop
 from instructkit.training.model import prepare_model, save_run_model, warn_of_random
 from instructkit.training.objectives import AnswerObjective
 from instructkit.training.prepare import prepare_run
-from instructkit.training.samples import Samples
 from instructkit.training.watch import Watch
 
 
@@ -63,13 +63,13 @@ def train(run: Run[RunConfig]) -> None:
     data = TrainingData.for_run(run, parts, model, texts)
     say_mixture(run, data.mixture)
     engine = Engine(model, AnswerObjective(), config.training, run.folder)
-    samples = Samples(config, engine, texts)
+    before_after = BeforeAfter(config, engine, texts)
     watch = Watch(config, engine, texts, run.log)
     loop = Loop(run, engine, data, watch.best)
     for step in loop:  # restored, timed, logged and kept by the loop
         watch.look(step.number)
     loop.finish()
-    samples.finish(run.folder)
+    before_after.finish(run.folder)
     save_run_model(config, engine, texts, run.folder / "model")
     engine.free()
 

@@ -5,7 +5,7 @@ Four rows of the same benchmarks by the same protocols:
                answer, of all questions for the same fact where the data tell it
     before     the model that training began with
     tuned
-    words      the frozen LLM, told in words all that is in the picture
+    words      its LLM, told in words all that is in the picture
 """
 
 from __future__ import annotations
@@ -30,9 +30,8 @@ from instructkit.reports.report import read_report
 from instructkit.runs.provenance import command_line, commit, versions
 from instructkit.runs.ranks import Ranks
 
-RUNS = ("tuned", "before", "exchanged", "words")
+RUNS = ("exchanged", "before", "tuned", "words")
 ROWS = ("blind", "before", "tuned", "words")
-_SPLIT = ("exchanged", "before", "tuned", "words")
 _FREQUENT = 20
 """Answers that are tried as the only one."""
 _HALF = 50.0
@@ -120,7 +119,7 @@ def most_frequent(protocol: Protocol, answers: Sequence[Answer], meta: Mapping[s
     for references in groups.values():
         texts = Counter(text for each in references for text in ([each] if isinstance(each, str) else each))
         tried = [text for text, _ in texts.most_common(_FREQUENT)]
-        best += max(sum(metric.scores([text] * len(references), references)) for text in tried)
+        best += max((sum(metric.scores([text] * len(references), references)) for text in tried), default=0.0)
     return 100 * best / len(answers)
 
 
@@ -144,13 +143,13 @@ def _told(
 
 
 class Summary(NamedTuple):
-    """What the rows come to over the held-out benchmarks.
+    """What the rows come to over the benchmarks of a role.
 
     Attributes:
         means: by row, over those in per cent: all but captioning.
         over_before: mean of tuned less that of before.
         over_blind: mean of tuned less that of blind.
-        share: (tuned - blind) / (words - blind), of the means.
+        share: (tuned - blind) / (words - blind), of the means; None where words are not above blind.
         above_both: benchmarks on which the tuned model is above blind and before.
         benchmarks: number of all, captioning included.
     """
@@ -158,7 +157,7 @@ class Summary(NamedTuple):
     means: dict[str, float]
     over_before: float
     over_blind: float
-    share: float
+    share: float | None
     above_both: int
     benchmarks: int
 
@@ -174,24 +173,39 @@ def summary(bounds: Mapping[str, Bounds], role: str = "held-out") -> Summary | N
     over_blind = means["tuned"] - means["blind"]
     room = means["words"] - means["blind"]
     return Summary(
-        means, means["tuned"] - means["before"], over_blind, over_blind / room if room else 0.0, len(above), len(found)
+        means=means,
+        over_before=means["tuned"] - means["before"],
+        over_blind=over_blind,
+        share=over_blind / room if room > 0 else None,
+        above_both=len(above),
+        benchmarks=len(found),
     )
 
 
-def contents(bounds: Mapping[str, Bounds], miniature: str | None) -> list[Block]:
+def left_out(runs: Mapping[str, Path]) -> list[str]:
+    """The benchmarks that some of the runs, but not all, have a score of; a sentence each."""
+    scored = {row: {each.benchmark: each.title for each in read_evaluation(runs[row]).results} for row in RUNS}
+    titles = {name: title for each in scored.values() for name, title in each.items()}
+    without = {name: [row for row in RUNS if name not in scored[row]] for name in titles}
+    return [f"{titles[name]} has no score of {', '.join(rows)}." for name, rows in without.items() if rows]
+
+
+def contents(bounds: Mapping[str, Bounds], missing: Sequence[str], miniature: str | None) -> list[Block]:
     """The report for people, block by block.
 
     Args:
         bounds: by benchmark.
+        missing: why a benchmark is left out, a sentence each.
         miniature: a sentence on made-up data; None for published ones.
     """
     numbers = tuple(range(1, len(ROWS) + 1))
     blocks: list[Block] = [
         Heading("Between blind and words", 1),
         *([Line("", miniature, "warn")] if miniature else []),
+        *(Line(f" {reason}", "Left out:", "warn") for reason in missing),
         Line(
             "blind: the higher of the most frequent answer (of the questions for the same fact) and the tuned model "
-            "asked about another picture; before: the model that training began with; words: the frozen LLM, told in "
+            "asked about another picture; before: the model that training began with; words: its LLM, told in "
             "words what is in the picture. In brackets 95% intervals.",
             kind="soft",
         ),
@@ -213,21 +227,26 @@ def contents(bounds: Mapping[str, Bounds], miniature: str | None) -> list[Block]
             blocks.append(
                 Line(
                     f" {means}. Tuning brings {found.over_before:+.1f} over before and {found.over_blind:+.1f} over "
-                    f"blind, {found.share:.2f} of what lies between blind and words. Tuned is above blind and before "
-                    f"on {found.above_both} of {found.benchmarks} benchmarks.",
+                    f"blind{share_phrase(found.share)}. Tuned is above blind and before on {found.above_both} of "
+                    f"{found.benchmarks} benchmarks.",
                     "Mean of those in per cent:",
                 )
             )
     if rows := [
-        [each.title, group, *(f"{values[row]:.1f}" for row in _SPLIT)]
+        [each.title, group, *(f"{values[row]:.1f}" for row in RUNS)]
         for each in bounds.values()
         for group, values in sorted(each.told.items())
     ]:
         blocks += [
             Heading("Facts that captions tell, and others"),
-            Table(["benchmark", "the answer is", *_SPLIT], rows, tuple(range(2, len(_SPLIT) + 2))),
+            Table(["benchmark", "the answer is", *RUNS], rows, tuple(range(2, len(RUNS) + 2))),
         ]
     return blocks
+
+
+def share_phrase(share: float | None) -> str:
+    """What is said of a share behind the means."""
+    return "" if share is None else f", {share:.2f} of what lies between blind and words"
 
 
 def _cell(each: Bounds, row: str) -> str:
@@ -247,13 +266,15 @@ def write_bounds(runs: Mapping[str, Path], place: Path) -> dict[str, Any]:
         UserError: as `bounds_of`.
     """
     bounds = bounds_of(runs)
+    missing = left_out(runs)
     totals = {role: summary(bounds, role) for role in ("held-out", "held-in")}
     found = {
         "benchmarks": {name: each._asdict() for name, each in bounds.items()},
         "summary": {role: each._asdict() for role, each in totals.items() if each is not None},
+        "left_out": missing,
         "run": {"command": command_line(), "commit": commit()},
         "versions": versions(),
     }
     entries = list(read_report(runs["tuned"])["benchmarks"].values())
-    write_files(place, contents(bounds, words.miniatures(entries)), found)
+    write_files(place, contents(bounds, missing, words.miniatures(entries)), found)
     return found

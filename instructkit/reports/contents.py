@@ -25,7 +25,7 @@ def contents(report: dict[str, Any]) -> list[Block]:
     blocks += [Line("", told, "warn") for told in words.unlike_others(report["config"], entries)]
     blocks += [Line(f" {warning}.", "Warning:", "warn") for warning in report.get("warnings", [])]
     blocks += _scores(entries) + _averages(report) + _not_evaluated(report) + training_blocks(report)
-    blocks += _samples(report.get("samples", []))
+    blocks += _before_after(report.get("before_after", []))
     for entry in entries:
         blocks += _benchmark(entry, report["data"])
     return blocks + _facts(report)
@@ -84,30 +84,30 @@ def _averages(report: dict[str, Any]) -> list[Block]:
     return blocks
 
 
-def _samples(samples: list[dict[str, Any]]) -> list[Block]:
+def _before_after(cases: list[dict[str, Any]]) -> list[Block]:
     """What was answered before training and behind it."""
-    if not samples:
+    if not cases:
         return []
     told = "A checksum of their ids chose the questions."
-    if samples[0]["maps"]:
+    if any(case["maps"] for case in cases):
         told += (
             " Beside each picture stands what the trained model's queries look at under its instruction, then under "
             "that of the next picture; the rest is pale."
         )
     cards = [
         Card(
-            Path(sample["picture"]),
-            sample["prompt"],
+            Path(case["picture"]),
+            case["prompt"],
             [
-                f"before: {sample['before'] or '(nothing)'}",
-                f"after: {sample['after'] or '(nothing)'}",
-                f"expected: {'; '.join(dict.fromkeys(sample['expected']))}",
-                f"{sample['title']}, {sample['example']}",
+                f"before: {case['before'] or '(nothing)'}",
+                f"after: {case['after'] or '(nothing)'}",
+                f"expected: {'; '.join(dict.fromkeys(case['expected']))}",
+                f"{case['title']}, {case['example']}",
             ],
             None,
-            tuple(sample["maps"]),
+            tuple(case["maps"]),
         )
-        for sample in samples
+        for case in cases
     ]
     return [Heading("Before and after"), Line(told, kind="soft"), Cards(cards)]
 

@@ -24,8 +24,8 @@ from instructkit.reports.entries import benchmark_entries, manifests
 from instructkit.reports.files import write_files
 from instructkit.runs.log import MEASURED, WARNING
 from instructkit.runs.provenance import command_line, commit, versions
+from instructkit.training.before_after import read_before_after
 from instructkit.training.datasets import splits_of
-from instructkit.training.samples import read_samples
 
 
 def write_report(config: RunConfig, folder: Path, identity: dict[str, Any]) -> Path:
@@ -47,7 +47,7 @@ def write_report(config: RunConfig, folder: Path, identity: dict[str, Any]) -> P
         "training": _training(lines, config),
         "warnings": _warnings(folder),
         "curve": training_curve(lines),
-        "samples": msgspec.to_builtins(read_samples(folder)),
+        "before_after": msgspec.to_builtins(read_before_after(folder)),
         "config": to_dict(config),
         "run": _run(config.seed),
         "versions": versions(),

@@ -19,7 +19,7 @@ from instructkit.files import sha256_of
 from instructkit.prompts.protocols import Protocol
 from instructkit.runs.waiting import first_on_machine
 from instructkit.training.data import Part
-from instructkit.world.build import WRITERS, build, is_drawn
+from instructkit.world.build import WRITERS, build, drawn, is_drawn
 
 Say = Callable[[str], None]
 RAW = "raw"
@@ -182,9 +182,16 @@ def _release(config: RunConfig, source: str) -> Path | None:
 
 
 def _draw_world(raw: Path, size: str, say: Say) -> None:
+    """Draw the world unless it lies there; what was left by a drawing that was stopped is drawn anew."""
     if is_drawn(raw, size=size):
         say(f"world     {raw}: {size}, drawn before")
         return
+    if (other := drawn(raw)) is not None:
+        told = ", ".join(f"{key} {found}" for key, found in other.items())
+        raise UserError(
+            f"data.world={size}: {raw} holds another world ({told}); leave data.world out to read that one, or choose "
+            "another data.root"
+        )
     releases = tqdm(build(raw, size=size), desc="world", unit=" releases", total=len(WRITERS), leave=False)
     pictures = sum(len(release.pictures) for release in releases)
     say(f"world     {raw}: {size}, {pictures:,} pictures drawn")

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -85,13 +86,18 @@ def build(out: Path, seed: int = 0, size: str = "tiny", pictures: bool = True) -
         write_atomically(out / WHOLE, json.dumps({"size": size, "seed": seed, "pictures": pictures}) + "\n")
 
 
+def drawn(out: Path) -> dict[str, Any] | None:
+    """Size and seed of the world that lies in a folder, and whether it has its pictures; None where none lies whole."""
+    try:
+        found: dict[str, Any] = json.loads((out / WHOLE).read_text())
+    except (OSError, ValueError):
+        return None
+    return found
+
+
 def is_drawn(out: Path, seed: int = 0, size: str = "tiny") -> bool:
     """Whether a folder holds that world, whole, with its pictures."""
-    try:
-        found = json.loads((out / WHOLE).read_text())
-    except (OSError, ValueError):
-        return False
-    return bool(found == {"size": size, "seed": seed, "pictures": True})
+    return drawn(out) == {"size": size, "seed": seed, "pictures": True}
 
 
 def _descriptions(release: Release) -> Iterator[Description]:

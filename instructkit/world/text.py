@@ -1,12 +1,12 @@
 """Language about the world for the LLM: `python -m instructkit.world.text --out FILE`.
 
 A document describes a scene or a film, asks one question about it and ends with the answer, or says what everybody
-knows. Of every three documents one is a sheet: it says so, and asks ten questions about a scene, or five about two
-pictures, each with its answer; and one lists what is true of a scene (`lists.py`). Much more of these two can be told
-from what stands before. The text asks in every form in which a held-out
-benchmark does, in the words of that benchmark's protocol, for other facts than the benchmark (`facts.TEXT`). A form in
-which training asks, too, comes as often in the words of a training template: an LLM that has read no instruction
-follows none. All scenes are training scenes.
+knows (`knowledge.py`). Of every three documents one is a sheet, which asks ten questions about a scene, or five about
+two pictures, each with its answer, and one lists what is true of a scene (`lists.py`): much more of these two can be
+told from what stands before. The text asks in every form in which a held-out benchmark does, in the words of that
+benchmark's protocol, for other facts than the benchmark (`facts.TEXT`). A form in which training asks, too, comes as
+often in the words of a training template: an LLM that has read no instruction follows none. All scenes are training
+scenes.
 
 The file has one JSON object a line: `text`, which the LLM reads; `form` and `facts`; the digests of the scenes; and
 that of the description with its question.
@@ -36,6 +36,7 @@ from instructkit.prompts.protocols import Protocol, load_protocol
 from instructkit.prompts.templates import train_templates
 from instructkit.world.captions import ROTATE, caption, describe, describe_film, describe_story, short
 from instructkit.world.facts import SEEN, TEXT, VERIFIED
+from instructkit.world.knowledge import knowledge
 from instructkit.world.lists import list_of
 from instructkit.world.questions import (
     Question,
@@ -52,16 +53,14 @@ from instructkit.world.questions import (
 from instructkit.world.release import SIZES
 from instructkit.world.releases.read import TOKENS
 from instructkit.world.releases.talked import judge
-from instructkit.world.remarks import PRINTED, TOLD, Remark
+from instructkit.world.remarks import TOLD
 from instructkit.world.scene import (
     ACTIONS,
-    KINDS,
     NUMBERS,
     WORDS,
     Film,
     Scene,
     Thing,
-    article_of,
     draw,
     draw_film,
     draw_scene,
@@ -108,8 +107,6 @@ CONTEXTS = (
     "A class talks about how things look.",
     "Pictures tell a lot about things.",
 )
-HOMES = {"land": "on land", "water": "in the water", "sky": "in the sky", "tree": "on a tree"}
-RIPE = {"apple": "red", "banana": "yellow", "pear": "green"}
 
 
 class Document(msgspec.Struct):
@@ -173,43 +170,6 @@ def _line(seed: int, number: int) -> str:
 def digest_of(description: str, question: str) -> str:
     """Digest of a description with a question about it."""
     return hashlib.sha256(f"{description}\n{question}".encode()).hexdigest()[:32]
-
-
-def knowledge(fact: str) -> list[str]:
-    """Sentences about what everybody knows: what kinds of things are, and which remarks are unkind."""
-    sentences = []
-    for kind, facts in KINDS.items():
-        one, many = f"{article_of(kind)} {kind}".capitalize(), f"{kind if kind == 'fish' else f'{kind}s'}".capitalize()
-        sentences += {
-            "shape": [f"The outline of {one.lower()} is {facts.shape}.", f"{many} have a {facts.shape} shape."],
-            "category": [f"{one} is a kind of {facts.category}.", f"{many} belong to the group {facts.category}."],
-            "home": [
-                f"You find {one.lower()} {HOMES[facts.home]}.",
-                f"{many} belong {HOMES[facts.home]}; their place is called {facts.home}.",
-            ],
-            "colour": [f"{many} are {RIPE[kind]}."] if kind in RIPE else [],
-        }.get(fact, [])
-    for remark in (*PRINTED, *TOLD):
-        if remark.fact == fact:
-            unkind, harmless = (_shown(remark, shown) for shown in (remark.unkind, remark.harmless))
-            sentences += [
-                f'To say "{remark.text}" and show {unkind} is unkind, with {harmless} it is harmless.',
-                f'"{remark.text[0].upper()}{remark.text[1:]}" is harmless beside {harmless} and hurts beside {unkind}.',
-                *(f'"{remark.text}" beside {unkind}: Is it hateful? {word}.' for word in _verdicts(True)),
-                *(f'"{remark.text}" beside {harmless}: Is it hateful? {word}.' for word in _verdicts(False)),
-            ]
-    return sentences
-
-
-def _verdicts(unkind: bool) -> tuple[str, ...]:
-    """The words that the memes' benchmark takes for yes or no."""
-    return tuple(_protocol("remark").options(Example(id="text"))[unkind])
-
-
-def _shown(remark: Remark, shown: str) -> str:
-    if remark.fact == "kind":
-        return f"{article_of(shown)} {shown}"
-    return f"something in the {shown}" if remark.fact == "place" else f"something {shown}"
 
 
 def _write_caption(rng: random.Random, fact: str) -> Document:

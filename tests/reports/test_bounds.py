@@ -19,7 +19,8 @@ from instructkit.evaluation.responses import RESPONSES, Response
 from instructkit.evaluation.run import EVALUATION, RESULTS, Evaluation, benchmark_folder
 from instructkit.evaluation.score import Result
 from instructkit.prompts.protocols import load_protocol
-from instructkit.reports.bounds import ROWS, RUNS, bounds_of, contents, most_frequent, summary
+from instructkit.reports import markdown
+from instructkit.reports.bounds import ROWS, RUNS, bounds_of, contents, left_out, most_frequent, share_phrase, summary
 from instructkit.world.build import WRITERS
 from instructkit.world.release import Release, Size
 from tests.evaluation.world import recipe_module
@@ -136,6 +137,11 @@ def test_means_and_what_lies_between_them(runs: dict[str, Path]) -> None:
     assert totals.share == pytest.approx((70 - blind) / (95 - blind))
     assert (totals.above_both, totals.benchmarks) == (2, 3)  # VisDial is below what it began with
     assert summary(found, "held-in") is None
+    deaf = {name: each._replace(values={**each.values, "words": 0.0}) for name, each in found.items()}
+    low = summary(deaf)
+    assert low is not None
+    assert low.share is None
+    assert share_phrase(None) == ""
 
 
 def test_told_and_untold_facts_are_split(runs: dict[str, Path]) -> None:
@@ -154,7 +160,7 @@ def test_annotators_share_an_answer_by_the_metrics_own_rule() -> None:
 
 
 def test_the_page_has_a_column_a_row_and_says_what_they_are(runs: dict[str, Path]) -> None:
-    blocks = contents(bounds_of(runs), None)
+    blocks = contents(bounds_of(runs), [], None)
     tables = [block for block in blocks if hasattr(block, "head")]
     assert tables[0].head == ["benchmark", *ROWS, "metric"]
     assert tables[0].rows[1] == [
@@ -169,6 +175,10 @@ def test_runs_without_a_common_benchmark_are_refused(runs: dict[str, Path], data
     other = write_run(tmp_path / "other", data, SCORES["words"], lambda example: "", ("visdial",))
     both = {**runs, "words": other}
     assert tuple(bounds_of(both)) == ("visdial",)
+    assert left_out(runs) == []
+    missing = left_out(both)
+    assert missing == ["GQA has no score of words.", "HatefulMemes has no score of words."]
+    assert "Left out:" in markdown.text(contents(bounds_of(both), missing, None))
     alone = write_run(tmp_path / "alone", data, SCORES["words"], lambda example: "", ("gqa",))
     with pytest.raises(UserError, match="no benchmark has a score in all of them"):
         bounds_of({**both, "before": alone})

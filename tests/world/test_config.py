@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from instructkit import sources
 from instructkit.config.read import load_config
+from instructkit.errors import UserError
 from instructkit.evaluation.select import wanted_benchmarks
 from instructkit.training.datasets import prepare_data
 from instructkit.world.build import build, is_drawn
@@ -59,3 +62,14 @@ def test_a_world_that_is_not_whole_or_another_is_drawn_anew(tmp_path: Path) -> N
     for _ in build(tmp_path, pictures=False):
         pass
     assert not is_drawn(tmp_path)
+
+
+def test_another_world_that_lies_there_is_left_alone(tmp_path: Path) -> None:
+    for _ in build(tmp_path / "raw", seed=3):
+        pass
+    config = load_config(CONFIG, [f"data.root={tmp_path}", "data.world=tiny", "data.train=[okvqa]", "benchmarks=[]"])
+    with pytest.raises(
+        UserError, match=r"data\.world=tiny: .*raw holds another world \(size tiny, seed 3, pictures True\)"
+    ):
+        prepare_data(config, lambda line: None)
+    assert is_drawn(tmp_path / "raw", seed=3)

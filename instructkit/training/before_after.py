@@ -1,13 +1,15 @@
 """A dozen questions of a run's benchmarks: the answers before training and behind it, and where the queries look.
 
 The same pictures every time: which ones follows from a checksum of their ids, so that nobody picks them.
-`samples.json` of the run's folder holds what was found; the report shows it.
+`before_after.json` of the run's folder holds what was found; the report shows it.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -18,12 +20,14 @@ from torch import Tensor
 from instructkit.config.settings import RunConfig
 from instructkit.data.dataset import MANIFEST, load_examples
 from instructkit.data.examples import Example
+from instructkit.errors import UserError
 from instructkit.evaluation.answer import Evaluator
 from instructkit.evaluation.assistant import Model
 from instructkit.evaluation.benchmark import load_vocabulary
 from instructkit.evaluation.questions import Question
 from instructkit.evaluation.responses import Response
 from instructkit.evaluation.select import Wanted, wanted_benchmarks
+from instructkit.evaluation.trie import CandidateTrie
 from instructkit.files import read_json, write_atomically
 from instructkit.models.batches import Texts
 from instructkit.prompts.protocols import Protocol
@@ -31,7 +35,7 @@ from instructkit.runs.waiting import first_on_machine, on_first_rank
 from instructkit.training.engine import Engine
 from instructkit.training.watch import at_rest
 
-FILE = "samples.json"
+FILE = "before_after.json"
 COUNT = 12
 _DIGITS = 3
 """Of a share of attention; more would differ by rounding from machine to machine."""
@@ -40,20 +44,21 @@ Map = list[list[float]]
 T = TypeVar("T")
 
 
-class Sample(msgspec.Struct):
-    """A question about a picture.
+class Case(msgspec.Struct):
+    """A question about a picture, with what was answered.
 
     Attributes:
         title: of the benchmark.
         example: its id.
         picture: its path.
         prompt: the instruction.
-        other: that of the next sample, under which the queries look at this picture, too.
+        other: that of the next case, under which the queries look at this picture, too.
         expected: the reference in words.
-        before: the answer of the model that training began with.
-        after: that of the trained model.
+        before: the answer of the model that training began with, or why it has none.
+        after: likewise of the trained model.
         maps: where the trained model's queries look under `prompt`, and under `other`: shares of attention by row and
-            column of patches, a mean over the queries; empty for a Q-Former that reads no instruction.
+            column of patches, a mean over the queries; empty for a Q-Former that reads no instruction, and for a
+            picture that cannot be read.
     """
 
     title: str
@@ -63,8 +68,8 @@ class Sample(msgspec.Struct):
     other: str
     expected: list[str]
     before: str
-    after: str = ""
-    maps: list[Map] = []
+    after: str
+    maps: list[Map]
 
 
 class _Asked(NamedTuple):
@@ -80,7 +85,7 @@ class _Asked(NamedTuple):
         return self.root / self.example.images[0]
 
 
-class Samples:
+class BeforeAfter:
     """The questions of a run, asked before training; call on every rank, as its methods.
 
     A run that begins with random weights has none: what such a model answers says nothing.
@@ -99,19 +104,20 @@ class Samples:
         self._before = self._at_rest(self._answers)
 
     def finish(self, folder: Path) -> None:
-        """Ask the trained model, and write `samples.json`; call where the engine holds its weights."""
-        after, maps = self._at_rest(self._answers), self._at_rest(self._maps)
+        """Ask the trained model, and write `before_after.json`; call where the engine holds its weights."""
+        after = self._at_rest(self._answers)
         prompts = [response.prompt for response in after]
+        maps = self._at_rest(partial(self._maps, pairs=list(zip(prompts, _turned(prompts), strict=True))))
         found = [
-            Sample(
+            Case(
                 title=asked.question.protocol.title,
                 example=asked.example.id,
                 picture=str(asked.picture),
                 prompt=response.prompt,
                 other=other,
                 expected=response.expected,
-                before=before.text,
-                after=response.text,
+                before=before.error or before.text,
+                after=response.error or response.text,
                 maps=looks,
             )
             for asked, other, before, response, looks in zip(
@@ -127,28 +133,32 @@ class Samples:
             return on_first_rank(lambda: find(Evaluator(model, self._texts)))
 
     def _answers(self, evaluator: Evaluator) -> list[Response]:
+        tries: dict[str, CandidateTrie | None] = {}
         made = []
         for asked in self._asked:
+            protocol = asked.question.protocol
+            if protocol.benchmark not in tries:
+                tries[protocol.benchmark] = evaluator.shared_trie(protocol, asked.vocabulary)
             batch = evaluator.prepare(asked.question, [asked.example], asked.root, asked.vocabulary)
-            trie = evaluator.shared_trie(asked.question.protocol, asked.vocabulary)
-            made += evaluator.answer(asked.question, batch, trie)
+            made += evaluator.answer(asked.question, batch, tries[protocol.benchmark])
         return made
 
-    def _maps(self, evaluator: Evaluator) -> list[list[Map]]:
+    def _maps(self, evaluator: Evaluator, pairs: Sequence[tuple[str, str]]) -> list[list[Map]]:
+        """Where the queries look at each picture under two instructions."""
         model = Model(evaluator.model, self._texts)
-        if not evaluator.model.instruction_aware:
-            return [[] for _ in self._asked]
-        prompts = [asked.question.prompt(asked.example).instruction for asked in self._asked]
-        return [
-            [_rounded(model.attention(asked.picture, prompt)) for prompt in pair]
-            for asked, pair in zip(self._asked, zip(prompts, _turned(prompts), strict=True), strict=True)
-        ]
+        found: list[list[Map]] = []
+        for asked, pair in zip(self._asked, pairs, strict=True):
+            found.append([])
+            if evaluator.model.instruction_aware:
+                with suppress(UserError):  # of a picture that cannot be read, which the answers say
+                    found[-1] = [_rounded(model.attention(asked.picture, prompt)) for prompt in pair]
+        return found
 
 
-def read_samples(folder: Path) -> list[Sample]:
-    """What a run found; of a run that looked at none, nothing."""
+def read_before_after(folder: Path) -> list[Case]:
+    """What a run found; of one that began with random weights, nothing."""
     path = folder / FILE
-    found: list[Sample] = read_json(path, list[Sample], "remove it and train again") if path.is_file() else []
+    found: list[Case] = read_json(path, list[Case], "remove it and train again") if path.is_file() else []
     return found
 
 
@@ -178,10 +188,10 @@ def _of_benchmark(wanted: Wanted, root: Path) -> Iterator[_Asked]:
         return
     examples = load_examples(folder)
     places = {example.id: place for place, example in enumerate(examples) if _fits(protocol, example)}
+    media, vocabulary = Path(examples.manifest.media_root), load_vocabulary(protocol, root)
     for name in sorted(places, key=lambda name: (zlib.crc32(name.encode()), name))[:COUNT]:
         (example,) = examples.take([places[name]])
-        media = Path(examples.manifest.media_root)
-        yield _Asked(Question(protocol), example, media, load_vocabulary(protocol, root))
+        yield _Asked(Question(protocol), example, media, vocabulary)
 
 
 def _fits(protocol: Protocol, example: Example) -> bool:

@@ -24,7 +24,7 @@ BENCHMARKS = ("gqa", "vsr", "msvd_qa")
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    made = World(tmp_path_factory.mktemp("samples"))
+    made = World(tmp_path_factory.mktemp("before_after"))
     for name in BENCHMARKS:
         made.benchmark(name)
     made.split("vqav2", "train")
@@ -55,14 +55,15 @@ def answered(run: Path) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 0), (2, 3)])
 def test_the_report_shows_answers_before_and_after_and_where_the_queries_look(
-    ranks: int, world: World, tmp_path: Path
+    ranks: int, stage: int, world: World, tmp_path: Path
 ) -> None:
-    launch(ranks, ROOT / "recipes" / "instruct.py", words(world, tmp_path / "run"))
+    settings = {"training.zero_stage": stage}
+    launch(ranks, ROOT / "recipes" / "instruct.py", words(world, tmp_path / "run", **settings))
     world.evaluate(",".join(BENCHMARKS[:2]), tmp_path / "before")
-    samples = read_report(tmp_path / "run")["samples"]
-    asked = [sample["example"] for sample in samples]
+    cases = read_report(tmp_path / "run")["before_after"]
+    asked = [case["example"] for case in cases]
     chosen = []
     for source, split in (("gqa", "testdev"), ("vsr", "test")):
         ids = [example.id for example in load_examples(world.data / source / split) if example.images]
@@ -70,29 +71,46 @@ def test_the_report_shows_answers_before_and_after_and_where_the_queries_look(
     turns = [name for pair in zip(*chosen, strict=False) for name in pair]
     assert asked[: min(len(turns), 12)] == turns[:12]
     before, after = answered(tmp_path / "before"), answered(tmp_path / "run")
-    assert [sample["before"] for sample in samples] == [before[name] for name in asked]
-    assert [sample["after"] for sample in samples] == [after[name] for name in asked]
-    assert [sample["other"] for sample in samples] == [sample["prompt"] for sample in [*samples[1:], samples[0]]]
+    assert [case["before"] for case in cases] == [before[name] for name in asked]
+    assert [case["after"] for case in cases] == [after[name] for name in asked]
+    assert [case["other"] for case in cases] == [case["prompt"] for case in [*cases[1:], cases[0]]]
     model = load_model(tmp_path / "run" / "model")
-    for sample in samples[:3]:
-        for prompt, found in zip((sample["prompt"], sample["other"]), sample["maps"], strict=True):
-            shares = model.attention(sample["picture"], prompt).mean(0)
+    for case in cases[:3]:
+        for prompt, found in zip((case["prompt"], case["other"]), case["maps"], strict=True):
+            shares = model.attention(case["picture"], prompt).mean(0)
             assert shares.tolist() == [pytest.approx(row, abs=6e-4) for row in found]
     page = (tmp_path / "run" / "report" / "report.html").read_text()
     assert "Before and after" in page
-    assert page.count('<div class="looks">') == len(samples)
+    assert page.count('<div class="looks">') == len(cases)
     assert "before: " in (tmp_path / "run" / "report" / "report.md").read_text()
 
 
 def test_a_q_former_that_reads_no_instruction_has_no_maps(world: World, tmp_path: Path) -> None:
     launch(1, ROOT / "recipes" / "instruct.py", words(world, tmp_path / "run", **{"model.instruction_aware": "false"}))
-    samples = read_report(tmp_path / "run")["samples"]
-    assert samples
-    assert all(sample["maps"] == [] for sample in samples)
+    cases = read_report(tmp_path / "run")["before_after"]
+    assert cases
+    assert all(case["maps"] == [] for case in cases)
     assert "queries look" not in (tmp_path / "run" / "report" / "report.md").read_text()
 
 
 def test_a_run_from_random_weights_has_no_answers_before(world: World, tmp_path: Path) -> None:
     launch(1, ROOT / "recipes" / "instruct.py", words(world, tmp_path / "run", **{"model.name": "nano"}))
-    assert read_json(tmp_path / "run" / "samples.json", list, "") == []
+    assert read_json(tmp_path / "run" / "before_after.json", list, "") == []
     assert "Before and after" not in (tmp_path / "run" / "report" / "report.md").read_text()
+
+
+def test_a_picture_that_cannot_be_read_is_said_and_ends_no_run(world: World, tmp_path: Path) -> None:
+    again = World(tmp_path / "world")
+    for name in BENCHMARKS[:1]:
+        again.benchmark(name)
+    again.split("vqav2", "train")
+    examples = load_examples(again.data / "gqa" / "testdev")
+    names = sorted((example.id for example in examples), key=lambda name: (zlib.crc32(name.encode()), name))
+    broken = next(example for example in examples if example.id == names[0])
+    (Path(examples.manifest.media_root) / broken.images[0]).write_bytes(b"torn")
+    settings = {"data.root": again.data, "benchmarks": "[gqa]"}
+    launch(1, ROOT / "recipes" / "instruct.py", words(world, tmp_path / "run", **settings))
+    first, *others = read_report(tmp_path / "run")["before_after"]
+    assert broken.images[0] in first["before"] == first["after"]
+    assert first["maps"] == []
+    assert all(each["maps"] for each in others if each["picture"] != first["picture"])
