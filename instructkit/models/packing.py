@@ -61,7 +61,7 @@ state, attention sinks, chunks or a mask of its own would mix the rows without a
 """
 
 COMPARED_LAYERS = frozenset(["full_attention", "sliding_attention"])
-"""What layers may be (`layer_types`); rows longer than the attention window are not packed."""
+"""What layers may be (`layer_types`)."""
 
 COMPARED_ROPES = frozenset(["default", "dynamic", "linear", "llama3", "longrope", "proportional", "yarn"])
 """Kinds of rotary positions (`rope_type`). Those that depend on the longest row are packed where they do not yet."""
@@ -234,7 +234,15 @@ class Rows:
         ]
 
     def attention(
-        self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float | None, dropout: float = 0.0
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        causal: bool,
+        scale: float | None,
+        dropout: float = 0.0,
+        window: int | None = None,
     ) -> Tensor:
         """Attention of every row over itself.
 
@@ -245,15 +253,18 @@ class Rows:
             causal: whether a token sees only those before it and itself.
             scale: of the scores; None for 1 / sqrt(head width).
             dropout: of the attention weights.
+            window: how many tokens a token sees at most, itself among them, in causal attention; None for all.
 
         Returns:
             `[tokens, heads, head width]`.
         """
+        if window is not None and window >= max(self.lengths):
+            window = None
         kernel = None
         if query.is_cuda and query.dtype != torch.float32 and not dropout and not self.masked:
             kernel = _variable_length() if fits_kernel(query.shape[-1]) else None
-        if kernel is not None:
-            return self._by_kernel(kernel, query, key, value, causal, scale)
+        if kernel is not None and (window is None or "window_size" in _parameters(kernel)):
+            return self._by_kernel(kernel, query, key, value, causal, scale, window)
         layout = self.spread
         spread = [_Spread.apply(part, layout.source, layout.back) for part in (query, key, value)]
         sizes = [rows * longest for rows, longest, _ in layout.shapes]
@@ -263,15 +274,31 @@ class Rows:
             layout.shapes, masks, *(part.split(sizes) for part in spread), strict=True
         ):
             q, k, v = (part.unflatten(0, (rows, longest)).transpose(1, 2) for part in parts)
+            if window is not None and window < longest:
+                mask = near(longest, window, self.device)
             out = nn.functional.scaled_dot_product_attention(
-                q, k, v, mask, dropout, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+                q,
+                k,
+                v,
+                mask,
+                dropout,
+                is_causal=causal and mask is None,
+                scale=scale,
+                enable_gqa=q.shape[1] != k.shape[1],
             )
             outputs.append(out.transpose(1, 2).flatten(0, 1))
         collected: Tensor = _Collect.apply(torch.cat(outputs), layout.source, layout.padding, layout.back)
         return collected
 
     def _by_kernel(
-        self, kernel: Callable[..., Any], query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float | None
+        self,
+        kernel: Callable[..., Any],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        causal: bool,
+        scale: float | None,
+        window: int | None,
     ) -> Tensor:
         """Attention by a variable-length kernel, which reads the rows one behind the other."""
         if self.order is not None:
@@ -290,7 +317,8 @@ class Rows:
             else:  # the kernel then divides by the root of the head width
                 query = query * (scale * query.shape[-1] ** 0.5)
         if "window_size" in known:
-            options["window_size"] = (-1, 0) if causal else (-1, -1)
+            behind = -1 if window is None else window - 1  # the kernel does not count the token itself
+            options["window_size"] = (behind, 0) if causal else (-1, -1)
         else:
             options["is_causal"] = causal
         out: Tensor = kernel(
@@ -304,6 +332,18 @@ class Rows:
             **options,
         )
         return out if self.order is None else out[torch.argsort(self.order)]
+
+
+def near(length: int, window: int, device: torch.device) -> Tensor:
+    """Which tokens of a row a token sees in a layer with an attention window, `[length, length]`.
+
+    Args:
+        length: of the row.
+        window: tokens that a token sees, itself among them.
+        device: of the mask.
+    """
+    every = torch.ones(length, length, dtype=torch.bool, device=device)
+    return every.tril().triu(1 - window)
 
 
 class _Spread(torch.autograd.Function):
@@ -385,7 +425,9 @@ def attend(
 ) -> tuple[Tensor, None]:
     """What transformers calls in every layer: query, key and value are `[1, heads, tokens, head width]`."""
     packed = (part[0].transpose(0, 1) for part in (query, key, value))
-    return _packed.get()[1].attention(*packed, causal=True, scale=scaling, dropout=dropout).unsqueeze(0), None
+    window = kwargs.get("sliding_window")
+    rows = _packed.get()[1]
+    return rows.attention(*packed, causal=True, scale=scaling, dropout=dropout, window=window).unsqueeze(0), None
 
 
 AttentionInterface.register(ATTENTION, attend)
@@ -469,9 +511,6 @@ def why_padded(llm: nn.Module, longest: int = 0) -> str | None:
         return f"this transformers has no exchangeable attention for {config.model_type}"
     if getattr(config, "attn_logit_softcapping", None) is not None:
         return f"{config.model_type} caps its attention scores"
-    window = getattr(config, "sliding_window", None)
-    if window is not None and longest > window:
-        return f"the row of {longest} tokens is longer than the attention window of {window}"
     return None
 
 
@@ -498,8 +537,6 @@ def packing_note(llm: nn.Module, device: torch.device) -> str | None:
     if (reason := why_padded(llm)) is not None:
         return f"packing   off, rows are padded: {reason}"
     notes = []
-    if (window := getattr(config, "sliding_window", None)) is not None:
-        notes.append(f"a batch with a row over {window:,} tokens (the attention window) is padded")
     if (limit := _fixed_rope(config)) is not None:
         notes.append(
             f"a batch with a row over {limit:,} tokens (rotary positions follow the longest from there) is padded"

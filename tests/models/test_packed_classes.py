@@ -35,7 +35,7 @@ from tests.tiny import tiny_model
 
 CPU = torch.device("cpu")
 SHORT, LONG = [11, 4, 15], [11, 4, 19]
-"""Tokens of rows; the window of sliding layers is 16."""
+"""Tokens of rows: all within the window of sliding layers, which is 16, and one beyond it."""
 ANSWERS = [5, 2, 8]
 """Tokens of their answers."""
 PICTURE = 999
@@ -168,11 +168,10 @@ def test_rows_together_equal_rows_alone_packed_or_padded(kind: str, blip, monkey
             pytest.skip(f"transformers {transformers.__version__}: {kind} reads padding otherwise: {first}")
         return
     softcapped = getattr(llm.config, "attn_logit_softcapping", None) is not None
-    window = None if softcapped else getattr(llm.config, "sliding_window", None)
-    assert ("caps its attention" in str(note), "over 16 tokens" in str(note)) == (softcapped, window is not None)
+    assert ("caps its attention" in str(note)) == softcapped
     assert ranking_note(llm) is None
     compare_training(blip, llm, not softcapped, SHORT, monkeypatch)
-    compare_training(blip, llm, not softcapped and window is None, LONG, monkeypatch)
+    compare_training(blip, llm, not softcapped, LONG, monkeypatch)
     compare_ranking(llm)
     compare_ranking(llm, [17, 6])
 
@@ -265,14 +264,11 @@ def compare_options(kind: str, options: dict[str, Any], blip, monkeypatch) -> No
     config = llm.config
     off = getattr(config, "attn_logit_softcapping", None) is not None
     off |= bool(getattr(config, "use_bidirectional_attention", False))
-    window = getattr(config, "sliding_window", None)
     longrope = (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "longrope"
-    assert (packing_note(llm, CPU) is None) == (not off and window is None and not longrope and options != DYNAMIC)
+    assert (packing_note(llm, CPU) is None) == (not off and not longrope and options != DYNAMIC)
     compare_training(blip, llm, not off, SHORT, monkeypatch)
     # Rows of both sides of the length where positions change cannot be in one padded batch.
-    compare_training(
-        blip, llm, not off and window is None and not longrope, [19, 17, 23] if longrope else LONG, monkeypatch
-    )
+    compare_training(blip, llm, not off and not longrope, [19, 17, 23] if longrope else LONG, monkeypatch)
     compare_ranking(llm)
     compare_ranking(llm, [14, 6] if longrope else [17, 6])
 
@@ -360,45 +356,48 @@ def test_every_option_of_the_packed_classes_is_known(kind: str) -> None:
         assert size or field.name in COMPARED_OPTIONS | every, f"{kind}: {field.name}"
 
 
-def test_rows_longer_than_the_attention_window_are_padded_and_the_log_says_when() -> None:
+def test_rows_longer_than_the_attention_window_are_packed() -> None:
     model = tiny("mistral")
     model.config.sliding_window = 14
-    assert can_pack(model, 14)
-    assert not can_pack(model, 15)
-    assert "over 14 tokens" in str(packing_note(model, CPU))
-    model.config.sliding_window = None
+    assert can_pack(model, 15)
     assert packing_note(model, CPU) is None
 
 
 # ---- kernels ----
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, causal: bool, scale: float) -> Tensor:
-    """Attention row by row and head by head, `[tokens, heads, head width]`; heads of all three are as many."""
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, ends: Tensor, window: tuple[int, int], scale: float
+) -> Tensor:
+    """Attention row by row and head by head, `[tokens, heads, head width]`; heads of all three are as many.
+
+    `window` says how many tokens before and behind itself a token sees, -1 for all.
+    """
     assert query.shape == key.shape == value.shape
     out = []
     for first, last in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
         q, k, v = (part[first:last].transpose(0, 1) for part in (query, key, value))
         scores = q @ k.transpose(1, 2) * scale
-        if causal:
-            ahead = torch.ones(last - first, last - first).triu(1).bool()
-            scores = scores.masked_fill(ahead, -torch.inf)
+        for at in range(last - first):
+            for other in range(last - first):
+                before, behind = (distance if distance >= 0 else last for distance in window)
+                if not at - before <= other <= at + behind:
+                    scores[:, at, other] = -torch.inf
         out.append((scores.softmax(-1) @ v).transpose(0, 1))
     return torch.cat(out)
 
 
 def kernel_of_2_10(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None):
     """The kernel's arguments in torch 2.10."""
-    return _attention(query, key, value, cu_seq_q, is_causal, query.shape[-1] ** -0.5)
+    return _attention(query, key, value, cu_seq_q, (-1, 0) if is_causal else (-1, -1), query.shape[-1] ** -0.5)
 
 
 def kernel_of_2_11(
     query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)
 ):
     """The kernel's arguments in torch 2.11."""
-    assert window_size in ((-1, 0), (-1, -1))
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return _attention(query, key, value, cu_seq_q, window_size == (-1, 0), scale)
+    return _attention(query, key, value, cu_seq_q, window_size, scale)
 
 
 def kernel_of_2_12(
@@ -426,6 +425,12 @@ def kernel_of_2_12(
     )
 
 
+class OnGpu(Tensor):
+    """A tensor that says it is on a GPU."""
+
+    is_cuda = True
+
+
 @pytest.mark.parametrize("kernel", [kernel_of_2_10, kernel_of_2_11, kernel_of_2_12])
 @pytest.mark.parametrize("key_heads", [4, 2])
 @pytest.mark.parametrize("scale", [None, 0.7])
@@ -435,13 +440,23 @@ def test_a_kernel_of_any_torch_gives_the_plain_attention(kernel, key_heads: int,
     query, key, value = (torch.randn(sum(SHORT), heads, 8, generator=generator) for heads in (4, key_heads, key_heads))
     rows = Rows(SHORT, torch.device("cpu"))
     plain = rows.attention(query, key, value, causal=causal, scale=scale)
-    torch.testing.assert_close(rows._by_kernel(kernel, query, key, value, causal, scale), plain, atol=1e-5, rtol=0)
+    found = rows._by_kernel(kernel, query, key, value, causal, scale, None)
+    torch.testing.assert_close(found, plain, atol=1e-5, rtol=0)
 
 
-class OnGpu(Tensor):
-    """A tensor that says it is on a GPU."""
-
-    is_cuda = True
+@pytest.mark.parametrize("window", [1, 5, 14, 15, 40])
+@pytest.mark.parametrize("kernel", [kernel_of_2_10, kernel_of_2_11, kernel_of_2_12])
+def test_an_attention_window_is_kept_with_every_kernel_and_without(kernel, window: int, monkeypatch) -> None:
+    """The kernel of torch 2.10 knows no window: rows beyond it are padded inside attention."""
+    generator = torch.Generator().manual_seed(6)
+    parts = [torch.randn(sum(SHORT), 2, 8, generator=generator) for _ in range(3)]
+    rows = Rows(SHORT, CPU)
+    wanted = _attention(*parts, rows.ends, (window - 1, 0), 0.5)
+    options = {"causal": True, "scale": 0.5, "window": window}
+    torch.testing.assert_close(rows.attention(*parts, **options), wanted, atol=1e-5, rtol=0)
+    monkeypatch.setattr(packing, "_variable_length", lambda: kernel)
+    found = rows.attention(*(part.bfloat16().as_subclass(OnGpu) for part in parts), **options).as_subclass(Tensor)
+    torch.testing.assert_close(found.float(), wanted, atol=5e-2, rtol=5e-2)
 
 
 @pytest.mark.parametrize("width", [4, 6, 8, 12, 80, 100, 256, 264])

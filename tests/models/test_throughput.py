@@ -186,10 +186,6 @@ def test_llms_whose_attention_is_not_plain_are_not_packed():
     model, _ = tiny_model("qwen2")
     llm = model.language_model
     assert can_pack(llm, 1000)
-    llm.config.sliding_window = 100
-    assert can_pack(llm, 100)
-    assert not can_pack(llm, 101)
-    llm.config.sliding_window = None
     llm.config.attn_logit_softcapping = 50.0
     assert not can_pack(llm, 10)
 

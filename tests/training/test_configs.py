@@ -201,11 +201,9 @@ def test_a_run_of_joined_parts_saves_all_but_what_the_parts_checkpoints_hold(sta
     assert texts.qformer("is there a circle?")["input_ids"] == trained_on("is there a circle?")["input_ids"]
 
 
-def test_the_log_file_of_a_run_says_when_rows_are_padded(started):
-    notes = [line for line in log_lines(started / "gemma_270m") if line.startswith("packing")]
-    assert len(notes) == 1
-    assert "(the attention window) is padded" in notes[0]
-    assert not [line for line in log_lines(started / "vicuna_7b") if line.startswith("packing")]
+def test_rows_of_llms_with_an_attention_window_are_packed_like_others(started):
+    for config in ("gemma_270m", "vicuna_7b"):
+        assert not [line for line in log_lines(started / config) if line.startswith("packing")]
 
 
 def log_lines(run: Path) -> list[str]:
