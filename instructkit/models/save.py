@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
-    AutoTokenizer,
     Blip2Config,
     Blip2Processor,
     BlipImageProcessorPil,
@@ -37,6 +36,7 @@ from instructkit.models.load.look import whole_config
 from instructkit.models.load.parts import JOINED, failing, place_of
 from instructkit.models.load.pretraining import STAGE1, added
 from instructkit.models.load.qformer_text import QFORMER_TOKENIZER, qformer_tokenizer, text_of
+from instructkit.models.load.tokenizer_files import open_tokenizer
 from instructkit.models.load.trained import TOKENIZERS, apply_trained, facts_of, load_tokenizers
 from instructkit.models.plain_text import unclosed
 from instructkit.models.vision import VisionEncoder
@@ -344,8 +344,8 @@ def _load(
     place = place_of(name)
     with failing(name, "no InstructBLIP model can be loaded from there"):
         model = InstructBlip.from_pretrained(place, config=config, **options)
-        llm = AutoTokenizer.from_pretrained(place)
-        qformer = AutoTokenizer.from_pretrained(place, subfolder="qformer_tokenizer")
+        llm = open_tokenizer(place)
+        qformer = open_tokenizer(place, subfolder="qformer_tokenizer")
     drop_added_rows(model.language_model, config)
     if model.config.image_token_index is None:  # saved before transformers 4.46
         model.config.image_token_index = image_token(llm)
@@ -357,7 +357,7 @@ def _load_blip2(
 ) -> tuple[InstructBlip, Texts]:
     model = load_blip2(name, config, **options)
     with failing(name, "its tokenizer cannot be loaded"):
-        llm = AutoTokenizer.from_pretrained(place_of(name))
+        llm = open_tokenizer(place_of(name))
     drop_added_rows(model.language_model, config)
     if model.config.image_token_index is None:  # saved before transformers 4.46
         model.config.image_token_index = image_token(llm)

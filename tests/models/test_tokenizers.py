@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+
+import pytest
+from transformers import CONFIG_MAPPING
 
 from instructkit.models.load.new_tokenizers import train_llm_tokenizer, train_qformer_tokenizer
+from instructkit.models.load.parts import read_tokenizer
+from instructkit.models.load.tokenizer_files import open_tokenizer
+from instructkit.models.packing import COMPARED_DECODERS
 from tests.tiny import SENTENCES
 from tests.training.mini import launch
 
@@ -45,3 +52,14 @@ def test_the_llms_tokenizer_encodes_any_text_and_gives_it_back():
         ids = tokenizer(text)["input_ids"]
         assert ids[0] == tokenizer.bos_token_id
         assert tokenizer.decode(ids, skip_special_tokens=True).strip() == text
+
+
+@pytest.mark.parametrize("kind", sorted(COMPARED_DECODERS & set(CONFIG_MAPPING)))
+def test_a_tokenizer_is_read_as_it_was_written_beside_an_llm_of_any_class(kind: str, tmp_path: Path) -> None:
+    """`AutoTokenizer` reads that of a Qwen2, say, by the class's own rules: digits one by one, no blank in front."""
+    tokenizer = train_llm_tokenizer(["The left sign says 25.", "Facts of one picture.", *SENTENCES], 400)
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    text = "Facts of one picture. The left sign says 25."
+    assert open_tokenizer(str(tmp_path)).tokenize(text) == tokenizer.tokenize(text)
+    assert read_tokenizer(str(tmp_path), "llm").tokenize(text) == tokenizer.tokenize(text)

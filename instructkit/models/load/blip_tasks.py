@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
-    AutoTokenizer,
     BlipConfig,
     BlipForConditionalGeneration,
     BlipForImageTextRetrieval,
@@ -44,6 +43,7 @@ from instructkit.models.load.blip import (
 from instructkit.models.load.lavis import encoder_state, is_lavis, read_lavis
 from instructkit.models.load.parts import failing, place_of, read_config, read_part, read_tokenizer, seeded
 from instructkit.models.load.pretraining import WIDTH
+from instructkit.models.load.tokenizer_files import open_tokenizer
 from instructkit.models.load.trained import facts_of
 
 TASKS = {
@@ -215,7 +215,7 @@ def _load_file(name: str) -> tuple[Blip, PreTrainedTokenizerBase]:
         raise UserError(f"{name}: no checkpoint of BLIP")
     renamed = blip_state(state, name)
     with failing(name, f"the tokenizer of {BERT}, which BLIP's files need, cannot be loaded"):
-        tokenizer = AutoTokenizer.from_pretrained(place_of(BERT))
+        tokenizer = open_tokenizer(place_of(BERT))
     add_marks(tokenizer)
     config = _config_of(renamed, tokenizer, name)
     with seeded(0):

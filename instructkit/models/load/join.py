@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, InstructBlipConfig, PreTrainedTokenizerBase
+from transformers import InstructBlipConfig, PreTrainedTokenizerBase
 
 from instructkit.config.settings import ModelConfig
 from instructkit.errors import UserError
@@ -23,6 +23,7 @@ from instructkit.models.load.nano import Nano, Tokenizers
 from instructkit.models.load.of_runs import llm_of, qformer_of, vision_of
 from instructkit.models.load.parts import failing, has_qformer, place_of, read_config, seeded, summary
 from instructkit.models.load.qformer import Queries, load_qformer
+from instructkit.models.load.tokenizer_files import open_tokenizer
 from instructkit.models.load.vision import Vision, load_vision
 
 Say = Callable[[str], None]
@@ -121,7 +122,7 @@ class _Checkpoint:
         if self.config.model_type == "blip-2" and not self.reads_text:
             return None
         with failing(f"model.name={self.name}", "has no tokenizer for a Q-Former; nano trains one on the run's text"):
-            return AutoTokenizer.from_pretrained(place_of(self.name), subfolder="qformer_tokenizer")
+            return open_tokenizer(place_of(self.name), subfolder="qformer_tokenizer")
 
 
 def base_config(name: str) -> Any:

@@ -12,7 +12,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
-    AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
@@ -22,6 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from instructkit.errors import UserError
 from instructkit.models.load.packages import PACKAGE, packaged
 from instructkit.models.load.parts import Loaded, failing, has_qformer, place_of, quiet, read_config, read_part
+from instructkit.models.load.tokenizer_files import open_tokenizer
 
 IMAGE = "<image>"
 OWN_ROWS = "llm_rows"
@@ -182,7 +182,7 @@ def _config(name: str, place: str, options: dict[str, Any]) -> PreTrainedConfig:
 def _tokenizer(name: str, place: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
     file = {key: value for key, value in options.items() if key == "gguf_file"}
     with failing(f"model.llm={name}", "its tokenizer cannot be loaded"), quiet():
-        tokenizer = AutoTokenizer.from_pretrained(place, **file)
+        tokenizer = open_tokenizer(place, **file)
     if tokenizer.eos_token_id is None:
         raise UserError(f"model.llm={name}: its tokenizer has no end token, so no answer would ever end")
     return tokenizer

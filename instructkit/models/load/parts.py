@@ -15,7 +15,6 @@ import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
-    AutoTokenizer,
     Blip2Config,
     BlipConfig,
     InstructBlipConfig,
@@ -27,6 +26,7 @@ from transformers.utils import logging
 
 from instructkit.errors import UserError
 from instructkit.models.load.find import find_model, place_of
+from instructkit.models.load.tokenizer_files import open_tokenizer
 
 JOINED = "instructkit"
 """`model_type` on disk of a model that plain transformers cannot build: its image encoder is not InstructBLIP's, or it
@@ -137,7 +137,7 @@ def read_tokenizer(name: str, part: str, folder: str = "") -> PreTrainedTokenize
         UserError: none can be read there.
     """
     with failing(f"model.{part}={name}", "its tokenizer cannot be loaded"), quiet():
-        return AutoTokenizer.from_pretrained(place_of(name), subfolder=folder)
+        return open_tokenizer(place_of(name), subfolder=folder)
 
 
 @contextmanager

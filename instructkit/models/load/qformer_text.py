@@ -14,11 +14,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from instructkit.errors import UserError
 from instructkit.models.load.parts import failing, place_of, quiet
+from instructkit.models.load.tokenizer_files import open_tokenizer
 
 TEXT = "qformer_text.safetensors"
 """What of a Q-Former transformers' BLIP-2 has no place for, beside its weights."""
@@ -80,4 +81,4 @@ def qformer_tokenizer(name: str) -> PreTrainedTokenizerBase:
         UserError: there is none.
     """
     with failing(name, "the tokenizer of its Q-Former cannot be loaded"), quiet():
-        return AutoTokenizer.from_pretrained(place_of(name), subfolder=QFORMER_TOKENIZER)
+        return open_tokenizer(place_of(name), subfolder=QFORMER_TOKENIZER)

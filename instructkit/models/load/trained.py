@@ -22,7 +22,7 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_mode
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from instructkit.config.settings import ModelConfig, TowersConfig
 from instructkit.errors import UserError
@@ -31,6 +31,7 @@ from instructkit.models.batches import Texts
 from instructkit.models.instruct_blip import InstructBlip
 from instructkit.models.load.bases import Base, bases_of, find_base, with_places
 from instructkit.models.load.packages import PACKAGE, shipped
+from instructkit.models.load.tokenizer_files import open_tokenizer
 from instructkit.models.resolution import set_image_size
 from instructkit.models.towers import without_lora
 
@@ -145,7 +146,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder, where a tokeniser should lie")
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return open_tokenizer(str(folder))
     except Exception as error:  # the tokenizers package raises nothing more special
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{folder}: no tokeniser can be read there ({reason})") from error
