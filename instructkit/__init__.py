@@ -146,6 +146,7 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = 64,
     spread: int = 0,
+    prompts: str = "full",
     words: str | PathLike[str] | None = None,
     exchanged: bool = False,
     say: Callable[[str], None] = print,
@@ -166,6 +167,8 @@ def evaluate(
         limit: maximum number of examples of each benchmark, the first of its split.
         batch_size: questions a forward pass.
         spread: number of training wordings to ask in beside each benchmark's prompt.
+        prompts: full for the benchmarks' prompts; none or name for the bare input in their place, as a run with the
+            same `data.instructions` trains on it.
         words: file of descriptions (`instructkit world` writes one) that the model's LLM reads in place of pictures.
         exchanged: ask each question about another picture of its benchmark: the score of a model that sees nothing.
         say: takes the lines about what is being done.
@@ -178,7 +181,7 @@ def evaluate(
     """
     from instructkit.reports.evaluated import evaluate_model
 
-    settings = {"limit": limit, "eval_batch_size": batch_size, "spread": spread}
+    settings = {"limit": limit, "eval_batch_size": batch_size, "spread": spread, "prompts": prompts}
     told = None if words is None else str(words)
     return evaluate_model(model, benchmarks, data, out, **settings, words=told, exchanged=exchanged, say=say)
 

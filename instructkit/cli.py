@@ -228,6 +228,9 @@ def evaluate(
     spread: Annotated[
         int, typer.Option(min=0, help="Number of training wordings to evaluate in addition to each prompt.")
     ] = 0,
+    prompts: Annotated[
+        str, typer.Option(help="full, or none or name for the bare input in place of the protocols' prompts.")
+    ] = "full",
     dtype: Dtype = "float32",
     words: Annotated[
         str | None, typer.Option(help="Descriptions of the pictures, which the model's LLM reads in their place.")
@@ -261,6 +264,7 @@ def evaluate(
             "limit": limit,
             "eval_batch_size": eval_batch_size,
             "spread": spread,
+            "prompts": prompts,
             "dtype": dtype,
             "allow_packages": allow_packages,
         }

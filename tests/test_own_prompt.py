@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
+import instructkit
 from instructkit.config.read import load_config
+from instructkit.data.dataset import load_examples
 from instructkit.data.examples import TASKS, Example, Turn
 from instructkit.errors import UserError
-from instructkit.prompts.own_prompt import OwnPrompt, wordings_of
+from instructkit.prompts.own_prompt import OwnPrompt, asked_barely, wordings_of
+from instructkit.prompts.protocols import benchmarks, load_protocol
 from instructkit.prompts.templates import train_templates
+from tests.evaluation.world import World
 from tests.tiny import tiny_model
 
 CAPTION = "a red  circle lies on a light background"
@@ -117,3 +122,45 @@ def test_bare_inputs_and_a_prompt_exclude_each_other(tmp_path: Path) -> None:
     assert load_config(tmp_path / "run.yaml", ["instructions=name"]).data.instructions == "name"
     with pytest.raises(UserError, match="give one of the two"):
         load_config(tmp_path / "run.yaml", ["data.instructions=none", "data.prompt=none"])
+
+
+@pytest.mark.parametrize("benchmark", benchmarks())
+def test_every_benchmark_can_be_asked_by_its_bare_input(benchmark: str) -> None:
+    """What a run without instructions trains on, and what it is asked by, are the same text."""
+    protocol = load_protocol(benchmark)
+    assert asked_barely(protocol, "full") is protocol
+    if protocol.mode == "retrieve":
+        assert asked_barely(protocol, "none") is protocol
+        return
+    example = replace(
+        QUESTION,
+        statement="It is so.",
+        context="They say so.",
+        references=[CAPTION],
+        choices=["two", "three"],
+        choice=0,
+        ocr_tokens=["stop"],
+        history=[Turn(question="why", answer="so")],
+    )
+    bare = asked_barely(protocol, "none").prompt(example).instruction
+    assert bare == OwnPrompt.plain(protocol.task).render(example).instruction
+    names = protocol.task.replace("_", " ") + (f":{protocol.source}" if protocol.role == "held-in" else "")
+    named = asked_barely(protocol, "name").prompt(example).instruction
+    assert named == OwnPrompt.plain(protocol.task, f"[{names}]").render(example).instruction
+    assert (bare == "") == (protocol.task == "captioning")
+
+
+def test_the_report_says_that_questions_were_asked_by_their_bare_input(tmp_path: Path) -> None:
+    world = World(tmp_path / "world")
+    world.benchmark("gqa")
+    world.benchmark("nocaps")
+    lines: list[str] = []
+    model, data, out = str(world.model()), str(world.data), tmp_path / "run"
+    found = instructkit.evaluate(model, "gqa,nocaps", data, out, limit=4, prompts="none", say=lines.append)
+    found.report(out)
+    assert "asked     by the bare input (prompts=none)" in lines
+    entries = json.loads((out / "report" / "report.json").read_text())["benchmarks"]
+    prompts = {name: entry["prompt"] for name, entry in entries.items()}
+    example = next(iter(load_examples(world.data / "gqa" / load_protocol("gqa").split)))
+    assert prompts == {"gqa": example.question, "nocaps": ""}
+    assert "Each question was asked by its bare input" in (out / "report" / "report.md").read_text()

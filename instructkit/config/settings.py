@@ -309,6 +309,8 @@ class BenchmarksConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         limit: number of examples of each benchmark, from the start of its split; null evaluates all.
         eval_batch_size: questions per forward pass.
         spread: number of training wordings that are evaluated in addition to each protocol's prompt.
+        prompts: full for the protocols' prompts; none or name for the bare input in their place, as a run with the same
+            `data.instructions` trains on it (paper, figure 4). Of a held-out dataset name is the task's alone.
         dtype: precision of the model. null: float32, or the run's precision if the evaluation ends a training run.
     """
 
@@ -316,6 +318,7 @@ class BenchmarksConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limit: Positive | None = None
     eval_batch_size: Positive = 64
     spread: Count = 0
+    prompts: Instructions = "full"
     dtype: Dtype | None = None
 
 

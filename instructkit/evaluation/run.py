@@ -130,7 +130,8 @@ def evaluate(
     ranks.wait()  # the first one may have written the model just now
     if not Path(settings.data.root).is_dir():
         raise UserError(f"{settings.data.root}: no such folder with converted datasets")
-    chosen = first_on_machine(lambda: wanted_benchmarks(settings.evaluation.benchmarks, Path(settings.data.root)))
+    wanted, root = settings.evaluation, Path(settings.data.root)
+    chosen = first_on_machine(lambda: wanted_benchmarks(wanted.benchmarks, root, wanted.prompts))
     told, kind = settings.model.words is not None, Kind(False)
     if told:
         on_first_rank(lambda: look_for_model(ModelConfig(llm=settings.model.name)))
@@ -158,6 +159,8 @@ def evaluate(
             say(f"words     the LLM sees no picture; it is told what is in each by {settings.model.words}")
         if settings.model.exchanged:
             say("pictures  exchanged: each question is asked about another picture of its benchmark")
+        if settings.evaluation.prompts != "full":
+            say(f"asked     by the bare input (prompts={settings.evaluation.prompts})")
     if isinstance(able.answerer, Evaluator):
         for mode, note_of in (("rank", ranking_note), ("generate", generation_note)):
             asked = any(wanted.protocol.mode == mode for wanted in chosen)

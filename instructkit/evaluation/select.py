@@ -9,10 +9,12 @@ from typing import NamedTuple
 import msgspec
 
 from instructkit import sources
+from instructkit.config.settings import Instructions
 from instructkit.data.dataset import MANIFEST, load_examples
 from instructkit.data.examples import Example
 from instructkit.errors import UserError
 from instructkit.prompts.jinja import is_empty
+from instructkit.prompts.own_prompt import asked_barely
 from instructkit.prompts.protocols import RIGHT_CANDIDATE, Protocol, benchmarks, load_protocol
 
 GROUPS = ("held-out", "held-in")
@@ -35,13 +37,14 @@ class Wanted(NamedTuple):
     named: bool
 
 
-def wanted_benchmarks(names: Iterable[str], root: Path | None = None) -> list[Wanted]:
+def wanted_benchmarks(names: Iterable[str], root: Path | None = None, prompts: Instructions = "full") -> list[Wanted]:
     """The benchmarks that names stand for, each once, in order.
 
     Args:
         names: `held-out`, `held-in`, NAME or NAME/SPLIT.
         root: folder of converted data. A split whose answers the authors keep to themselves is scored like any other if
             there each of its examples has one; without a folder it counts as hidden.
+        prompts: `evaluation.prompts`.
 
     Raises:
         UserError: there is no such benchmark, or its source has no such split.
@@ -56,7 +59,7 @@ def wanted_benchmarks(names: Iterable[str], root: Path | None = None) -> list[Wa
             found[name] = _named(name, root)
     if not found:
         raise UserError(f"no benchmark is named; there are {', '.join((*GROUPS, *benchmarks()))}")
-    return list(found.values())
+    return [each._replace(protocol=asked_barely(each.protocol, prompts)) for each in found.values()]
 
 
 def _named(name: str, root: Path | None) -> Wanted:

@@ -14,8 +14,10 @@ import msgspec
 
 from instructkit.config.settings import Instructions
 from instructkit.data.examples import Example
+from instructkit.files import read_yaml
 from instructkit.prompts.jinja import Draws, Text
-from instructkit.prompts.templates import Prompt, Templates, train_templates
+from instructkit.prompts.protocols import Protocol
+from instructkit.prompts.templates import Prompt, TemplateFile, Templates, train_templates
 
 NOTHING = "none"
 """`data.prompt` of a run whose model reads nothing beside the picture."""
@@ -84,4 +86,25 @@ def wordings_of(
         return OwnPrompt("" if prompt == NOTHING else prompt, task, prefix)
     if instructions == "full":
         return train_templates(task)
-    return OwnPrompt.plain(task, f"[{task.replace('_', ' ')}:{source}]" if instructions == "name" else "")
+    return OwnPrompt.plain(task, _names(task, source) if instructions == "name" else "")
+
+
+def asked_barely(protocol: Protocol, prompts: Instructions) -> Protocol:
+    """A benchmark without its instruction: asked by the bare input, as a run with `data.instructions` trains on it.
+
+    The model never saw the name of a held-out dataset, so the task's stands alone (arXiv 2305.06500, section 3.4).
+
+    Args:
+        protocol: the benchmark.
+        prompts: full leaves it as it is; so do pictures and texts that retrieve each other.
+    """
+    if prompts == "full" or protocol.mode == "retrieve":
+        return protocol
+    file = read_yaml(train_templates(protocol.task).path, TemplateFile)
+    source = protocol.source if protocol.role == "held-in" else ""
+    names = _names(protocol.task, source) if prompts == "name" else ""
+    return msgspec.structs.replace(protocol, instruction=" ".join(filter(None, (names, file.before + file.plain))))
+
+
+def _names(task: str, source: str) -> str:
+    return f"[{':'.join(filter(None, (task.replace('_', ' '), source)))}]"

@@ -166,7 +166,8 @@ class Protocol(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     @cached_property
     def compiled(self) -> Text:
         """The compiled instruction."""
-        return Text(self.instruction, self.task, f"templates/eval/{self.benchmark}.yaml")
+        blank = not self.instruction.strip()  # the bare input of captioning, see `own_prompt.asked_barely`
+        return Text(self.instruction, self.task, f"templates/eval/{self.benchmark}.yaml", blank=blank)
 
     def text(self) -> Text:
         """The compiled instruction."""
@@ -280,6 +281,8 @@ def _problems(protocol: Protocol, path: Path) -> Iterable[str]:
         yield f"task {protocol.task!r} is not one of {', '.join(TASKS)}"
     if protocol.benchmark != path.stem:
         yield f"calls itself {protocol.benchmark!r}; name and file must agree"
+    if not protocol.instruction.strip():
+        yield "its instruction is blank"
     if protocol.version < 1:
         yield f"version {protocol.version}; the first is 1"
     decoding = protocol.decoding

@@ -29,9 +29,9 @@ def benchmark_entries(evaluation: Evaluation, folder: Path) -> dict[str, dict[st
         folder: of the run, with the responses.
     """
     root = Path(evaluation.settings.data.root)
-    protocols = {
-        each.protocol.benchmark: each.protocol for each in wanted_benchmarks(evaluation.settings.evaluation.benchmarks)
-    }
+    asked = evaluation.settings.evaluation
+    wanted = wanted_benchmarks(asked.benchmarks, prompts=asked.prompts)
+    protocols = {each.protocol.benchmark: each.protocol for each in wanted}
     return {
         result.benchmark: _entry(result, protocols[result.benchmark], root, benchmark_folder(folder, result.benchmark))
         for result in evaluation.results

@@ -137,6 +137,15 @@ def in_words(config: dict[str, Any]) -> str:
     )
 
 
+def barely(config: dict[str, Any]) -> str:
+    """What to know of benchmarks that were asked without their instructions; empty where they were not."""
+    prompts = (config.get("evaluation") or {}).get("prompts", "full")
+    if prompts == "full":
+        return ""
+    added = ", with the names of task and dataset in front" if prompts == "name" else ""
+    return f"Each question was asked by its bare input{added}, and not by the protocol's instruction."
+
+
 def exchanged(config: dict[str, Any]) -> str:
     """Whether each question was asked about another picture; empty where it was about its own."""
     model = config.get("model")
@@ -150,7 +159,7 @@ def exchanged(config: dict[str, Any]) -> str:
 
 def unlike_others(config: dict[str, Any], entries: list[dict[str, Any]]) -> list[str]:
     """Why the scores of a report cannot be compared with others, a sentence each."""
-    return [note for note in (in_words(config), exchanged(config), miniatures(entries)) if note]
+    return [note for note in (in_words(config), exchanged(config), barely(config), miniatures(entries)) if note]
 
 
 def literal(text: str) -> str:
