@@ -1,13 +1,15 @@
 """Train a recipe whole and without each of its parts, with several seeds, and compare: InstructBLIP's ablations.
 
-    python recipes/ablations.py [--config recipes/configs/world.yaml] [--seeds 3] [--out runs/ablations] [key=value ...]
+    python recipes/ablations.py [--config recipes/configs/world.yaml] [--seeds 3] [--out runs/ablations]
+        [--queries runs/mini/model-2 --queries runs/mini/model-8] [key=value ...]
 
-Runs of recipes/instruct.py, one behind the other in this process:
+Runs of recipes/instruct.py, one behind the other:
     full                                 the config as it is
     without instruction-aware features   the Q-Former reads no instruction
     without balancing                    every dataset as often as any other
-    bare input                           trained without instructions, asked with them
+    bare input                           trained without instructions; asked with them, and as it was trained
     names of task and dataset            likewise, with [task:dataset] in front
+    N queries                            another model to begin with (--queries), made by recipes/pretrain_mini.py
     LoRA on the LLM                      where the config leaves the LLM frozen
 Started again, it reads the runs that have ended and goes on with the one that was stopped. `OUT/report/` has means and
 deviations, differences paired by seed with their standard error, and the paper's figures apart. Settings behind the
@@ -26,17 +28,17 @@ from typing import Any
 from instructkit.config.read import find_config, load_config
 from instructkit.config.settings import RunConfig
 from instructkit.errors import UserError
-from instructkit.runs.cores import share_cores
 
 if __name__ == "__main__":
-    share_cores()  # before torch is loaded
     sys.path.append(sys.path.pop(0))  # a script's own folder comes first, where evaluate.py would hide the package
 
-from instructkit.files import parse_yaml
+from instructkit.evaluation.run import read_evaluation
+from instructkit.files import read_json
 from instructkit.reports.ablations import FULL, write_ablations
 from instructkit.reports.report import read_report
+from instructkit.training.datasets import prepare_data
 from instructkit.training.length import mixture_of
-from instructkit.training.recipe import run_recipe
+from instructkit.training.recipe import dotted, evaluate_on_ranks, run_on_ranks, settings_of, word
 
 Settings = Mapping[str, Any]
 OWN = {"seed", "output", "resume"}
@@ -70,14 +72,26 @@ def why_not(name: str, config: RunConfig) -> str | None:
     return None
 
 
-def ablate(config: str, settings: Settings, seeds: int, out: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def queries_of(model: Path) -> str:
+    """A variation's name, by the number of query tokens of a model.
+
+    Raises:
+        UserError: the folder holds no model with query tokens.
+    """
+    config = read_json(model / "config.json", dict, "name a folder that recipes/pretrain_mini.py wrote")
+    if not isinstance(number := config.get("num_query_tokens"), int):
+        raise UserError(f"{model}: its config.json names no num_query_tokens; name an InstructBLIP or a BLIP-2")
+    return f"{number} queries"
+
+
+def ablate(config: str, settings: Settings, options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
     """Run all variations and write the report; returns what its JSON holds.
 
     Args:
         config: name of a config of recipes/instruct.py, or its file.
         settings: over those of the config, for every run.
-        seeds: how many, from 0 on.
-        out: folder: a folder a variation and seed, and `report/`.
+        options: `seeds`, how many, from 0 on; `out`, the folder: a folder a variation and seed, and `report/`;
+            `queries`, models with other numbers of query tokens; `ranks` of every run.
         say: takes the lines about what is being done.
 
     Raises:
@@ -85,23 +99,32 @@ def ablate(config: str, settings: Settings, seeds: int, out: Path, say: Callable
     """
     if own := OWN & set(settings):
         raise UserError(f"{min(own)}=...: ablations give each run its own; --seeds and --out say how many and where")
-    words = [f"{key}={value}" for key, value in settings.items()]
-    whole = load_config(find_config(config), words)
+    whole = load_config(find_config(config), [word(key, value) for key, value in settings.items()])
     if whole.recipe != "instruct":
         raise UserError(f"{config}: is for recipes/{whole.recipe}.py; ablations are of recipes/instruct.py")
     if not whole.evaluation.benchmarks:
         raise UserError(f"{config}: asks no benchmark, so that there is nothing to compare; add benchmarks=held-out")
-    reasons = {name: why_not(name, whole) for name in VARIATIONS}
-    reports: dict[str, list[dict[str, Any]]] = {name: [] for name, reason in reasons.items() if reason is None}
-    for seed in range(seeds):
-        for name, found in reports.items():
-            folder = out / name.replace(" ", "_") / f"seed-{seed}"
+    left_out = [reason for name in VARIATIONS if (reason := why_not(name, whole)) is not None]
+    variations = {name: own for name, own in VARIATIONS.items() if why_not(name, whole) is None}
+    models = {queries_of(model): model for model in options.queries}
+    if not models:
+        left_out.append("other numbers of queries: no model with them was named (--queries).")
+    reports: dict[str, list[dict[str, Any]]] = {}
+    prepare_data(whole, say)  # what is drawn how often follows from what is converted
+    for seed in range(options.seeds):
+        for name in (*variations, *models):
+            own = variations[name](whole) if name in variations else {"model.name": models[name]}
+            folder = options.out / name.replace(" ", "_") / f"seed-{seed}"
             say(f"--- {name}, seed {seed}: {folder}")
-            given = {key: parse_yaml(str(value), key) for key, value in settings.items()}
-            run_recipe(config, {**given, **VARIATIONS[name](whole), "seed": seed, "output": folder, "resume": True})
-            found.append(read_report(folder))
-    left_out = [reason for reason in reasons.values() if reason is not None]
-    return write_ablations(reports, left_out, out / "report")
+            run_on_ranks(config, {**settings, **own, "seed": seed, "output": folder}, options.ranks)
+            reports.setdefault(name, []).append(read_report(folder))
+            if prompts := own.get("data.instructions"):
+                again = folder / "asked_as_trained"
+                say(f"--- {name}, asked as it was trained, seed {seed}: {again}")
+                asked = {**dotted(read_evaluation(folder).settings), "evaluation.prompts": prompts, "output": again}
+                evaluate_on_ranks(asked, options.ranks)
+                reports.setdefault(f"{name}, asked as trained", []).append(read_report(again))
+    return write_ablations(reports, left_out, options.out / "report")
 
 
 def main() -> None:
@@ -110,13 +133,12 @@ def main() -> None:
     parser.add_argument("--config", default="world", help="YAML file, or a name in recipes/configs (%(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="of the training (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
+    parser.add_argument("--queries", type=Path, action="append", default=[], help="model with another number of them")
+    parser.add_argument("--ranks", type=int, default=2, help="of every run (%(default)s)")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings, over those of the config")
     options = parser.parse_args()
     try:
-        if wrong := [word for word in options.settings if "=" not in word]:
-            raise UserError(f"{wrong[0]!r}: settings are given as key=value, such as max_steps=20")
-        settings = dict(word.split("=", 1) for word in options.settings)
-        ablate(options.config, settings, options.seeds, options.out, print)
+        ablate(options.config, settings_of(options.settings), options, print)
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
     print(f"report    {options.out / 'report' / 'report.html'}, report.md and report.json")

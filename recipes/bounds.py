@@ -11,23 +11,21 @@ a report of its own.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
     sys.path.append(sys.path.pop(0))  # a script's own folder comes first, where evaluate.py would hide the package
 
-from instructkit.config.read import load_config, recipes_folder
+from instructkit.config.read import load_config
 from instructkit.config.settings import RunConfig
 from instructkit.errors import UserError
 from instructkit.evaluation.run import read_evaluation
 from instructkit.prompts.described import DESCRIPTIONS
 from instructkit.reports.bounds import share_phrase, write_bounds
 from instructkit.training.datasets import RAW
-from instructkit.training.recipe import word
+from instructkit.training.recipe import dotted, evaluate_on_ranks
 
 
 def evaluations(run: Path, config: RunConfig, before: str | None, told: Path | None) -> dict[str, dict[str, Any]]:
@@ -46,28 +44,6 @@ def evaluations(run: Path, config: RunConfig, before: str | None, told: Path | N
     }
 
 
-def evaluate(settings: Mapping[str, Any], config: RunConfig, dtype: str | None, folder: Path, ranks: int) -> Path:
-    """Evaluate on the run's benchmarks in its precision, or go on with it.
-
-    Raises:
-        UserError: the evaluation fails; it has said why.
-    """
-    asked = {
-        "data.root": config.data.root,
-        "benchmarks": config.evaluation.benchmarks,
-        "limit": config.evaluation.limit,
-        "eval_batch_size": config.evaluation.eval_batch_size,
-        "dtype": dtype,
-        "allow_packages": config.model.allow_packages,
-        "output": folder,
-    }
-    words = [word(key, value) for key, value in {**settings, **asked}.items()]
-    launched = [sys.executable, "-m", "instructkit.runs.launch", "--num_accelerators", str(ranks)]
-    if subprocess.run([*launched, str(recipes_folder() / "evaluate.py"), *words]).returncode:
-        raise UserError(f"{folder}: the evaluation ended with an error; mend what it names and start again")
-    return folder
-
-
 def main() -> None:
     """Read the command line, evaluate and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -80,11 +56,11 @@ def main() -> None:
     out = options.out or options.run / "bounds"
     try:
         config = load_config(options.run / "config.yaml")
-        dtype = read_evaluation(options.run).settings.evaluation.dtype
+        own = dotted(read_evaluation(options.run).settings)
         runs = {"tuned": options.run}
         for name, settings in evaluations(options.run, config, options.before, options.words).items():
             print(f"--- {name}: {out / name}", flush=True)
-            runs[name] = evaluate(settings, config, dtype, out / name, options.ranks)
+            runs[name] = evaluate_on_ranks({**own, **settings, "output": out / name}, options.ranks)
         found = write_bounds(runs, out / "report")
     except UserError as error:
         raise SystemExit(f"instructkit: {error}") from None

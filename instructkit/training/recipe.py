@@ -6,6 +6,7 @@ import atexit
 import importlib.util
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,9 @@ from typing import Any
 import msgspec
 
 from instructkit.config.read import find_config, load_settings, recipes_folder
+from instructkit.config.settings import EvaluationRun
 from instructkit.errors import UserError
+from instructkit.files import parse_yaml
 from instructkit.runs.run import open_run
 
 _SETTING = re.compile(r"[A-Za-z_][\w.]*=")
@@ -40,6 +43,29 @@ def run_recipe(config: str, settings: Mapping[str, Any]) -> Path:
     with _one_rank(), open_run(wanted, Path(wanted.output), getattr(wanted, "project", None)) as run:
         getattr(recipe, wanted.recipe)(run)
     return Path(wanted.output)
+
+
+def settings_of(words: Sequence[str]) -> dict[str, Any]:
+    """Settings that stand on a command line as `key=value`.
+
+    Raises:
+        UserError: a word is none, or its value is no YAML.
+    """
+    if wrong := [each for each in words if "=" not in each]:
+        raise UserError(f"{wrong[0]!r}: settings are given as key=value, such as max_steps=20")
+    pairs = (each.split("=", 1) for each in words)
+    return {key: parse_yaml(value, key) for key, value in pairs}
+
+
+def dotted(settings: EvaluationRun) -> dict[str, Any]:
+    """Settings of an evaluation by key, with its group in front: `evaluation.limit`."""
+    found: dict[str, Any] = {}
+    for group, value in msgspec.to_builtins(settings).items():
+        if isinstance(value, dict):
+            found.update({f"{group}.{key}": each for key, each in value.items()})
+        else:
+            found[group] = value
+    return found
 
 
 def word(key: str, value: Any) -> str:
@@ -72,6 +98,39 @@ def launch_command(words: Sequence[str]) -> list[str]:
     options = [each for each in words[1:] if not _SETTING.match(each)]
     recipe = str(recipes_folder() / f"{wanted.recipe}.py")
     return [sys.executable, "-m", "instructkit.runs.launch", *options, recipe, "--config", str(config), *settings]
+
+
+def run_on_ranks(config: str, settings: Mapping[str, Any], ranks: int) -> None:
+    """Run the recipe of a config under DeepSpeed's launcher, or go on with it; one that has ended is left as it is.
+
+    Args:
+        config: name of a config, or its file.
+        settings: over those of the config; `output` among them.
+        ranks: how many.
+
+    Raises:
+        UserError: the run fails; it has said why.
+    """
+    words = [word(key, value) for key, value in {**settings, "resume": True}.items()]
+    if subprocess.run(launch_command([config, "--num_accelerators", str(ranks), *words])).returncode:
+        raise UserError(f"{settings['output']}: the run of {config} ended with an error; mend it and start again")
+
+
+def evaluate_on_ranks(settings: Mapping[str, Any], ranks: int) -> Path:
+    """Evaluate a model under DeepSpeed's launcher, or go on with it; returns the folder.
+
+    Args:
+        settings: of `recipes/evaluate.py`; `output` among them.
+        ranks: how many.
+
+    Raises:
+        UserError: the evaluation fails; it has said why.
+    """
+    words = [word(key, value) for key, value in settings.items()]
+    launched = [sys.executable, "-m", "instructkit.runs.launch", "--num_accelerators", str(ranks)]
+    if subprocess.run([*launched, str(recipes_folder() / "evaluate.py"), *words]).returncode:
+        raise UserError(f"{settings['output']}: the evaluation ended with an error; mend it and start again")
+    return Path(settings["output"])
 
 
 def _load(path: Path) -> ModuleType:

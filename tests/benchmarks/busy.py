@@ -38,7 +38,7 @@ def train(neighbours: int, steps: int, folder: Path, extra: dict[str, str]) -> f
     output = folder / f"run-{port}"
     words = [f"output={output}", f"data.root={folder / 'data'}", f"max_steps={steps}", f"log_every={steps // 2}"]
     words += ["checkpoint_every=0", "warmup_steps=10", "evaluation.benchmarks=[]"]
-    command = [sys.executable, str(RECIPE), *words]
+    command = [sys.executable, str(RECIPE), "--config", "easy_vqa", *words]
     with ExitStack() as stack:
         for number in range(neighbours):
             loop = subprocess.Popen([sys.executable, "-c", "while True: pass"])

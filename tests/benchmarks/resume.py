@@ -72,7 +72,7 @@ def main() -> None:
 def start(ranks: int, words: list[str]) -> subprocess.Popen[str]:
     recipe = str(ROOT / "recipes" / "instruct.py")
     return subprocess.Popen(
-        [*command(ranks), recipe, *words],
+        [*command(ranks), recipe, "--config", "easy_vqa", *words],
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import runpy
+from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
+from instructkit.config.settings import BenchmarksConfig, EvaluationRun
 from instructkit.data.mixture import Mixture
 from instructkit.errors import UserError
 from instructkit.reports.ablations import difference, measures_of, write_ablations
@@ -70,22 +72,38 @@ def test_the_report_keeps_the_papers_figures_apart(tmp_path: Path) -> None:
 
 
 def test_each_variation_is_run_with_each_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, runs = recipe_module("ablations"), []
+    module, runs, asked = recipe_module("ablations"), [], []
 
-    def run(config: str, settings: dict[str, Any]) -> None:
+    def run(config: str, settings: dict[str, Any], ranks: int) -> None:
+        assert ranks == 2
         runs.append(settings)
-        place = Path(settings["output"]) / "report"
-        place.mkdir(parents=True)
+        folder = Path(settings["output"])
+        folder.mkdir(parents=True)
 
-    monkeypatch.setattr(module, "run_recipe", run)
+    def evaluate(settings: dict[str, Any], ranks: int) -> Path:
+        asked.append(settings)
+        return Path(settings["output"])
+
+    class Own(NamedTuple):
+        settings: EvaluationRun
+
+    monkeypatch.setattr(module, "run_on_ranks", run)
+    monkeypatch.setattr(module, "evaluate_on_ranks", evaluate)
+    monkeypatch.setattr(module, "prepare_data", lambda config, say: None)
     monkeypatch.setattr(module, "read_report", lambda folder: made_up(1.0, 2.0))
+    whole = EvaluationRun(output="x", evaluation=BenchmarksConfig(benchmarks=["held-out"], limit=7))
+    monkeypatch.setattr(module, "read_evaluation", lambda folder: Own(whole))
     mixture = Mixture({"vqav2": np.arange(400), "okvqa": np.arange(100), "aokvqa": np.arange(9)}, {"aokvqa": 0})
     monkeypatch.setattr(module, "mixture_of", lambda config: mixture)
-    module.ablate("world", {"max_steps": "5", "towers.llm": "frozen"}, 2, tmp_path, lambda line: None)
-    assert len(runs) == 2 * len(module.VARIATIONS)
+    model = tmp_path / "model-2"
+    model.mkdir()
+    (model / "config.json").write_text('{"num_query_tokens": 2}')
+    options = Namespace(seeds=2, out=tmp_path, queries=[model], ranks=2)
+    module.ablate("world", {"max_steps": 5, "towers.llm": "frozen"}, options, lambda line: None)
+    assert len(runs) == 2 * (len(module.VARIATIONS) + 1)
     assert len({str(each["output"]) for each in runs}) == len(runs)
-    assert [each["seed"] for each in runs] == [0] * 6 + [1] * 6
-    own = [{key: value for key, value in each.items() if key not in ("seed", "output", "resume")} for each in runs[:6]]
+    assert [each["seed"] for each in runs] == [0] * 7 + [1] * 7
+    own = [{key: value for key, value in each.items() if key not in ("seed", "output")} for each in runs[:7]]
     common = {"max_steps": 5, "towers.llm": "frozen"}
     assert own == [
         common,
@@ -95,37 +113,44 @@ def test_each_variation_is_run_with_each_seed(tmp_path: Path, monkeypatch: pytes
         {**common, "data.instructions": "none"},
         {**common, "data.instructions": "name"},
         {"max_steps": 5, "towers.llm": "lora"},
+        {**common, "model.name": model},
     ]
+    # Runs without instructions are asked as they were trained, too.
+    assert [each["evaluation.prompts"] for each in asked] == ["none", "name"] * 2
+    assert {each["evaluation.limit"] for each in asked} == {7}
+    shown = (tmp_path / "report" / "report.md").read_text()
+    assert "| bare input, asked as trained |" in shown
+    assert "| 2 queries |" in shown
     runs.clear()
-    module.ablate("world", {}, 1, tmp_path / "trained", lambda line: None)
+    options = Namespace(seeds=1, out=tmp_path / "trained", queries=[], ranks=2)
+    module.ablate("world", {}, options, lambda line: None)
     assert len(runs) == 5
-    assert "towers.llm=full" in (tmp_path / "trained" / "report" / "report.md").read_text()
+    shown = (tmp_path / "trained" / "report" / "report.md").read_text()
+    assert "towers.llm=full" in shown
+    assert "other numbers of queries: no model with them was named (--queries)" in shown
     refused = {
         r"is for recipes/pretrain_qformer\.py": ("stage1_world", {}),
-        r"seed=\.\.\.: ablations give each run its own": ("world", {"seed": "3"}),
-        r"asks no benchmark": ("world", {"benchmarks": "[]"}),
+        r"seed=\.\.\.: ablations give each run its own": ("world", {"seed": 3}),
+        r"asks no benchmark": ("world", {"benchmarks": []}),
     }
     for message, (config, settings) in refused.items():
         with pytest.raises(UserError, match=message):
-            module.ablate(config, settings, 1, tmp_path, lambda line: None)
+            module.ablate(config, settings, options, lambda line: None)
+    with pytest.raises(UserError, match=r"trained.*config\.json"):
+        module.queries_of(tmp_path / "trained")
 
 
 @pytest.mark.full
 def test_all_variations_of_the_world_train_and_are_read_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from instructkit.conversion.convert_all import convert_all
-    from instructkit.world.build import build
-
     monkeypatch.chdir(tmp_path)
-    list(build(tmp_path / "raw", 0, "tiny"))
-    list(convert_all(tmp_path / "raw", tmp_path / "data", check_images=True))
-    words = ["--seeds", "1", "--out", "runs", "max_steps=2", "warmup_steps=1", f"data.root={tmp_path / 'data'}"]
+    words = ["--seeds", "1", "--out", "runs", "max_steps=2", "warmup_steps=1", "data.world=tiny"]
     words += ["benchmarks=[gqa,vsr]", "limit=4"]
     for _ in range(2):
         monkeypatch.setattr("sys.argv", ["ablations.py", *words])
         runpy.run_path(str(ROOT / "recipes" / "ablations.py"), run_name="__main__")
-    said = capsys.readouterr().out
+    said = capfd.readouterr().out
     assert said.count("nothing has changed since the run that lies here") == 5
     found = json.loads((tmp_path / "runs" / "report" / "report.json").read_text())
     assert set(found["scores"]["GQA"]) == {
@@ -133,5 +158,7 @@ def test_all_variations_of_the_world_train_and_are_read_again(
         "without instruction-aware features",
         "without balancing",
         "bare input",
+        "bare input, asked as trained",
         "names of task and dataset",
+        "names of task and dataset, asked as trained",
     }
