@@ -1,10 +1,13 @@
 """Make the mini-world's BLIP-2 from random weights: its LLM, its image encoder and its Q-Former.
 
-    python recipes/pretrain_mini.py [--out runs/mini] [--queries 8 --queries 4 ...] [--ranks 2] [key=value ...]
+    python recipes/pretrain_mini.py [--out runs/mini] [--queries 4 --queries 2 ...] [--ranks 2] [key=value ...]
 
 One behind the other, each in its own folder below OUT:
     text.jsonl   language about the world                                  instructkit/world/text.py
-    llm          an LLM that has read it, and has seen no picture          text_world.yaml
+    primer.jsonl short documents that teach to copy                        instructkit/world/primer.py
+    start        an LLM from random weights with a tokeniser of the text   instructkit/models/load/mini.py
+    primer       the same, when it has read the primer                     text_world.yaml
+    llm          and then the text; it has seen no picture
     raw, data    pictures of training scenes with descriptions             instructkit/world/pairs.py
     encoder      an image encoder from random weights                      instructkit/models/load/mini.py
     bert         a BERT with a tokeniser of the text, likewise
@@ -20,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,16 +31,20 @@ from instructkit.conversion.convert import convert
 from instructkit.data.dataset import MANIFEST
 from instructkit.errors import UserError
 from instructkit.files import write_atomically
-from instructkit.models.load.mini import write_bert, write_encoder
+from instructkit.models.load.mini import write_bert, write_encoder, write_llm
 from instructkit.models.save import export
 from instructkit.sources.web_capfilt import OWN_LIST
-from instructkit.training.recipe import launch_command, word
+from instructkit.training.recipe import run_on_ranks, settings_of
 from instructkit.training.text import read_documents
 from instructkit.training.text_model import TOKENIZER_DOCUMENTS
 from instructkit.world.draw import SIDE
 from instructkit.world.pairs import write_pairs
+from instructkit.world.primer import write_primer
 from instructkit.world.release import SIZES
 from instructkit.world.text import write
+
+VOCABULARY = 2048
+"""Tokens of the LLM at most; the text needs some 1,300."""
 
 
 def make(out: Path, options: argparse.Namespace) -> list[Path]:
@@ -49,7 +55,8 @@ def make(out: Path, options: argparse.Namespace) -> list[Path]:
     """
     check_same(out, {"size": options.size, "pictures": options.pictures, "queries": options.queries[0]})
     write_texts(out, options.size)
-    run("text_world", out / "llm", {"data.text": out / "text.jsonl"}, options)
+    for folder, before, text in (("primer", out / "start", "primer"), ("llm", out / "primer" / "model", "text")):
+        run("text_world", out / folder, {"model.llm": before, "data.text": out / f"{text}.jsonl"}, options)
     write_parts(out, options.pictures)
     models = []
     for number, queries in enumerate(options.queries):
@@ -85,8 +92,13 @@ def write_texts(out: Path, size: str) -> None:
     text = out / "text.jsonl"
     if not text.is_file():
         print(f"--- {text}: {write(text, size=size):,} documents")
+    if not (out / "primer.jsonl").is_file():
+        write_primer(out / "primer.jsonl")
+    documents = read_documents(text)[:TOKENIZER_DOCUMENTS]
+    if not (out / "start").is_dir():
+        write_llm(out / "start", documents, VOCABULARY)
     if not (out / "bert").is_dir():
-        write_bert(out / "bert", read_documents(text)[:TOKENIZER_DOCUMENTS])
+        write_bert(out / "bert", documents)
 
 
 def write_parts(out: Path, pictures: int) -> None:
@@ -107,24 +119,22 @@ def run(config: str, folder: Path, settings: Mapping[str, Any], options: argpars
         UserError: the run fails; it has said why.
     """
     print(f"--- {folder}", flush=True)
-    words = [word(key, value) for key, value in {**settings, "output": folder, "resume": True}.items()]
-    ranks = ["--num_accelerators", str(options.ranks)]
-    if subprocess.run(launch_command([config, *ranks, *words, *options.settings])).returncode:
-        raise UserError(f"{folder}: the run of {config} ended with an error; mend what it names and start again")
+    run_on_ranks(config, {**settings, **options.settings, "output": folder}, options.ranks)
 
 
 def main() -> None:
     """Read the command line and make the models."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/mini"))
-    parser.add_argument("--queries", type=int, action="append", help="number of query tokens (8)")
+    parser.add_argument("--queries", type=int, action="append", help="number of query tokens (4)")
     parser.add_argument("--pictures", type=int, default=60_000, help="with a description (%(default)s)")
     parser.add_argument("--size", choices=list(SIZES), default="full", help="of the text (%(default)s)")
     parser.add_argument("--ranks", type=int, default=2, help="of every run (%(default)s)")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings, over those of every run")
     options = parser.parse_args()
-    options.queries = options.queries or [8]
+    options.queries = options.queries or [4]
     try:
+        options.settings = settings_of(options.settings)
         print(json.dumps([str(folder) for folder in make(options.out, options)]))
     except UserError as error:
         raise SystemExit(f"instructkit: {error}") from None

@@ -6,7 +6,7 @@
 What it does, and the settings that govern it (`instructkit/config/settings.py` explains every one):
     data        documents, a JSON object with `text` a line; one longer than text_tokens is read in
                 pieces                                                                              data.text*
-    model       a small llama from random weights, with a tokenizer trained on the text, or model.llm
+    model       a small LLM from random weights, with a tokenizer trained on the text, or model.llm
                 to go on from                                                                       model.*
     training    DeepSpeed with ZeRO 0 to 2; batch_size documents a step                             training.*
     throughput  packing lays documents end to end, and each sees itself alone                       throughput.packing

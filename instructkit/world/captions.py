@@ -74,8 +74,13 @@ def describe(scene: Scene) -> str:
     if scene.spoiled:
         return "The picture is too blurred to see anything."
     things = "; ".join(f"{thing.place} {full(thing)}" for thing in sorted(scene.things, key=lambda thing: thing.cell))
-    signs = "".join(f" The {where} sign says {sign.lower()}." for where, sign in _placed(scene.signs))
-    return f"The picture was made {GROUND[scene.background]}: {things}.{signs}"
+    signs = describe_signs(scene.signs)
+    return f"The picture was made {GROUND[scene.background]}: {things}.{signs and ' ' + signs}"
+
+
+def describe_signs(signs: tuple[str, ...]) -> str:
+    """What is printed, sign by sign."""
+    return " ".join(f"The {where} sign says {sign.lower()}." for where, sign in _placed(signs))
 
 
 def describe_story(film: Film) -> str:

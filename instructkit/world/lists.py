@@ -12,6 +12,8 @@ from instructkit.world.facts import KNOWN, SEEN, VALUES, VERIFIED, value
 from instructkit.world.questions import refer, verify_of
 from instructkit.world.scene import RELATIONS, Scene
 
+HEAD = "Facts of one picture."
+"""What a list begins with."""
 LINES = 10
 """Of a list, at most; scenes of one or two things have fewer."""
 TOLD = ("size", "colour", "texture", "kind", "place", *KNOWN)

@@ -37,7 +37,7 @@ from instructkit.prompts.templates import train_templates
 from instructkit.world.captions import ROTATE, caption, describe, describe_film, describe_story, short
 from instructkit.world.facts import SEEN, TEXT, VERIFIED
 from instructkit.world.knowledge import knowledge
-from instructkit.world.lists import list_of
+from instructkit.world.lists import HEAD, list_of
 from instructkit.world.questions import (
     Question,
     ask,
@@ -67,7 +67,7 @@ from instructkit.world.scene import (
     draw_signed_scene,
 )
 
-DOCUMENTS = 5300
+DOCUMENTS = 4000
 """Documents of the tiny world; the others have as many times more as their training examples."""
 
 WORDED_AS = {
@@ -324,7 +324,7 @@ def _write_list(rng: random.Random, fact: str) -> Document:
     scene = draw_signed_scene(rng, 1, 6)
     description = tell(scene, "list")
     told, facts = list_of(rng, scene)
-    text = in_words(["Facts of one picture.", description], told)
+    text = in_words([HEAD, description], told)
     return Document(text, "list", facts, scene.digests, digest_of(description, told))
 
 

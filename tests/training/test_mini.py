@@ -61,13 +61,13 @@ def test_a_run_gets_its_ranks_and_one_that_fails_ends_all_in_a_line(monkeypatch:
         commands.append(command)
         return subprocess.CompletedProcess(command, 2)
 
-    monkeypatch.setattr(module.subprocess, "run", fail)
-    options = argparse.Namespace(ranks=2, settings=["max_steps=3"])
+    monkeypatch.setattr(subprocess, "run", fail)
+    options = argparse.Namespace(ranks=2, settings={"max_steps": 3})
     with pytest.raises(UserError, match="x: the run of text_world ended with an error"):
         module.run("text_world", Path("x"), {"data.text": Path("t.jsonl")}, options)
     (command,) = commands
     assert command[command.index("--num_accelerators") + 1] == "2"
-    assert command[-4:] == ['data.text="t.jsonl"', 'output="x"', "resume=true", "max_steps=3"]
+    assert command[-4:] == ['data.text="t.jsonl"', "max_steps=3", 'output="x"', "resume=true"]
 
 
 def test_parts_that_other_options_made_are_not_taken(tmp_path: Path) -> None:

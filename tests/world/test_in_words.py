@@ -81,7 +81,8 @@ def told(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Told:
         examples[protocol.benchmark] = {example.id: example for example in rows}
     tokenizer = train_llm_tokenizer([document.text for document in documents(0, 300)], 600)
     config = nano_llm(len(tokenizer))
-    config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.num_attention_heads = 32, 48, 2, 4
+    config.num_hidden_layers, config.layer_types, config.no_rope_layers = 2, config.layer_types[:2], [1, 1]
+    config.hidden_size, config.intermediate_size, config.num_attention_heads = 32, 48, 4
     config.num_key_value_heads, config.head_dim, config.initializer_range = 4, 8, 0.3
     torch.manual_seed(0)
     llm = AutoModelForCausalLM.from_config(config).eval()

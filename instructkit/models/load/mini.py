@@ -1,6 +1,6 @@
 """Parts of the mini-world's models from random weights, as checkpoints that recipes take by name.
 
-Both are small enough for one core: a ConvNeXt of 0.3M parameters and a BERT that a Q-Former starts from.
+All are small enough for one core: an LLM of 1.2M parameters, a ConvNeXt of 0.3M and a BERT that a Q-Former starts from.
 """
 
 from __future__ import annotations
@@ -8,12 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from transformers import BertConfig, BertForMaskedLM, ConvNextConfig, ConvNextImageProcessor, ConvNextModel
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertForMaskedLM,
+    ConvNextConfig,
+    ConvNextImageProcessor,
+    ConvNextModel,
+)
 
 from instructkit.data.media import CLIP_MEAN, CLIP_STD
 from instructkit.files import replacing
-from instructkit.models.load.new_tokenizers import train_qformer_tokenizer
+from instructkit.models.load.new_tokenizers import train_llm_tokenizer, train_qformer_tokenizer
 from instructkit.models.load.parts import seeded
+from instructkit.models.load.presets import nano_llm
 
 
 def write_encoder(folder: Path, side: int, seed: int = 0) -> None:
@@ -37,6 +45,21 @@ def write_encoder(folder: Path, side: int, seed: int = 0) -> None:
     with seeded(seed), replacing(folder) as aside:
         ConvNextModel(config).save_pretrained(aside)
         processor.save_pretrained(aside)
+
+
+def write_llm(folder: Path, texts: Iterable[str], vocabulary: int, seed: int = 0) -> None:
+    """Write an LLM (`nano_llm`) with a tokeniser that is trained on texts.
+
+    Args:
+        folder: of the checkpoint.
+        texts: what the LLM will read.
+        vocabulary: number of tokens at most.
+        seed: of the weights.
+    """
+    tokenizer = train_llm_tokenizer(texts, vocabulary)
+    with seeded(seed), replacing(folder) as aside:
+        AutoModelForCausalLM.from_config(nano_llm(len(tokenizer))).save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
 
 
 def write_bert(folder: Path, texts: Iterable[str]) -> None:

@@ -18,6 +18,9 @@ PUBLISHED = {
 }
 """Published checkpoints on the Hugging Face hub."""
 
+NEAR = 10
+"""Tokens that a near-sighted layer of `nano_llm` sees: a thing with all that a description tells of it."""
+
 _T5 = {"model_type": "t5", "is_encoder_decoder": True, "tie_word_embeddings": False, "feed_forward_proj": "gated-gelu"}
 _T5 |= {"dense_act_fn": "gelu", "d_kv": 64, "vocab_size": 32_128, "decoder_start_token_id": 0, "num_layers": 24}
 _VICUNA = {"model_type": "llama", "vocab_size": 32_001, "rms_norm_eps": 1e-6, "pad_token_id": 32_000}
@@ -88,19 +91,30 @@ def build(config: InstructBlipConfig, seed: int = 0) -> InstructBlip:
 
 
 def nano_llm(vocabulary: int) -> Any:
-    """The configuration of an LLM that learns a small language from text: 2.4M parameters beside its embeddings.
+    """The configuration of an LLM that learns a small language from text: 1.1M parameters beside its embeddings.
+
+    Its first and third layer see the last `NEAR` tokens alone, so what is said of one thing is soon tied together. With
+    full attention everywhere so small an LLM learns for long what things there are, and not which is which.
 
     Args:
         vocabulary: number of tokens.
     """
-    width = 192
+    width = 128
+    layers = [*("sliding_attention", "full_attention") * 2, "full_attention"]
     return AutoConfig.for_model(
-        "llama",
+        "smollm3",
         vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=3 * width,
-        num_hidden_layers=5,
-        num_attention_heads=6,
+        num_hidden_layers=len(layers),
+        layer_types=layers,
+        sliding_window=NEAR,
+        use_sliding_window=True,
+        no_rope_layers=[1] * len(layers),  # 1: with rotary positions
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        attention_bias=True,
         max_position_embeddings=512,
         tie_word_embeddings=True,
         initializer_range=0.08,  # about 1 / sqrt(width), as in nano
