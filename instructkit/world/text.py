@@ -67,7 +67,7 @@ from instructkit.world.scene import (
     draw_signed_scene,
 )
 
-DOCUMENTS = 4000
+DOCUMENTS = 5300
 """Documents of the tiny world; the others have as many times more as their training examples."""
 
 WORDED_AS = {

@@ -246,7 +246,7 @@ def test_all_weights_are_trained_and_saved(one, name):
         line for line in (one / name / "run.log").read_text().splitlines() if "trained" in line and "frozen" in line
     )
     model = AutoModelForCausalLM.from_pretrained(one / name / "model")
-    assert model.config.model_type == ("llama" if name == "muon" else "opt")
+    assert model.config.model_type == ("smollm3" if name == "muon" else "opt")
 
 
 # --- what is refused
