@@ -99,7 +99,7 @@ TEXT = (
     Asking("options", ("kind", "colour", "place", "category", "home")),
     Asking("spoken", ("texture", "place")),
     Asking("context", ("kind", "colour", "texture")),
-    Asking("tokens", ("number",)),
+    Asking("tokens", ("kind", "colour", "texture", "place", "number")),
     Asking("remark", ("texture", "place")),
     Asking("dialog", ("texture", "place", "number")),
     Asking("film", ("kind", "colour", "texture", "place")),
@@ -107,7 +107,11 @@ TEXT = (
     Asking("sheet", (*SEEN, *KNOWN, "relation", "number", "word", "figure", *ACTIONS)),
     Asking("list", (*SEEN, *KNOWN, "relation", "number", "word", "figure")),
 )
-"""Forms and facts of the text that the LLM is trained on."""
+"""Forms and facts of the text that the LLM is trained on.
+
+Each form asks for several facts: an LLM that has met a form with one fact alone answers with that fact, whatever it is
+asked.
+"""
 
 PARTS = {"combination": ("kind", "colour")}
 """Facts that are asked for through others."""

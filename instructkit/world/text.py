@@ -215,8 +215,8 @@ def _write_spoken(rng: random.Random, fact: str) -> Document:
 
 
 def _write_tokens(rng: random.Random, fact: str) -> Document:
-    """How many there are, beside the words that were read."""
-    question = ask_number(rng)
+    """A question about the things, beside the words that were read."""
+    question = ask_number(rng) if fact == "number" else ask(rng, fact)
     signs = (rng.choice(WORDS), rng.choice(NUMBERS))
     assert isinstance(question.scene, Scene)
     strays = rng.sample([text for text in (*WORDS, *NUMBERS) if text not in signs], TOKENS - 2)

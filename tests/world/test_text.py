@@ -149,7 +149,7 @@ def test_every_form_of_a_held_out_benchmark_is_in_the_text_in_its_own_words(
         "options": r"^Question: .*\? Options: \(a\) .* \(b\) .* \(d\) [a-z ]+\. Short answer: (\([a-d]\) )?[a-z ]+$",
         "spoken": r"^Question: (Hi, can you tell me|I cannot see it myself|Please help me), .*Short answer: [a-z ]+$",
         "context": r"^Context: .*\. Question: .*\? Options: \(a\) .* \(d\) .*\. Answer: (\([a-d]\) )?[a-z ]+$",
-        "tokens": r"^OCR tokens: (\w+, ){7}\w+\. Question: .*\? Short answer: \d$",
+        "tokens": r"^OCR tokens: (\w+, ){7}\w+\. Question: .*\? Short answer: [\w ]+$",
         "remark": r'^This is an image with: ".*" written on it\. Is it hateful\? Answer: (yes|no|true|false)$',
         "dialog": r"^Dialog history: an? .*\n Question: .* Short answer: [a-z0-9 ]+$",
         "film": r"^Question: [a-z].*\? Short answer: [a-z ]+$",
@@ -492,3 +492,7 @@ def test_command(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no world has the size 'huge'"):
         write(tmp_path / "other", size="huge")
     assert not (tmp_path / "other").exists()
+
+
+def test_every_form_asks_for_several_facts() -> None:
+    assert [asking.form for asking in TEXT if len(asking.facts) < 2] == []
