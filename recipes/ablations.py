@@ -1,7 +1,7 @@
 """Train a recipe whole and without each of its parts, with several seeds, and compare: InstructBLIP's ablations.
 
     python recipes/ablations.py [--config recipes/configs/world.yaml] [--seeds 3] [--out runs/ablations]
-        [--queries runs/mini/model-2 --queries runs/mini/model-8] [key=value ...]
+        [--begin-with runs/mini/model-2 --begin-with runs/mini/model-8] [key=value ...]
 
 Runs of recipes/instruct.py, one behind the other:
     full                                 the config as it is
@@ -9,7 +9,7 @@ Runs of recipes/instruct.py, one behind the other:
     without balancing                    every dataset as often as any other
     bare input                           trained without instructions; asked with them, and as it was trained
     names of task and dataset            likewise, with [task:dataset] in front
-    N queries                            another model to begin with (--queries), made by recipes/pretrain_mini.py
+    N queries                            another model to begin with (--begin-with), made by recipes/pretrain_mini.py
     LoRA on the LLM                      where the config leaves the LLM frozen
 Started again, it reads the runs that have ended and goes on with the one that was stopped. `OUT/report/` has means and
 deviations, differences paired by seed with their standard error, and the paper's figures apart. Settings behind the
@@ -91,7 +91,7 @@ def ablate(config: str, settings: Settings, options: argparse.Namespace, say: Ca
         config: name of a config of recipes/instruct.py, or its file.
         settings: over those of the config, for every run.
         options: `seeds`, how many, from 0 on; `out`, the folder: a folder a variation and seed, and `report/`;
-            `queries`, models with other numbers of query tokens; `ranks` of every run.
+            `begin_with`, models with other numbers of query tokens; `ranks` of every run.
         say: takes the lines about what is being done.
 
     Raises:
@@ -105,20 +105,20 @@ def ablate(config: str, settings: Settings, options: argparse.Namespace, say: Ca
     if not whole.evaluation.benchmarks:
         raise UserError(f"{config}: asks no benchmark, so that there is nothing to compare; add benchmarks=held-out")
     left_out = [reason for name in VARIATIONS if (reason := why_not(name, whole)) is not None]
-    variations = {name: own for name, own in VARIATIONS.items() if why_not(name, whole) is None}
-    models = {queries_of(model): model for model in options.queries}
+    variations = {name: change for name, change in VARIATIONS.items() if why_not(name, whole) is None}
+    models = {queries_of(model): model for model in options.begin_with}
     if not models:
-        left_out.append("other numbers of queries: no model with them was named (--queries).")
+        left_out.append("other numbers of queries: no model with them was named (--begin-with).")
     reports: dict[str, list[dict[str, Any]]] = {}
     prepare_data(whole, say)  # what is drawn how often follows from what is converted
     for seed in range(options.seeds):
         for name in (*variations, *models):
-            own = variations[name](whole) if name in variations else {"model.name": models[name]}
+            varied = variations[name](whole) if name in variations else {"model.name": models[name]}
             folder = options.out / name.replace(" ", "_") / f"seed-{seed}"
             say(f"--- {name}, seed {seed}: {folder}")
-            run_on_ranks(config, {**settings, **own, "seed": seed, "output": folder}, options.ranks)
+            run_on_ranks(config, {**settings, **varied, "seed": seed, "output": folder}, options.ranks)
             reports.setdefault(name, []).append(read_report(folder))
-            if prompts := own.get("data.instructions"):
+            if prompts := varied.get("data.instructions"):
                 again = folder / "asked_as_trained"
                 say(f"--- {name}, asked as it was trained, seed {seed}: {again}")
                 asked = {**dotted(read_evaluation(folder).settings), "evaluation.prompts": prompts, "output": again}
@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--config", default="world", help="YAML file, or a name in recipes/configs (%(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="of the training (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
-    parser.add_argument("--queries", type=Path, action="append", default=[], help="model with another number of them")
+    parser.add_argument("--begin-with", type=Path, action="append", default=[], help="with other numbers of queries")
     parser.add_argument("--ranks", type=int, default=2, help="of every run (%(default)s)")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings, over those of the config")
     options = parser.parse_args()

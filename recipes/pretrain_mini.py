@@ -94,10 +94,9 @@ def write_texts(out: Path, size: str) -> None:
         print(f"--- {text}: {write(text, size=size):,} documents")
     if not (out / "primer.jsonl").is_file():
         write_primer(out / "primer.jsonl")
-    documents = read_documents(text)[:TOKENIZER_DOCUMENTS]
-    if not (out / "start").is_dir():
+    if not (out / "start").is_dir() or not (out / "bert").is_dir():
+        documents = read_documents(text)[:TOKENIZER_DOCUMENTS]
         write_llm(out / "start", documents, VOCABULARY)
-    if not (out / "bert").is_dir():
         write_bert(out / "bert", documents)
 
 

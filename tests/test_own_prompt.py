@@ -9,13 +9,14 @@ import pytest
 from msgspec.structs import replace
 
 import instructkit
-from instructkit.config.read import load_config
+from instructkit.config.read import find_config, load_config
 from instructkit.data.dataset import load_examples
 from instructkit.data.examples import TASKS, Example, Turn
 from instructkit.errors import UserError
 from instructkit.prompts.own_prompt import OwnPrompt, asked_barely, wordings_of
 from instructkit.prompts.protocols import benchmarks, load_protocol
 from instructkit.prompts.templates import train_templates
+from instructkit.training import before_after, watch
 from tests.evaluation.world import World
 from tests.tiny import tiny_model
 
@@ -164,3 +165,18 @@ def test_the_report_says_that_questions_were_asked_by_their_bare_input(tmp_path:
     example = next(iter(load_examples(world.data / "gqa" / load_protocol("gqa").split)))
     assert prompts == {"gqa": example.question, "nocaps": ""}
     assert "Each question was asked by its bare input" in (out / "report" / "report.md").read_text()
+
+
+def test_training_asks_by_the_bare_input_where_its_evaluation_does(tmp_path: Path) -> None:
+    world = World(tmp_path / "world")
+    world.benchmark("gqa")
+    words = [f"data.root={world.data}", "prompts=none", "watch=[gqa]", "benchmarks=[gqa]"]
+    config = load_config(find_config("world"), words)
+    chosen = before_after._chosen(config)
+    assert (
+        [asked.question.prompt(asked.example).instruction for asked in chosen]
+        == [asked.example.question for asked in chosen]
+        != []
+    )
+    (watched,) = watch._watched(config)
+    assert watched.protocol.prompt(QUESTION).instruction == QUESTION.question

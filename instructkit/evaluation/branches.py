@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, EncoderDecoderCache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from instructkit.models.packing import why_not_plain
+from instructkit.models.packable import why_not_plain
 
 BRANCHING_ENCODER_DECODERS = frozenset({"mt5", "t5"})
 """Encoder-decoders (`model_type`) whose decoder goes on along branches, by test."""

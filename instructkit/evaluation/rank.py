@@ -23,7 +23,7 @@ from instructkit.evaluation.branches import (
     without_padding,
 )
 from instructkit.evaluation.trie import CandidateTrie
-from instructkit.models.packing import depends_on_longest
+from instructkit.models.packable import depends_on_longest
 
 Rule = Literal["sum", "mean"]
 

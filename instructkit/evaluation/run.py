@@ -130,8 +130,8 @@ def evaluate(
     ranks.wait()  # the first one may have written the model just now
     if not Path(settings.data.root).is_dir():
         raise UserError(f"{settings.data.root}: no such folder with converted datasets")
-    wanted, root = settings.evaluation, Path(settings.data.root)
-    chosen = first_on_machine(lambda: wanted_benchmarks(wanted.benchmarks, root, wanted.prompts))
+    evaluation, root = settings.evaluation, Path(settings.data.root)
+    chosen = first_on_machine(lambda: wanted_benchmarks(evaluation.benchmarks, root, evaluation.prompts))
     told, kind = settings.model.words is not None, Kind(False)
     if told:
         on_first_rank(lambda: look_for_model(ModelConfig(llm=settings.model.name)))

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from instructkit.config.settings import ThroughputConfig
 from instructkit.models.instruct_blip import AnswerLoss
-from instructkit.models.packing import Rows, can_pack, packed_rows
+from instructkit.models.packable import can_pack
+from instructkit.models.packing import Rows, packed_rows
 
 
 class CausalText(nn.Module):

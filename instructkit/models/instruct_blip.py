@@ -17,7 +17,8 @@ from transformers import InstructBlipConfig, InstructBlipForConditionalGeneratio
 from transformers.models.instructblip.modeling_instructblip import BaseModelOutputWithVisionQformerOutputs
 
 from instructkit.config.settings import ThroughputConfig
-from instructkit.models.packing import Rows, can_pack, packed_rows, similar_rows
+from instructkit.models.packable import can_pack
+from instructkit.models.packing import Rows, packed_rows, similar_rows
 from instructkit.models.qformer import read_images, read_layer
 from instructkit.models.vision import ImageTower
 

@@ -175,7 +175,8 @@ def _rounded(queries: Tensor) -> Map:
 def _chosen(config: RunConfig) -> list[_Asked]:
     """One of each benchmark, then a second one, and so on."""
     root = Path(config.data.root)
-    found = wanted_benchmarks(config.evaluation.benchmarks, root) if config.evaluation.benchmarks else []
+    asked = config.evaluation
+    found = wanted_benchmarks(asked.benchmarks, root, asked.prompts) if asked.benchmarks else []
     rounds = zip_longest(*(_of_benchmark(each, root) for each in found))
     return list(islice((asked for asked in chain.from_iterable(rounds) if asked is not None), COUNT))
 

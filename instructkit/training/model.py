@@ -24,7 +24,7 @@ from instructkit.models.load.presets import build, preset
 from instructkit.models.load.pretraining import join_pretraining, load_pretraining
 from instructkit.models.load.qformer_text import is_text
 from instructkit.models.load.trained import load_tokenizer, load_tokenizers, save_trained
-from instructkit.models.packing import packing_note
+from instructkit.models.packable import packing_note
 from instructkit.models.resolution import set_image_size
 from instructkit.models.save import base_places, load_model, save_model, save_pretraining
 from instructkit.models.towers import merge_lora, without_lora

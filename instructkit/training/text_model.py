@@ -18,7 +18,7 @@ from instructkit.models.load.of_runs import llm_of
 from instructkit.models.load.parts import seeded
 from instructkit.models.load.presets import nano_llm
 from instructkit.models.load.trained import load_tokenizer
-from instructkit.models.packing import packing_note
+from instructkit.models.packable import packing_note
 from instructkit.models.positions import positions_of
 from instructkit.runs.waiting import first_on_machine, on_first_rank
 from instructkit.training.engine import Engine

@@ -237,7 +237,8 @@ def _no_hooks(model: nn.Module, sharded: bool) -> Iterator[None]:
 
 def _watched(config: RunConfig) -> list[Wanted]:
     root = Path(config.data.root)
-    return wanted_benchmarks(config.evaluation.watch, root) if config.evaluation.watch else []
+    asked = config.evaluation
+    return wanted_benchmarks(asked.watch, root, asked.prompts) if asked.watch else []
 
 
 def _task(config: RunConfig, wanted: Wanted) -> Task:

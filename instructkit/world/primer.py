@@ -3,7 +3,7 @@
     Facts of one picture. The left sign says storm. The right sign says 25. word: storm; the right sign: 25; ...
 
 To copy a word is learned all at once or not at all. In ordinary text, where a sign can say any of 132 things, an LLM of
-1.2M parameters had not begun to after 4,500 steps of 16 documents. Half of these documents keep to ten words and ten
+1.2M parameters had not begun to after 3,000 steps of 16 documents. Half of these documents keep to ten words and ten
 numbers: from random weights it copies them all after 150 steps, and the others after 200.
 """
 

@@ -33,6 +33,8 @@ def main() -> None:
         if wanted.protocol.source in train:
             tests[wanted.protocol.source].append(wanted.protocol.benchmark)
     mixed = {result.benchmark: result for result in read_evaluation(options.run).results}
+    if lost := {name for names in tests.values() for name in names} - mixed.keys():
+        raise SystemExit(f"{options.run}: has no score of {min(lost)}; evaluate it with benchmarks=held-in")
     print(
         f"{'benchmark':<14} {'all 13':>8} {'alone':>8} {'share':>7}  of {load_config(config).training.max_steps} steps"
     )

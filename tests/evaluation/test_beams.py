@@ -21,7 +21,7 @@ from instructkit.evaluation import generate
 from instructkit.evaluation.beams import Beams, search_beams, why_beams_read_alone
 from instructkit.evaluation.branches import BRANCHING_ENCODER_DECODERS
 from instructkit.evaluation.generate import generate_ids, generation_note
-from instructkit.models.packing import COMPARED_DECODERS
+from instructkit.models.packable import COMPARED_DECODERS
 from instructkit.prompts.protocols import Decoding
 from tests.matrix import mostly_full
 from tests.models.decoders import TOKENS, tiny

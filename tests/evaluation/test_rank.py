@@ -28,7 +28,7 @@ from transformers import (
 from instructkit.evaluation import rank
 from instructkit.evaluation.rank import Rule, score_candidates
 from instructkit.evaluation.trie import CandidateTrie
-from instructkit.models.packing import COMPARED_DECODERS
+from instructkit.models.packable import COMPARED_DECODERS
 from tests.matrix import mostly_full
 
 VOCABULARY, WIDTH, END = 41, 16, 1

@@ -21,15 +21,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from instructkit.evaluation.rank import ranking_note, score_candidates
 from instructkit.evaluation.trie import CandidateTrie
 from instructkit.models import instruct_blip, packing
-from instructkit.models.packing import (
+from instructkit.models.packable import (
     COMPARED_DECODERS,
     COMPARED_OPTIONS,
-    Rows,
     can_pack,
-    packed_rows,
     packing_note,
     why_not_plain,
 )
+from instructkit.models.packing import Rows, packed_rows
 from tests.models.decoders import NOT_ALONE, SURVEYED, TOKENS, UNSTEADY, tiny
 from tests.tiny import tiny_model
 

@@ -8,7 +8,8 @@ import torch
 
 from instructkit.config.settings import ThroughputConfig
 from instructkit.models.batches import share_images
-from instructkit.models.packing import Rows, can_pack, similar_rows
+from instructkit.models.packable import can_pack
+from instructkit.models.packing import Rows, similar_rows
 from instructkit.models.qformer import read_images
 from instructkit.prompts.templates import Prompt
 from tests.tiny import LLMS, tiny_model

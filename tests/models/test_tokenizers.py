@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING
 from instructkit.models.load.new_tokenizers import train_llm_tokenizer, train_qformer_tokenizer
 from instructkit.models.load.parts import read_tokenizer
 from instructkit.models.load.tokenizer_files import open_tokenizer
-from instructkit.models.packing import COMPARED_DECODERS
+from instructkit.models.packable import COMPARED_DECODERS
 from tests.tiny import SENTENCES
 from tests.training.mini import launch
 

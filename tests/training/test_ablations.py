@@ -100,7 +100,7 @@ def test_each_variation_is_run_with_each_seed(tmp_path: Path, monkeypatch: pytes
     model = tmp_path / "model-2"
     model.mkdir()
     (model / "config.json").write_text('{"num_query_tokens": 2}')
-    options = Namespace(seeds=2, out=tmp_path, queries=[model], ranks=2)
+    options = Namespace(seeds=2, out=tmp_path, begin_with=[model], ranks=2)
     module.ablate("world", {"max_steps": 5, "towers.llm": "frozen"}, options, lambda line: None)
     assert len(runs) == 2 * (len(module.VARIATIONS) + 1)
     assert len({str(each["output"]) for each in runs}) == len(runs)
@@ -124,12 +124,12 @@ def test_each_variation_is_run_with_each_seed(tmp_path: Path, monkeypatch: pytes
     assert "| bare input, asked as trained |" in shown
     assert "| 2 queries |" in shown
     runs.clear()
-    options = Namespace(seeds=1, out=tmp_path / "trained", queries=[], ranks=2)
+    options = Namespace(seeds=1, out=tmp_path / "trained", begin_with=[], ranks=2)
     module.ablate("world", {}, options, lambda line: None)
     assert len(runs) == 5
     shown = (tmp_path / "trained" / "report" / "report.md").read_text()
     assert "towers.llm=full" in shown
-    assert "other numbers of queries: no model with them was named (--queries)" in shown
+    assert "other numbers of queries: no model with them was named (--begin-with)" in shown
     refused = {
         r"is for recipes/pretrain_qformer\.py": ("stage1_world", {}),
         r"seed=\.\.\.: ablations give each run its own": ("world", {"seed": 3}),
