@@ -4,10 +4,9 @@
 
 One behind the other, each in its own folder below OUT:
     text.jsonl   language about the world                                  instructkit/world/text.py
-    primer.jsonl short documents that teach to copy                        instructkit/world/primer.py
     start        an LLM from random weights with a tokeniser of the text   instructkit/models/load/mini.py
-    primer       the same, when it has read the primer                     text_world.yaml
-    llm          and then the text; it has seen no picture
+    lessons/N    the same behind lessons in copying and looking up         instructkit/world/lessons.py, text_world.yaml
+    llm          and then behind the text; it has seen no picture
     raw, data    pictures of training scenes with descriptions             instructkit/world/pairs.py
     encoder      an image encoder from random weights                      instructkit/models/load/mini.py
     bert         a BERT with a tokeniser of the text, likewise
@@ -38,13 +37,16 @@ from instructkit.training.recipe import run_on_ranks, settings_of
 from instructkit.training.text import read_documents
 from instructkit.training.text_model import TOKENIZER_DOCUMENTS
 from instructkit.world.draw import SIDE
+from instructkit.world.lessons import LESSONS, write_lesson
 from instructkit.world.pairs import write_pairs
-from instructkit.world.primer import write_primer
 from instructkit.world.release import SIZES
 from instructkit.world.text import write
 
 VOCABULARY = 2048
 """Tokens of the LLM at most; the text needs some 1,300."""
+
+AS_BEFORE = {"training.warmup_steps": 20, "training.min_learning_rate": 3.0e-3}
+"""Of a lesson, behind which the next one goes on."""
 
 
 def make(out: Path, options: argparse.Namespace) -> list[Path]:
@@ -55,8 +57,12 @@ def make(out: Path, options: argparse.Namespace) -> list[Path]:
     """
     check_same(out, {"size": options.size, "pictures": options.pictures, "queries": options.queries[0]})
     write_texts(out, options.size)
-    for folder, before, text in (("primer", out / "start", "primer"), ("llm", out / "primer" / "model", "text")):
-        run("text_world", out / folder, {"model.llm": before, "data.text": out / f"{text}.jsonl"}, options)
+    taught = out / "start"
+    for number in range(len(LESSONS)):
+        lesson = {"model.llm": taught, "data.text": out / "lessons" / f"{number + 1}.jsonl"}
+        run("text_world", out / "lessons" / str(number + 1), lesson | AS_BEFORE, options)
+        taught = out / "lessons" / str(number + 1) / "model"
+    run("text_world", out / "llm", {"model.llm": taught, "data.text": out / "text.jsonl"}, options)
     write_parts(out, options.pictures)
     models = []
     for number, queries in enumerate(options.queries):
@@ -92,10 +98,11 @@ def write_texts(out: Path, size: str) -> None:
     text = out / "text.jsonl"
     if not text.is_file():
         print(f"--- {text}: {write(text, size=size):,} documents")
-    if not (out / "primer.jsonl").is_file():
-        write_primer(out / "primer.jsonl")
+    for number in range(len(LESSONS)):
+        if not (lesson := out / "lessons" / f"{number + 1}.jsonl").is_file():
+            write_lesson(lesson, number)
     if not (out / "start").is_dir() or not (out / "bert").is_dir():
-        documents = read_documents(text)[:TOKENIZER_DOCUMENTS]
+        documents = [document.text for document in read_documents(text)[:TOKENIZER_DOCUMENTS]]
         write_llm(out / "start", documents, VOCABULARY)
         write_bert(out / "bert", documents)
 

@@ -103,7 +103,6 @@ class Texts:
         self.image_token: int = config.image_token_index
         self.queries: int = config.num_query_tokens
         self.pad = llm.pad_token_id if llm.pad_token_id is not None else llm.eos_token_id
-        self._join = self._space_before_answers()
 
     def encode(self, prompts: Sequence[Prompt], rooms: Sequence[int | None] | None = None) -> list[Encoded]:
         """Tokenise instructions for both readers, and targets where there are any.
@@ -140,12 +139,7 @@ class Texts:
 
     def encode_answers(self, answers: Sequence[str]) -> list[list[int]]:
         """Tokens of texts that follow an instruction, without start and end token."""
-        return self._llm.ids([self._join + answer for answer in answers])
-
-    def _space_before_answers(self) -> str:
-        """What an answer must begin with so that instruction and answer give the tokens of the joined text."""
-        joined, first, second = self._llm.ids(["question answer", "question", "answer"])
-        return "" if joined == first + second else " "
+        return self._llm.ids([self._llm.space + answer for answer in answers])
 
     def rows(self, encoded: Sequence[Encoded], frames: Sequence[int]) -> dict[str, Tensor]:
         """Padded tensors of a training batch: `input_ids`, `attention_mask`, `labels` and the Q-Former's text.

@@ -34,6 +34,8 @@ class PlainText:
     Attributes:
         before: tokens that the tokeniser puts in front of a text.
         behind: tokens that it puts behind one.
+        space: what a text begins with where it goes on from another one, so that both give the tokens of the joined
+            text: a space, or nothing where the tokeniser sets one itself.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -45,6 +47,8 @@ class PlainText:
         written = {number for number, name in self._control.items() if _BYTE.fullmatch(name)}
         self._forbidden = self._control.keys() - written - {tokenizer.unk_token_id}
         self.before, self.behind = _frame(tokenizer)
+        joined, first, second = self.ids(["question answer", "question", "answer"])
+        self.space = "" if joined == first + second else " "
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of texts, without a frame.

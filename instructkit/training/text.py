@@ -1,13 +1,18 @@
 """Language modelling: documents of a file, each told token by token.
 
-The file has a JSON object a line with the key `text`; other keys are left alone. A document is read with the LLM's
-start token in front and its end token behind. One that is longer than `data.text_tokens` is read in pieces, each of
-which begins with the last token of the one before, so that every token is told once.
+The file has a JSON object a line with the key `text` and, where only some of it is to be told, `told`: ranges of its
+characters, `[[first, end], ...]`, from one space or end of the text to another. The rest is read, and no loss comes of
+it: much of a text follows from nothing, and hides what does. Other keys are left alone.
+
+A document is read with the LLM's start token in front and its end token, which is told, behind. One that is longer than
+`data.text_tokens` is read in pieces, each of which begins with the last token of the one before, so that every token is
+told once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +25,7 @@ from instructkit.config.settings import RunConfig
 from instructkit.data.mixture import Mixture
 from instructkit.errors import UserError
 from instructkit.models.batches import padded
-from instructkit.models.instruct_blip import AnswerLoss
+from instructkit.models.instruct_blip import IGNORED, AnswerLoss
 from instructkit.models.plain_text import PlainText
 from instructkit.runs.run import Run
 from instructkit.training.data import Batch, MixedData, groups_of
@@ -33,18 +38,32 @@ WRITE = "python -m instructkit.world.text --out {}"
 """What makes such a file."""
 
 
-class _Line(msgspec.Struct):
+class TextDocument(msgspec.Struct):
+    """What the LLM reads, and the ranges of its characters that it is told; None for all."""
+
     text: str
+    told: list[tuple[int, int]] | None = None
+
+    @property
+    def parts(self) -> list[tuple[str, bool]]:
+        """The text in parts, without the spaces between them, and whether each is told."""
+        if self.told is None:
+            return [(self.text, True)]
+        cuts = sorted({0, len(self.text), *(edge for span in self.told for edge in span)})
+        told = {start for start, _ in self.told}
+        parts = [(self.text[start:end].strip(" "), start in told) for start, end in pairwise(cuts)]
+        return [(part, is_told) for part, is_told in parts if part]
 
 
-_read_line = msgspec.json.Decoder(_Line).decode
+_read_line = msgspec.json.Decoder(TextDocument).decode
 
 
-def read_documents(path: Path) -> list[str]:
+def read_documents(path: Path) -> list[TextDocument]:
     """The documents of a file.
 
     Raises:
-        UserError: there is no such file, it is empty, or a line holds no text; the message names it.
+        UserError: there is no such file, it is empty, a line holds no text, or what it says to be told is not there;
+            the message names it.
     """
     try:
         lines = path.read_bytes().splitlines()
@@ -55,13 +74,19 @@ def read_documents(path: Path) -> list[str]:
     documents = []
     for number, line in enumerate(lines, start=1):
         try:
-            documents.append(_read_line(line).text)
+            documents.append(_read_line(line))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise UserError(
                 f'{path}, line {number}: no document, which is written as {{"text": "..."}} ({error})'
             ) from error
-        if not documents[-1].strip():
+        if not documents[-1].text.strip():
             raise UserError(f"{path}, line {number}: its text is empty; take the line out")
+        edges = [edge for span in documents[-1].told or [] for edge in span]
+        if edges != sorted(set(edges)) or not all(0 <= edge <= len(documents[-1].text) for edge in edges):
+            raise UserError(
+                f"{path}, line {number}: told={documents[-1].told} are no ranges of its {len(documents[-1].text):,} "
+                "characters one behind the other; write [[first, end], ...]"
+            )
     if not documents:
         raise UserError(f"data.text={path}: the file is empty; {WRITE.format(path)} writes the mini-world's text")
     return documents
@@ -146,7 +171,7 @@ class TextData(MixedData):
 
     def __init__(
         self,
-        documents: Sequence[str],
+        documents: Sequence[TextDocument],
         tokenizer: PreTrainedTokenizerBase,
         tokens: int,
         *,
@@ -158,13 +183,16 @@ class TextData(MixedData):
         super().__init__([], _mixture(len(documents), seed), groups=groups, seed=seed, rank=rank, world=world)
         plain, self.tokens = PlainText(tokenizer), tokens
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        rows = [[*plain.before, *ids, tokenizer.eos_token_id] for ids in plain.ids(documents)]
-        self._ends = np.cumsum([len(row) for row in rows])
-        self._ids = np.concatenate([np.asarray(row, dtype=np.int32) for row in rows])
+        rows = [_row(plain, document, tokenizer.eos_token_id) for document in documents]
+        self._ends = np.cumsum([len(ids) for ids, _ in rows])
+        self._ids = np.concatenate([np.asarray(ids, dtype=np.int32) for ids, _ in rows])
+        self._told = np.concatenate([np.asarray(told, dtype=bool) for _, told in rows])
 
     @classmethod
-    def for_run(cls, run: Run[RunConfig], documents: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> TextData:
-        """The batches that a run trains on; the log says how many tokens there are.
+    def for_run(
+        cls, run: Run[RunConfig], documents: Sequence[TextDocument], tokenizer: PreTrainedTokenizerBase
+    ) -> TextData:
+        """The batches that a run trains on; the log says how many tokens there are, and how many are told.
 
         Raises:
             UserError: a batch cannot be split over the ranks.
@@ -182,7 +210,8 @@ class TextData(MixedData):
         lengths = np.diff(data._ends, prepend=0)
         pieces = int((lengths > data.tokens).sum())
         cut = f"; {pieces:,} documents are read in pieces of {data.tokens:,}" if pieces else ""
-        run.say(f"text      {len(data._ids):,} tokens, {lengths.max():,} in the longest document{cut}")
+        told = "" if data._told.all() else f", {int(data._told.sum()):,} of them told"
+        run.say(f"text      {len(data._ids):,} tokens{told}, {lengths.max():,} in the longest document{cut}")
         return data
 
     def length(self, number: int) -> int:
@@ -199,34 +228,55 @@ class TextData(MixedData):
     def batch(self, positions: Sequence[int]) -> Batch:
         """The batch of some positions of the mixture."""
         rows: list[list[int]] = []
+        labels: list[list[int]] = []
         examples: list[str] = []
         for position in positions:
             number = self._number(position)
             pieces = self.pieces(number)
-            rows += pieces
+            for ids, told in pieces:
+                rows.append(ids)
+                labels.append([IGNORED, *told[1:]])
             examples += [f"{NAME}/{number + 1}"] * len(pieces)
-        inputs = {"input_ids": padded(rows, self.pad), "attention_mask": padded([[1] * len(row) for row in rows], 0)}
+        inputs = {
+            "input_ids": padded(rows, self.pad),
+            "attention_mask": padded([[1] * len(row) for row in rows], 0),
+            "labels": padded(labels, IGNORED),
+        }
         return Batch(inputs, examples, [NAME] * len(rows))
 
-    def pieces(self, number: int) -> list[list[int]]:
-        """The rows of a document, each of two tokens or more."""
+    def pieces(self, number: int) -> list[tuple[list[int], list[int]]]:
+        """The rows of a document, each of two tokens or more: its tokens, and its labels."""
         end = int(self._ends[number])
-        ids = self._ids[end - self.length(number) : end].tolist()
-        return [ids[start : start + self.tokens] for start in range(0, len(ids) - 1, self.tokens - 1)]
+        own = slice(end - self.length(number), end)
+        ids, labels = self._ids[own].tolist(), np.where(self._told[own], self._ids[own], IGNORED).tolist()
+        pieces = [slice(start, start + self.tokens) for start in range(0, len(ids) - 1, self.tokens - 1)]
+        return [(ids[piece], labels[piece]) for piece in pieces]
 
     def _number(self, position: int) -> int:
         return int(self.mixture[position].rows[0])
 
 
+def _row(plain: PlainText, document: TextDocument, end: int) -> tuple[list[int], list[bool]]:
+    """Tokens of a document, and which are told; parts are read as instructions and answers are."""
+    parts = document.parts
+    texts = [plain.space * (place > 0) + text for place, (text, _) in enumerate(parts)]
+    ids = list(plain.before)
+    told = [False] * len(ids)
+    for part, (_, is_told) in zip(plain.ids(texts), parts, strict=True):
+        ids += part
+        told += [is_told] * len(part)
+    return [*ids, end], [*told, True]
+
+
 class TextObjective:
-    """Language modelling: the negative log-likelihood of every token but the first of a row."""
+    """Language modelling: the negative log-likelihood of every told token but the first of a row."""
 
     losses: Mapping[str, Loss] = {"nll": Loss()}
     contrastive = False
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Told tokens of each row."""
-        return {"nll": batch.inputs["attention_mask"].sum(1) - 1}
+        return {"nll": (batch.inputs["labels"] != IGNORED).sum(1)}
 
     def work(self, model: Any) -> Callable[[Batch], Work] | None:
         """Nothing counts it."""

@@ -22,12 +22,13 @@ from instructkit.models.packable import packing_note
 from instructkit.models.positions import positions_of
 from instructkit.runs.waiting import first_on_machine, on_first_rank
 from instructkit.training.engine import Engine
+from instructkit.training.text import TextDocument
 
 TOKENIZER_DOCUMENTS = 20_000
 
 
 def prepare_text_model(
-    config: RunConfig, documents: Sequence[str], folder: Path, say: Callable[[str], None]
+    config: RunConfig, documents: Sequence[TextDocument], folder: Path, say: Callable[[str], None]
 ) -> tuple[CausalText, PreTrainedTokenizerBase]:
     """The LLM of a run, all of it trained, and its tokeniser; call on every rank.
 
@@ -61,11 +62,13 @@ def prepare_text_model(
     return CausalText(llm.requires_grad_(True), config.throughput), tokenizer
 
 
-def _new_tokenizer(config: RunConfig, documents: Sequence[str], place: Path) -> PreTrainedTokenizerBase:
+def _new_tokenizer(config: RunConfig, documents: Sequence[TextDocument], place: Path) -> PreTrainedTokenizerBase:
+    texts = [document.text for document in documents[:TOKENIZER_DOCUMENTS]]
+
     def train() -> None:
         if not (config.resume and place.is_dir()):
             with replacing(place) as aside:
-                tokenizer = train_llm_tokenizer(documents[:TOKENIZER_DOCUMENTS], config.model.vocabulary)
+                tokenizer = train_llm_tokenizer(texts, config.model.vocabulary)
                 tokenizer.save_pretrained(aside / "llm")
 
     on_first_rank(train)

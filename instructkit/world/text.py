@@ -8,8 +8,9 @@ benchmark's protocol, for other facts than the benchmark (`facts.TEXT`). A form 
 often in the words of a training template: an LLM that has read no instruction follows none. All scenes are training
 scenes.
 
-The file has one JSON object a line: `text`, which the LLM reads; `form` and `facts`; the digests of the scenes; and
-that of the description with its question.
+The file has one JSON object a line: `text`, which the LLM reads; `told`, the ranges of it that hold the answers, or
+null for all of a caption with its description and of what everybody knows; `form` and `facts`; the digests of the
+scenes; and that of the description with its question.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from multiprocessing import get_context
@@ -67,7 +68,7 @@ from instructkit.world.scene import (
     draw_signed_scene,
 )
 
-DOCUMENTS = 5300
+DOCUMENTS = 2600
 """Documents of the tiny world; the others have as many times more as their training examples."""
 
 WORDED_AS = {
@@ -98,6 +99,8 @@ SHEET = next(asking for asking in TEXT if asking.form == "sheet")
 LIST = next(asking for asking in TEXT if asking.form == "list")
 OTHERS = tuple(asking for asking in TEXT if asking not in (SHEET, LIST))
 SCENE_FACTS = tuple(fact for fact in SHEET.facts if fact not in ACTIONS)
+PICTURE = "Questions about one picture."
+"""What a sheet begins with."""
 QUESTIONS = 10
 """Of a sheet about one picture; one about two has half as many."""
 SENTENCES = 4
@@ -114,6 +117,7 @@ class Document(msgspec.Struct):
 
     Attributes:
         text: what the LLM reads.
+        told: ranges of its characters that the LLM learns to tell, see `training/text.py`; None for all.
         form: in which form it asks.
         facts: what it asks for.
         digests: of the scenes that it describes.
@@ -123,6 +127,7 @@ class Document(msgspec.Struct):
     """
 
     text: str
+    told: list[tuple[int, int]] | None
     form: str
     facts: list[str]
     digests: tuple[str, ...] = ()
@@ -286,20 +291,15 @@ def _write_sheet(rng: random.Random, fact: str) -> Document:
         if question is not None:
             asked.setdefault(question.text, question)
     first, *others = asked.values()
-    lines = []
-    for question in (*others, first):
-        instruction, answer, _ = _in_words_of(rng, "open", question.fact, _example(question), question.answer)
-        lines.append(f"{instruction} {answer}")
+    lines = [
+        _in_words_of(rng, "open", question.fact, _example(question), question.answer)[:2]
+        for question in (*others, first)
+    ]
     description = tell(shown, "sheet")
-    head = f"Questions about {'two pictures' if film else 'one picture'}."
+    head = "Questions about two pictures." if film else PICTURE
     facts = list(dict.fromkeys(question.fact for question in asked.values()))
-    return Document(
-        in_words([head, description], " ".join(lines)),
-        "sheet",
-        facts,
-        shown.digests,
-        digest_of(description, first.text),
-    )
+    text, told = with_answers(in_words([head], description), lines)
+    return Document(text, told, "sheet", facts, shown.digests, digest_of(description, first.text))
 
 
 def _about_scene(rng: random.Random, scene: Scene, fact: str) -> Question | None:
@@ -323,14 +323,14 @@ def _about_film(rng: random.Random, film: Film, fact: str) -> Question | None:
 def _write_list(rng: random.Random, fact: str) -> Document:
     scene = draw_signed_scene(rng, 1, 6)
     description = tell(scene, "list")
-    told, facts = list_of(rng, scene)
-    text = in_words([HEAD, description], told)
-    return Document(text, "list", facts, scene.digests, digest_of(description, told))
+    lines, facts = list_of(rng, scene)
+    text, told = with_answers(in_words([HEAD], description), [(asked, f"{words};") for asked, words in lines])
+    return Document(text, told, "list", facts, scene.digests, digest_of(description, " ".join(map(" ".join, lines))))
 
 
 def _write_knowledge(rng: random.Random, fact: str) -> Document:
     sentences = knowledge(fact)
-    return Document(" ".join(rng.sample(sentences, min(SENTENCES, len(sentences)))), "knowledge", [fact])
+    return Document(" ".join(rng.sample(sentences, min(SENTENCES, len(sentences)))), None, "knowledge", [fact])
 
 
 WRITERS: dict[str, Callable[..., Document]] = {
@@ -358,9 +358,19 @@ def _document(
     """The description, the question in the words of the form's benchmark or of training, and the answer."""
     description = tell(scene, form)
     instruction, answer, words = _in_words_of(rng, form, facts[0], example, answer)
-    text = f"{in_words([description], instruction)} {answer}"
+    text, told = with_answers(description, [(instruction, answer)])
     asked = digest_of(description, question_of(example))
-    return Document(text, form, list(dict.fromkeys(facts)), scene.digests, asked, words)
+    whole = form == "caption"  # that an LLM learns to describe a picture, too
+    return Document(text, None if whole else told, form, list(dict.fromkeys(facts)), scene.digests, asked, words)
+
+
+def with_answers(before: str, lines: Sequence[tuple[str, str]]) -> tuple[str, list[tuple[int, int]]]:
+    """A text that asks and answers, line by line, and the ranges of its answers."""
+    text, told = before, []
+    for asked, answer in lines:
+        text = f"{text} {asked} {answer}"
+        told.append((len(text) - len(answer) - 1, len(text)))
+    return text, told
 
 
 def _in_words_of(rng: random.Random, form: str, fact: str, example: Example, answer: str) -> tuple[str, str, str]:
