@@ -81,10 +81,11 @@ def read_documents(path: Path) -> list[TextDocument]:
             ) from error
         if not documents[-1].text.strip():
             raise UserError(f"{path}, line {number}: its text is empty; take the line out")
-        edges = [edge for span in documents[-1].told or [] for edge in span]
-        if edges != sorted(set(edges)) or not all(0 <= edge <= len(documents[-1].text) for edge in edges):
+        told = documents[-1].told or []
+        edges = [0, *(edge for span in told for edge in span), len(documents[-1].text)]
+        if edges != sorted(edges) or not all(first < end for first, end in told):
             raise UserError(
-                f"{path}, line {number}: told={documents[-1].told} are no ranges of its {len(documents[-1].text):,} "
+                f"{path}, line {number}: told={told} are no ranges of its {len(documents[-1].text):,} "
                 "characters one behind the other; write [[first, end], ...]"
             )
     if not documents:

@@ -23,7 +23,7 @@ from instructkit.prompts.described import in_words
 from instructkit.world.captions import describe, describe_signs
 from instructkit.world.facts import KNOWN, SEEN, VALUES
 from instructkit.world.lists import HEAD
-from instructkit.world.questions import ask_about, refer
+from instructkit.world.questions import ask_about, ask_of, refer, verify_as
 from instructkit.world.scene import BACKGROUNDS, KINDS, NUMBERS, SIZES, WORDS, Scene, Thing, colours_of, draw
 from instructkit.world.text import PICTURE, Document, with_answers
 
@@ -42,6 +42,7 @@ class Lesson(NamedTuple):
         things: fewest and most of a picture.
         by: what a thing is called by; nothing for a lesson about signs.
         facts: what is asked for.
+        also: what half of the questions ask instead: for a `number` or a `relation`, or whether something is `so`.
     """
 
     documents: int
@@ -49,6 +50,7 @@ class Lesson(NamedTuple):
     things: tuple[int, int] = (0, 0)
     by: tuple[str, ...] = ()
     facts: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
 
 
 CALLED = ("kind", "colour", "texture", "place")
@@ -62,6 +64,9 @@ LESSONS = (
     Lesson(4_000, 4, (4, 4), CALLED, SEEN),
     Lesson(8_000, 6, (4, 6), CALLED, SEEN),
     Lesson(12_000, len(KINDS), (1, 6), CALLED, (*SEEN, *KNOWN)),
+    Lesson(4_000, 3, (3, 3), ("kind",), ("colour",), ("so",)),
+    Lesson(4_000, 3, (3, 3), CALLED, SEEN, ("so", "relation")),
+    Lesson(12_000, len(KINDS), (2, 6), CALLED, (*SEEN, *KNOWN), ("so", "relation", "number")),
 )
 
 
@@ -97,13 +102,23 @@ def _about_things(rng: random.Random, lesson: Lesson) -> Document:
     while not meant:
         scene = _few(rng, lesson)
         meant = [(thing, by) for by in lesson.by for thing in scene.things if refer(rng, scene, thing, by) is not None]
-    lines = []
-    for thing, by in rng.choices(meant, k=ASKED):
-        question = ask_about(rng, scene, thing, rng.choice([fact for fact in lesson.facts if fact != by]), by)
-        assert question is not None
-        lines.append((question.text, question.answer))
+    lines: list[tuple[str, str]] = []
+    while len(lines) < ASKED:
+        thing, by = rng.choice(meant)
+        fact = rng.choice([fact for fact in lesson.facts if fact != by])
+        also = rng.choice(lesson.also) if lesson.also and rng.randrange(2) else None
+        if also is None:
+            question = ask_about(rng, scene, thing, fact, by)
+        elif also == "so":
+            question = verify_as(rng, scene, thing, fact, by)
+        else:
+            question = ask_of(rng, scene, also)
+        if question is not None:
+            lines.append((question.text, question.answer))
     text, told = with_answers(in_words([PICTURE], describe(scene)), lines)
-    return Document(text, told, "lesson", list(lesson.facts), scene.digests)
+    return Document(
+        text, told, "lesson", [*lesson.facts, *(fact for fact in lesson.also if fact != "so")], scene.digests
+    )
 
 
 def _few(rng: random.Random, lesson: Lesson) -> Scene:

@@ -177,6 +177,16 @@ def verify_of(rng: random.Random, scene: Scene, fact: str, wording: str = "Is {}
     return _verdict(target, fact, named, wording)
 
 
+def verify_as(rng: random.Random, scene: Scene, thing: Thing, fact: str, by: str) -> Question | None:
+    """A yes/no question about a thing; what is wrong is true of another one. None if `by` does not mean it alone."""
+    target = refer(rng, scene, thing, by)
+    if target is None:
+        return None
+    true = value(thing, fact)
+    wrong = [found for found in (value(other, fact) for other in scene.things) if found != true]
+    return _verdict(target, fact, rng.choice(wrong) if wrong and rng.randrange(2) else true, "Is {} {}?")
+
+
 def _verdict(target: Target, fact: str, named: str, wording: str) -> Question:
     article = {"kind": f"{article_of(named)} ", "category": "a kind of ", "place": "in the "}.get(fact, "")
     text = wording.format(target.words, article + named)

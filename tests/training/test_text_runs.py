@@ -20,7 +20,7 @@ from instructkit.models.load.new_tokenizers import train_qformer_tokenizer
 from instructkit.models.save import load_model, save_model
 from instructkit.training.data import Batch
 from instructkit.training.recipe import launch_command
-from instructkit.training.text import TextData, TextObjective, read_documents
+from instructkit.training.text import TextData, TextDocument, TextObjective, read_documents
 from tests.models.checkpoints import write_llm
 from tests.tiny import SENTENCES
 from tests.training.conftest import with_resumed
@@ -28,6 +28,7 @@ from tests.training.mini import ROOT, Runs, log, losses, repeatable, write_relea
 
 CONFIGS = ROOT / "recipes" / "configs"
 DOCUMENTS = [f"{first} {second}" for first in SENTENCES for second in (*SENTENCES[:2], "no.", "a b c " * 9)]
+READ = [TextDocument(text) for text in DOCUMENTS]
 full = pytest.mark.full
 STAGES = ["zero0", pytest.param("zero1", marks=full), pytest.param("zero2", marks=full)]
 
@@ -157,7 +158,7 @@ def test_the_same_settings_do_not_train_twice_and_no_run_goes_on_with_another_te
 def test_the_loss_is_transformers_own_document_by_document(tmp_path, family, packing):
     folder = write_llm(tmp_path / "llm", family)
     llm, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    data = TextData(DOCUMENTS, tokenizer, 100, groups=5)
+    data = TextData(READ, tokenizer, 100, groups=5)
     batch = data[0]
     found = TextObjective()(CausalText(llm, ThroughputConfig(packing=packing)), batch)["nll"]
     found.total.backward()
@@ -180,19 +181,63 @@ def test_the_loss_is_transformers_own_document_by_document(tmp_path, family, pac
 @pytest.mark.parametrize("tokens", [2, 7, 24, 1000])
 def test_every_token_but_the_first_is_told_once_whatever_the_longest_row(tmp_path, tokens):
     tokenizer = AutoTokenizer.from_pretrained(write_llm(tmp_path / "llm"))
-    data = TextData(DOCUMENTS, tokenizer, tokens, groups=2)
+    data = TextData(READ, tokenizer, tokens, groups=2)
     for number, text in enumerate(DOCUMENTS):
-        pieces = data.pieces(number)
+        pieces = [ids for ids, _ in data.pieces(number)]
+        assert all(labels == ids for ids, labels in data.pieces(number))
         ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
         assert [token for piece in pieces for token in piece[1:]] == ids[1:]
         assert [piece[0] for piece in pieces] == [ids[0], *(piece[-1] for piece in pieces[:-1])]
         assert all(2 <= len(piece) <= tokens for piece in pieces)
 
 
+TOLD = TextDocument("What is it? a red circle. And this? a blue box.", [(11, 25), (35, 47)])
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])
+@pytest.mark.parametrize("packing", [True, False])
+def test_of_a_text_that_says_what_is_told_the_loss_counts_that_alone(tmp_path, family, packing):
+    """Answers are read as those of training are: their tokens are those behind an instruction of their own."""
+    folder = write_llm(tmp_path / "llm", family)
+    llm, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    data = TextData([READ[0], TOLD, READ[1]], tokenizer, 100, groups=3)
+    assert TOLD.parts == [("What is it?", False), ("a red circle.", True), ("And this?", False), ("a blue box.", True)]
+    batch = data[0]
+    found = TextObjective()(CausalText(llm, ThroughputConfig(packing=packing)), batch)["nll"]
+    (row,) = (number for number, name in enumerate(batch.examples) if name == "text/2")
+    ids, labels = list(tokenizer("What is it?")["input_ids"]), []
+    labels += [-100] * len(ids)
+    for text, told in TOLD.parts[1:]:
+        part = tokenizer(text if packed_space(tokenizer) else f" {text}", add_special_tokens=False)["input_ids"]
+        ids += part
+        labels += part if told else [-100] * len(part)
+    ids, labels = [*ids, tokenizer.eos_token_id], [*labels, tokenizer.eos_token_id]
+    loss = llm(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss
+    counted = sum(label != -100 for label in labels)
+    assert TextObjective().counts(batch)["nll"][row] == counted
+    assert found.rows[row].item() == pytest.approx(loss.item() * counted, rel=1e-4)
+    assert found.count == int(TextObjective().counts(batch)["nll"].sum())
+
+
+def packed_space(tokenizer: Any) -> bool:
+    """Whether a tokeniser sets a space in front of a text itself."""
+    one, two = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a b", "b"))
+    return one[-len(two) :] == two
+
+
+def test_a_told_token_of_a_long_text_is_told_once(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(write_llm(tmp_path / "llm"))
+    whole, cut = (TextData([TOLD], tokenizer, tokens, groups=1) for tokens in (100, 7))
+    (labels,) = cut[0].inputs["labels"][:, 1:].flatten()[None]
+    assert [label for label in labels.tolist() if label != -100] == [
+        label for label in whole[0].inputs["labels"][0].tolist() if label != -100
+    ]
+
+
 def test_the_documents_of_a_step_are_those_of_one_rank_whoever_reads_them(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(write_llm(tmp_path / "llm"))
-    alone = TextData(DOCUMENTS, tokenizer, 24, groups=6)
-    ranks = [TextData(DOCUMENTS, tokenizer, 24, groups=2, rank=rank, world=3) for rank in range(3)]
+    alone = TextData(READ, tokenizer, 24, groups=6)
+    ranks = [TextData(READ, tokenizer, 24, groups=2, rank=rank, world=3) for rank in range(3)]
     seen = set()
     for index in range(len(DOCUMENTS) // 6):
         together: list[Batch] = [rank[index] for rank in ranks]
@@ -291,6 +336,10 @@ def test_settings_that_cannot_be_honoured_are_named(words, tmp_path_factory):
         (b'{"text": 7}\n', "line 1: no document"),
         (b'{"text": "a"}\n{"text": " "}\n', "line 2: its text is empty"),
         (b'{"text": "\xff"}\n', "line 1: no document"),
+        (b'{"text": "a b", "told": [1]}\n', "line 1: no document"),
+        (b'{"text": "a b", "told": [[1, 4]]}\n', r"line 1: told=\[\(1, 4\)\] are no ranges of its 3 characters"),
+        (b'{"text": "a b c", "told": [[3, 5], [1, 3]]}\n', "line 1: told=.* one behind the other"),
+        (b'{"text": "a b c", "told": [[2, 1]]}\n', "line 1: told=.* are no ranges"),
     ],
 )
 def test_a_line_that_is_no_document_is_named(tmp_path, content, message):

@@ -372,7 +372,7 @@ def test_a_list_tells_what_is_true_of_the_description(written: list[Document]) -
     assert len(lists) == COUNT // 3
     checked = Counter[str]()
     for document in lists:
-        match = re.fullmatch(r"Facts of one picture\. (The picture was made .*\.) (\S[^.]*)\.", document.text)
+        match = re.fullmatch(r"Facts of one picture\. (The picture was made .*\.) (\S[^.]*);", document.text)
         assert match, document.text
         described, told = match.groups()
         there = things(described)
@@ -484,7 +484,7 @@ def test_command(tmp_path: Path) -> None:
     app.command()(module._main)
     found = CliRunner().invoke(app, ["--out", str(tmp_path / "text.jsonl"), "--seed", "1"])
     assert found.exit_code == 0
-    assert found.output.strip() == f"{tmp_path / 'text.jsonl'}: 5,300 documents"
+    assert found.output.strip() == f"{tmp_path / 'text.jsonl'}: 2,600 documents"
     assert len((tmp_path / "text.jsonl").read_text().splitlines()) == DOCUMENTS
     wrong = CliRunner().invoke(app, ["--out", str(tmp_path / "other"), "--size", "huge"])
     assert wrong.exit_code == 2
