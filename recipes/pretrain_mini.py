@@ -3,10 +3,9 @@
     python recipes/pretrain_mini.py [--out runs/mini] [--queries 4 --queries 2 ...] [--ranks 2] [key=value ...]
 
 One behind the other, each in its own folder below OUT:
-    text.jsonl   language about the world                                  instructkit/world/text.py
+    text.jsonl   language about the world, lessons first                   instructkit/world/text.py
     start        an LLM from random weights with a tokeniser of the text   instructkit/models/load/mini.py
-    lessons/N    the same behind lessons in copying and looking up         instructkit/world/lessons.py, text_world.yaml
-    llm          and then behind the text; it has seen no picture
+    llm          the same, when it has read the text, and no picture       text_world.yaml
     raw, data    pictures of training scenes with descriptions             instructkit/world/pairs.py
     encoder      an image encoder from random weights                      instructkit/models/load/mini.py
     bert         a BERT with a tokeniser of the text, likewise
@@ -37,16 +36,12 @@ from instructkit.training.recipe import run_on_ranks, settings_of
 from instructkit.training.text import read_documents
 from instructkit.training.text_model import TOKENIZER_DOCUMENTS
 from instructkit.world.draw import SIDE
-from instructkit.world.lessons import LESSONS, write_lesson
 from instructkit.world.pairs import write_pairs
 from instructkit.world.release import SIZES
 from instructkit.world.text import write
 
 VOCABULARY = 2048
 """Tokens of the LLM at most; the text needs some 1,300."""
-
-AS_BEFORE = {"training.warmup_steps": 20, "training.min_learning_rate": 3.0e-3}
-"""Of a lesson, behind which the next one goes on."""
 
 
 def make(out: Path, options: argparse.Namespace) -> list[Path]:
@@ -57,12 +52,7 @@ def make(out: Path, options: argparse.Namespace) -> list[Path]:
     """
     check_same(out, {"size": options.size, "pictures": options.pictures, "queries": options.queries[0]})
     write_texts(out, options.size)
-    taught = out / "start"
-    for number in range(len(LESSONS)):
-        lesson = {"model.llm": taught, "data.text": out / "lessons" / f"{number + 1}.jsonl"}
-        run("text_world", out / "lessons" / str(number + 1), lesson | AS_BEFORE, options)
-        taught = out / "lessons" / str(number + 1) / "model"
-    run("text_world", out / "llm", {"model.llm": taught, "data.text": out / "text.jsonl"}, options)
+    run("text_world", out / "llm", {"model.llm": out / "start", "data.text": out / "text.jsonl"}, options)
     write_parts(out, options.pictures)
     models = []
     for number, queries in enumerate(options.queries):
@@ -98,9 +88,6 @@ def write_texts(out: Path, size: str) -> None:
     text = out / "text.jsonl"
     if not text.is_file():
         print(f"--- {text}: {write(text, size=size):,} documents")
-    for number in range(len(LESSONS)):
-        if not (lesson := out / "lessons" / f"{number + 1}.jsonl").is_file():
-            write_lesson(lesson, number)
     if not (out / "start").is_dir() or not (out / "bert").is_dir():
         documents = [document.text for document in read_documents(text)[:TOKENIZER_DOCUMENTS]]
         write_llm(out / "start", documents, VOCABULARY)

@@ -2,7 +2,8 @@
 
 The file has a JSON object a line with the key `text` and, where only some of it is to be told, `told`: ranges of its
 characters, `[[first, end], ...]`, from one space or end of the text to another. The rest is read, and no loss comes of
-it: much of a text follows from nothing, and hides what does. Other keys are left alone.
+it: much of a text follows from nothing, and hides what does. With `stage`, a number, documents of a lower stage are
+read before those of a higher one. Other keys are left alone.
 
 A document is read with the LLM's start token in front and its end token, which is told, behind. One that is longer than
 `data.text_tokens` is read in pieces, each of which begins with the last token of the one before, so that every token is
@@ -22,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from instructkit.config.settings import RunConfig
-from instructkit.data.mixture import Mixture
+from instructkit.data.mixture import Integers, Mixture
 from instructkit.errors import UserError
 from instructkit.models.batches import padded
 from instructkit.models.instruct_blip import IGNORED, AnswerLoss
@@ -39,10 +40,17 @@ WRITE = "python -m instructkit.world.text --out {}"
 
 
 class TextDocument(msgspec.Struct):
-    """What the LLM reads, and the ranges of its characters that it is told; None for all."""
+    """What the LLM reads.
+
+    Attributes:
+        text: the text.
+        told: ranges of its characters that the LLM is told; None for all.
+        stage: documents of a lower one are read before it.
+    """
 
     text: str
     told: list[tuple[int, int]] | None = None
+    stage: int = 0
 
     @property
     def parts(self) -> list[tuple[str, bool]]:
@@ -187,6 +195,8 @@ class TextData(MixedData):
         rows = [_row(plain, document, tokenizer.eos_token_id) for document in documents]
         self._ends = np.cumsum([len(ids) for ids, _ in rows])
         self._ids = np.concatenate([np.asarray(ids, dtype=np.int32) for ids, _ in rows])
+        self._stages = np.asarray([document.stage for document in documents])
+        self._order: tuple[int, Integers] = (-1, np.empty(0, np.int64))
         self._told = np.concatenate([np.asarray(told, dtype=bool) for _, told in rows])
 
     @classmethod
@@ -254,7 +264,13 @@ class TextData(MixedData):
         return [(ids[piece], labels[piece]) for piece in pieces]
 
     def _number(self, position: int) -> int:
-        return int(self.mixture[position].rows[0])
+        """The document at a position: those of an epoch in the mixture's order, stage by stage."""
+        epoch, place = divmod(position, len(self._stages))
+        if self._order[0] != epoch:
+            first = epoch * len(self._stages)
+            drawn = np.asarray([self.mixture[first + place].rows[0] for place in range(len(self._stages))])
+            self._order = epoch, drawn[np.argsort(self._stages[drawn], kind="stable")]
+        return int(self._order[1][place])
 
 
 def _row(plain: PlainText, document: TextDocument, end: int) -> tuple[list[int], list[bool]]:

@@ -1,102 +1,125 @@
-"""Lessons for the LLM, before it reads text about the world: to copy a word, then to look one up.
+"""Lessons for the LLM, before it reads text about the world: to copy a word, then to look one up, then to judge.
 
     Questions about one picture. The picture was made at sea: top left a big red striped ball; ... What color is the
-    ball? red What is the striped thing? ball ...
+    ball? red What pattern does the ball have? striped ...
 
 To copy and to look up are learned all at once or not at all. In ordinary text, where a sign can say any of 132 things
-and a thing be one of 16 kinds, an LLM of 1.2M parameters names for long what is in a picture, and not what was asked
-for. With three things of three kinds and colours it finds the colour of a kind after 150 steps of 16 documents, and
-with all values and six things soon after that. So each lesson asks for a little more than the one before.
+and a thing be one of 16 kinds, an LLM of 1.2M parameters still names after 20M tokens what is in a picture, and not
+what was asked for. With three things of three kinds and colours it finds the colour of a kind after 70 steps of 16
+documents, and with all values and six things 140 steps later. What it has learned for one fact it does not do for
+another one. So there is a lesson for each, first with few values, then with all. A quarter of each lesson repeats
+earlier ones, which it would forget.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
+from itertools import accumulate
 
-import msgspec
-
-from instructkit.files import write_stream, writing
 from instructkit.prompts.described import in_words
 from instructkit.world.captions import describe, describe_signs
+from instructkit.world.documents import PICTURE, Document, with_answers
 from instructkit.world.facts import KNOWN, SEEN, VALUES
 from instructkit.world.lists import HEAD
 from instructkit.world.questions import ask_about, ask_of, refer, verify_as
 from instructkit.world.scene import BACKGROUNDS, KINDS, NUMBERS, SIZES, WORDS, Scene, Thing, colours_of, draw
-from instructkit.world.text import PICTURE, Document, with_answers
 
 ASKED = 10
 """Questions of a document; of few things the same ones come again."""
 TWICE = 2
 """How often a document about signs tells each."""
+COMMON = 10
+"""Words, and numbers, that half of the documents about signs keep to."""
+KEPT = 4
+"""One document in so many repeats an earlier lesson about things."""
 
 
-class Lesson(NamedTuple):
+@dataclass(frozen=True)
+class Lesson:
     """What some documents ask for.
 
     Attributes:
-        documents: their number.
-        values: how many kinds, colours, patterns and places there are, at most; of words and numbers, too.
-        things: fewest and most of a picture.
+        documents: their number, in the text of the tiny world.
         by: what a thing is called by; nothing for a lesson about signs.
         facts: what is asked for.
+        values: how many kinds, colours, patterns and places there are, at most.
+        things: fewest and most of a picture.
         also: what half of the questions ask instead: for a `number` or a `relation`, or whether something is `so`.
     """
 
     documents: int
-    values: int
-    things: tuple[int, int] = (0, 0)
     by: tuple[str, ...] = ()
     facts: tuple[str, ...] = ()
+    values: int = len(KINDS)
+    things: tuple[int, int] = (3, 6)
     also: tuple[str, ...] = ()
 
 
 CALLED = ("kind", "colour", "texture", "place")
-LESSONS = (
-    Lesson(4_000, 10),
-    Lesson(4_000, 3, (3, 3), ("kind",), ("colour",)),
-    Lesson(4_000, 3, (3, 3), ("colour",), ("kind",)),
-    Lesson(4_000, 3, (3, 3), ("texture",), ("kind",)),
-    Lesson(4_000, 3, (3, 3), ("place",), ("kind",)),
-    Lesson(8_000, 3, (3, 3), CALLED, SEEN),
-    Lesson(4_000, 4, (4, 4), CALLED, SEEN),
-    Lesson(8_000, 6, (4, 6), CALLED, SEEN),
-    Lesson(12_000, len(KINDS), (1, 6), CALLED, (*SEEN, *KNOWN)),
-    Lesson(4_000, 3, (3, 3), ("kind",), ("colour",), ("so",)),
-    Lesson(4_000, 3, (3, 3), CALLED, SEEN, ("so", "relation")),
-    Lesson(12_000, len(KINDS), (2, 6), CALLED, (*SEEN, *KNOWN), ("so", "relation", "number")),
-)
 
 
-def write_lesson(out: Path, number: int, seed: int = 0) -> int:
-    """Write the documents of a lesson, one a line, in the format of `world.text`; returns their number.
+def _lessons() -> Iterator[Lesson]:
+    yield Lesson(100)
+    for values, things in ((3, (3, 3)), (4, (4, 4)), (6, (5, 6))):
+        yield Lesson(50, ("kind",), ("colour",), values, things)
+    yield Lesson(60, ("kind",), ("colour",))
+    for fact in ("texture", "size", "place"):
+        yield Lesson(70, ("kind",), (fact,), 4, (3, 3))
+        yield Lesson(50, ("kind",), (fact,))
+    yield Lesson(60, ("kind",), SEEN)
+    for by in ("texture", "colour", "place"):
+        yield Lesson(70, (by,), ("kind",), 4, (3, 3))
+        yield Lesson(50, (by,), ("kind",))
+        yield Lesson(60, (by,), SEEN)
+    yield Lesson(100, CALLED, (*SEEN, *KNOWN))
+    yield Lesson(80, ("kind",), ("colour",), 3, (3, 3), ("so",))
+    yield Lesson(80, CALLED, SEEN, also=("so",))
+    yield Lesson(80, ("kind",), ("place",), 4, (3, 3), ("relation",))
+    yield Lesson(120, CALLED, (*SEEN, *KNOWN), also=("so", "relation", "number"))
 
-    Raises:
-        UserError: the file cannot be written.
+
+LESSONS = tuple(_lessons())
+_STARTS = tuple(accumulate((lesson.documents for lesson in LESSONS), initial=0))
+DOCUMENTS = _STARTS[-1]
+"""Documents of all lessons in the text of the tiny world."""
+
+
+def lesson(seed: int, number: int, times: int) -> Document:
+    """A document of the lessons.
+
+    Args:
+        seed: what it is drawn from.
+        number: its place, lesson by lesson.
+        times: how many times as many documents there are as in the text of the tiny world.
     """
-    lesson = LESSONS[number]
-    with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    make = partial(_about_things, lesson=lesson) if lesson.by else partial(_about_signs, lesson=lesson)
-    documents = (draw(seed, f"text/lesson-{number}", place, "train", make) for place in range(lesson.documents))
-    write_stream(out, (msgspec.json.encode(document).decode() + "\n" for document in documents))
-    return lesson.documents
+    stage = next(stage for stage, end in enumerate(_STARTS[1:]) if number < end * times)
+    return draw(seed, "text/lesson", number, "train", partial(write, stage=stage))
 
 
-def _about_signs(rng: random.Random, lesson: Lesson) -> Document:
+def write(rng: random.Random, stage: int) -> Document:
+    """A document of a lesson, or of one before it."""
+    given = LESSONS[stage]
+    earlier = [lesson for lesson in LESSONS[:stage] if lesson.by]
+    if given.by and earlier and rng.randrange(KEPT) == 0:
+        given = rng.choice(earlier)
+    return _about_things(rng, given, stage) if given.by else _about_signs(rng, stage)
+
+
+def _about_signs(rng: random.Random, stage: int) -> Document:
     """What two signs say; half of the documents keep to a few words and numbers."""
-    most = lesson.values if rng.randrange(2) else None
+    most = COMMON if rng.randrange(2) else None
     word, number = rng.choice(WORDS[:most]).lower(), rng.choice(NUMBERS[:most])
     signs = tuple(rng.sample((word, number), 2))
     said = [("the left sign:", signs[0]), ("the right sign:", signs[1]), ("word:", word), ("number:", number)] * TWICE
     rng.shuffle(said)
     text, told = with_answers(in_words([HEAD], describe_signs(signs)), [(what, f"{sign};") for what, sign in said])
-    return Document(text, told, "lesson", ["word", "figure"])
+    return Document(text, told, "lesson", ["word", "figure"], stage=stage)
 
 
-def _about_things(rng: random.Random, lesson: Lesson) -> Document:
+def _about_things(rng: random.Random, lesson: Lesson, stage: int) -> Document:
     """Questions about a few things."""
     meant: list[tuple[Thing, str]] = []
     while not meant:
@@ -116,15 +139,14 @@ def _about_things(rng: random.Random, lesson: Lesson) -> Document:
         if question is not None:
             lines.append((question.text, question.answer))
     text, told = with_answers(in_words([PICTURE], describe(scene)), lines)
-    return Document(
-        text, told, "lesson", [*lesson.facts, *(fact for fact in lesson.also if fact != "so")], scene.digests
-    )
+    facts = [*lesson.facts, *(fact for fact in lesson.also if fact != "so")]
+    return Document(text, told, "lesson", facts, scene.digests, stage=stage)
 
 
 def _few(rng: random.Random, lesson: Lesson) -> Scene:
     """A picture that keeps to a few values."""
     count, few = rng.randint(*lesson.things), lesson.values
-    kinds, cells = rng.sample(list(KINDS)[:few], count), rng.sample(range(9)[: max(few, 2)], count)
+    kinds, cells = rng.sample(list(KINDS)[:few], count), rng.sample(range(9)[:few], count)
     things = [
         Thing(
             kind,

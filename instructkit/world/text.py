@@ -1,16 +1,16 @@
 """Language about the world for the LLM: `python -m instructkit.world.text --out FILE`.
 
-A document describes a scene or a film, asks one question about it and ends with the answer, or says what everybody
-knows (`knowledge.py`). Of every three documents one is a sheet, which asks ten questions about a scene, or five about
-two pictures, each with its answer, and one lists what is true of a scene (`lists.py`): much more of these two can be
-told from what stands before. The text asks in every form in which a held-out benchmark does, in the words of that
-benchmark's protocol, for other facts than the benchmark (`facts.TEXT`). A form in which training asks, too, comes as
-often in the words of a training template: an LLM that has read no instruction follows none. All scenes are training
-scenes.
+Lessons come first (`lessons.py`). A document behind them describes a scene or a film, asks one question about it and
+ends with the answer, or says what everybody knows (`knowledge.py`). Of every three one is a sheet, which asks ten
+questions about a scene, or five about two pictures, each with its answer, and one lists what is true of a scene
+(`lists.py`): much more of these two can be told from what stands before. The text asks in every form in which a
+held-out benchmark does, in the words of that benchmark's protocol, for other facts than the benchmark (`facts.TEXT`). A
+form in which training asks, too, comes as often in the words of a training template: an LLM that has read no
+instruction follows none. All scenes are training scenes.
 
 The file has one JSON object a line: `text`, which the LLM reads; `told`, the ranges of it that hold the answers, or
 null for all of a caption with its description and of what everybody knows; `form` and `facts`; the digests of the
-scenes; and that of the description with its question.
+scenes; that of the description with its question; and `stage`: documents of a lower one are read first.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
 from multiprocessing import get_context
@@ -35,7 +35,9 @@ from instructkit.files import write_stream, writing
 from instructkit.prompts.described import in_words
 from instructkit.prompts.protocols import Protocol, load_protocol
 from instructkit.prompts.templates import train_templates
+from instructkit.world import lessons
 from instructkit.world.captions import ROTATE, caption, describe, describe_film, describe_story, short
+from instructkit.world.documents import PICTURE, Document, with_answers
 from instructkit.world.facts import SEEN, TEXT, VERIFIED
 from instructkit.world.knowledge import knowledge
 from instructkit.world.lists import HEAD, list_of
@@ -99,8 +101,6 @@ SHEET = next(asking for asking in TEXT if asking.form == "sheet")
 LIST = next(asking for asking in TEXT if asking.form == "list")
 OTHERS = tuple(asking for asking in TEXT if asking not in (SHEET, LIST))
 SCENE_FACTS = tuple(fact for fact in SHEET.facts if fact not in ACTIONS)
-PICTURE = "Questions about one picture."
-"""What a sheet begins with."""
 QUESTIONS = 10
 """Of a sheet about one picture; one about two has half as many."""
 SENTENCES = 4
@@ -112,36 +112,13 @@ CONTEXTS = (
 )
 
 
-class Document(msgspec.Struct):
-    """One document.
-
-    Attributes:
-        text: what the LLM reads.
-        told: ranges of its characters that the LLM learns to tell, see `training/text.py`; None for all.
-        form: in which form it asks.
-        facts: what it asks for.
-        digests: of the scenes that it describes.
-        asked: digest of the description with the question, see `digest_of`; empty where nothing is asked.
-        words: in whose words it asks, a benchmark's or those of a training task; empty where nothing is asked, and of a
-            sheet.
-    """
-
-    text: str
-    told: list[tuple[int, int]] | None
-    form: str
-    facts: list[str]
-    digests: tuple[str, ...] = ()
-    asked: str = ""
-    words: str = ""
-
-
 def documents(seed: int, count: int) -> Iterator[Document]:
-    """So many documents: one of another form, a sheet and a list take turns; forms and, within a form, facts do too."""
+    """So many documents behind the lessons."""
     return map(partial(document, seed), range(count))
 
 
 def document(seed: int, number: int) -> Document:
-    """One of them."""
+    """One of them: one of another form, a sheet and a list take turns; forms and, within a form, facts do too."""
     turn, place = divmod(number, 3)
     if place == 0:
         turn, form = divmod(turn, len(OTHERS))
@@ -149,27 +126,32 @@ def document(seed: int, number: int) -> Document:
     else:
         asking = (SHEET, LIST)[place - 1]
     fact = asking.facts[turn % len(asking.facts)]
-    return draw(seed, f"text/{asking.form}", turn, "train", partial(WRITERS[asking.form], fact=fact))
+    found = draw(seed, f"text/{asking.form}", turn, "train", partial(WRITERS[asking.form], fact=fact))
+    return msgspec.structs.replace(found, stage=len(lessons.LESSONS))
 
 
 def write(out: Path, seed: int = 0, size: str = "tiny") -> int:
-    """Write the documents of a world of some size, one a line, on all cores; returns their number.
+    """Write the lessons and documents of a world of some size, one a line, on all cores; returns their number.
 
     Raises:
         UserError: no size has that name, or the file cannot be written.
     """
     if size not in SIZES:
         raise UserError(f"no world has the size {size!r}; there are {', '.join(SIZES)}")
-    count = SIZES[size].training(DOCUMENTS)
+    taught, count = (SIZES[size].training(number) for number in (lessons.DOCUMENTS, DOCUMENTS))
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     with get_context("spawn").Pool() as pool:
-        write_stream(out, pool.imap(partial(_line, seed), range(count), chunksize=300))
-    return count
+        write_stream(out, pool.imap(partial(_line, seed, taught), range(taught + count), chunksize=300))
+    return taught + count
 
 
-def _line(seed: int, number: int) -> str:
-    return msgspec.json.encode(document(seed, number)).decode() + "\n"
+def _line(seed: int, taught: int, number: int) -> str:
+    if number < taught:
+        found = lessons.lesson(seed, number, taught // lessons.DOCUMENTS)
+    else:
+        found = document(seed, number - taught)
+    return msgspec.json.encode(found).decode() + "\n"
 
 
 def digest_of(description: str, question: str) -> str:
@@ -362,15 +344,6 @@ def _document(
     asked = digest_of(description, question_of(example))
     whole = form == "caption"  # that an LLM learns to describe a picture, too
     return Document(text, None if whole else told, form, list(dict.fromkeys(facts)), scene.digests, asked, words)
-
-
-def with_answers(before: str, lines: Sequence[tuple[str, str]]) -> tuple[str, list[tuple[int, int]]]:
-    """A text that asks and answers, line by line, and the ranges of its answers."""
-    text, told = before, []
-    for asked, answer in lines:
-        text = f"{text} {asked} {answer}"
-        told.append((len(text) - len(answer) - 1, len(text)))
-    return text, told
 
 
 def _in_words_of(rng: random.Random, form: str, fact: str, example: Example, answer: str) -> tuple[str, str, str]:

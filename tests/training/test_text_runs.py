@@ -234,6 +234,23 @@ def test_a_told_token_of_a_long_text_is_told_once(tmp_path):
     ]
 
 
+def test_a_lower_stage_is_read_first_in_every_epoch(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(write_llm(tmp_path / "llm"))
+    stages = [number % 3 for number in range(len(DOCUMENTS))]
+    documents = [TextDocument(text, stage=stage) for text, stage in zip(DOCUMENTS, stages, strict=True)]
+    data, plain = (TextData(some, tokenizer, 100, groups=1) for some in (documents, READ))
+    orders = []
+    for epoch in range(2):
+        batches = [data[epoch * len(DOCUMENTS) + index] for index in range(len(DOCUMENTS))]
+        read = [int(batch.examples[0].partition("/")[2]) - 1 for batch in batches]
+        assert [stages[number] for number in read] == sorted(stages)
+        assert sorted(read) == list(range(len(DOCUMENTS)))
+        orders.append(read)
+    assert orders[0] != orders[1]
+    drawn = [int(plain[index].examples[0].partition("/")[2]) - 1 for index in range(len(DOCUMENTS))]
+    assert [number for stage in range(3) for number in drawn if stages[number] == stage] == orders[0]
+
+
 def test_the_documents_of_a_step_are_those_of_one_rank_whoever_reads_them(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(write_llm(tmp_path / "llm"))
     alone = TextData(READ, tokenizer, 24, groups=6)

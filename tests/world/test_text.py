@@ -484,7 +484,7 @@ def test_command(tmp_path: Path) -> None:
     app.command()(module._main)
     found = CliRunner().invoke(app, ["--out", str(tmp_path / "text.jsonl"), "--seed", "1"])
     assert found.exit_code == 0
-    assert found.output.strip() == f"{tmp_path / 'text.jsonl'}: 2,600 documents"
+    assert found.output.strip() == f"{tmp_path / 'text.jsonl'}: 3,930 documents"
     assert len((tmp_path / "text.jsonl").read_text().splitlines()) == DOCUMENTS
     wrong = CliRunner().invoke(app, ["--out", str(tmp_path / "other"), "--size", "huge"])
     assert wrong.exit_code == 2
