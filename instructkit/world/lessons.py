@@ -34,7 +34,7 @@ TWICE = 2
 COMMON = 10
 """Words, and numbers, that half of the documents about signs keep to."""
 KEPT = 4
-"""One document in so many repeats an earlier lesson about things."""
+"""One document in so many repeats an earlier lesson that had all values."""
 
 
 @dataclass(frozen=True)
@@ -62,23 +62,35 @@ CALLED = ("kind", "colour", "texture", "place")
 
 
 def _lessons() -> Iterator[Lesson]:
-    yield Lesson(100)
-    for values, things in ((3, (3, 3)), (4, (4, 4)), (6, (5, 6))):
-        yield Lesson(50, ("kind",), ("colour",), values, things)
-    yield Lesson(60, ("kind",), ("colour",))
-    for fact in ("texture", "size", "place"):
-        yield Lesson(70, ("kind",), (fact,), 4, (3, 3))
-        yield Lesson(50, ("kind",), (fact,))
-    yield Lesson(60, ("kind",), SEEN)
-    for by in ("texture", "colour", "place"):
-        yield Lesson(70, (by,), ("kind",), 4, (3, 3))
-        yield Lesson(50, (by,), ("kind",))
-        yield Lesson(60, (by,), SEEN)
-    yield Lesson(100, CALLED, (*SEEN, *KNOWN))
-    yield Lesson(80, ("kind",), ("colour",), 3, (3, 3), ("so",))
-    yield Lesson(80, CALLED, SEEN, also=("so",))
-    yield Lesson(80, ("kind",), ("place",), 4, (3, 3), ("relation",))
-    yield Lesson(120, CALLED, (*SEEN, *KNOWN), also=("so", "relation", "number"))
+    yield Lesson(90)
+    yield from _wider(("kind",), "colour", (45, 3, 3), (25, 4, 4), (30, 6, 6), (45,))
+    yield from _wider(("kind",), "texture", (65, 4, 3), (25,))
+    yield from _wider(("kind",), "size", (35, 4, 3), (15,))
+    yield from _wider(("kind",), "place", (55, 4, 3), (45,))
+    yield Lesson(40, ("kind",), SEEN)
+    yield from _wider(("colour",), "kind", (55, 3, 3), (55,))
+    yield from _wider(("texture",), "kind", (55, 4, 3), (15,))
+    yield from _wider(("place",), "kind", (30, 3, 3), (45,))
+    yield from _wider(("colour",), "texture", (60, 4, 3))
+    yield from (Lesson(number, (by,), SEEN) for by, number in (("colour", 80), ("texture", 60), ("place", 60)))
+    yield Lesson(80, CALLED, (*SEEN, *KNOWN), things=(1, 6))
+    yield from _wider(("kind",), "colour", (120, 3, 3), (60,), also=("so",))
+    yield Lesson(100, CALLED, (*SEEN, "shape", "category"), also=("so",))
+    yield from _wider(("kind",), "place", (90, 4, 3), (40,), also=("relation",))
+    yield from _wider(("kind",), "colour", (60, 4, 3), also=("number",))
+    yield Lesson(100, CALLED, (*SEEN, *KNOWN), also=("so", "relation", "number"))
+
+
+def _wider(
+    by: tuple[str, ...], fact: str, *steps: tuple[int, int, int] | tuple[int], also: tuple[str, ...] = ()
+) -> Iterator[Lesson]:
+    """Lessons in one fact, each with more values than the one before: documents, and values and things if few."""
+    for documents, *few in steps:
+        if few:
+            values, things = few
+            yield Lesson(documents, by, (fact,), values, (things, things), also)
+        else:
+            yield Lesson(documents, by, (fact,), also=also)
 
 
 LESSONS = tuple(_lessons())
@@ -102,7 +114,7 @@ def lesson(seed: int, number: int, times: int) -> Document:
 def write(rng: random.Random, stage: int) -> Document:
     """A document of a lesson, or of one before it."""
     given = LESSONS[stage]
-    earlier = [lesson for lesson in LESSONS[:stage] if lesson.by]
+    earlier = [lesson for lesson in LESSONS[:stage] if lesson.by and lesson.values == len(KINDS)]
     if given.by and earlier and rng.randrange(KEPT) == 0:
         given = rng.choice(earlier)
     return _about_things(rng, given, stage) if given.by else _about_signs(rng, stage)

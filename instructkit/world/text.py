@@ -70,7 +70,7 @@ from instructkit.world.scene import (
     draw_signed_scene,
 )
 
-DOCUMENTS = 2600
+DOCUMENTS = 2000
 """Documents of the tiny world; the others have as many times more as their training examples."""
 
 WORDED_AS = {
