@@ -34,7 +34,7 @@ from instructkit.models.save import export
 from instructkit.sources.web_capfilt import OWN_LIST
 from instructkit.training.recipe import run_on_ranks, settings_of
 from instructkit.training.text import read_documents
-from instructkit.training.text_model import TOKENIZER_DOCUMENTS
+from instructkit.training.text_model import tokenizer_texts
 from instructkit.world.draw import SIDE
 from instructkit.world.pairs import write_pairs
 from instructkit.world.release import SIZES
@@ -89,7 +89,7 @@ def write_texts(out: Path, size: str) -> None:
     if not text.is_file():
         print(f"--- {text}: {write(text, size=size):,} documents")
     if not (out / "start").is_dir() or not (out / "bert").is_dir():
-        documents = [document.text for document in read_documents(text)[:TOKENIZER_DOCUMENTS]]
+        documents = tokenizer_texts(read_documents(text))
         write_llm(out / "start", documents, VOCABULARY)
         write_bert(out / "bert", documents)
 

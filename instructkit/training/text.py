@@ -12,7 +12,7 @@ told once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -192,7 +192,7 @@ class TextData(MixedData):
         super().__init__([], _mixture(len(documents), seed), groups=groups, seed=seed, rank=rank, world=world)
         plain, self.tokens = PlainText(tokenizer), tokens
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        rows = [_row(plain, document, tokenizer.eos_token_id) for document in documents]
+        rows = list(_rows(plain, documents, tokenizer.eos_token_id))
         self._ends = np.cumsum([len(ids) for ids, _ in rows])
         self._ids = np.concatenate([np.asarray(ids, dtype=np.int32) for ids, _ in rows])
         self._stages = np.asarray([document.stage for document in documents])
@@ -273,16 +273,17 @@ class TextData(MixedData):
         return int(self._order[1][place])
 
 
-def _row(plain: PlainText, document: TextDocument, end: int) -> tuple[list[int], list[bool]]:
-    """Tokens of a document, and which are told; parts are read as instructions and answers are."""
-    parts = document.parts
-    texts = [plain.space * (place > 0) + text for place, (text, _) in enumerate(parts)]
-    ids = list(plain.before)
-    told = [False] * len(ids)
-    for part, (_, is_told) in zip(plain.ids(texts), parts, strict=True):
-        ids += part
-        told += [is_told] * len(part)
-    return [*ids, end], [*told, True]
+def _rows(plain: PlainText, documents: Sequence[TextDocument], end: int) -> Iterator[tuple[list[int], list[bool]]]:
+    """Tokens of documents, and which are told; parts are read as instructions and answers are."""
+    parts = [
+        [(plain.space * (place > 0) + text, told) for place, (text, told) in enumerate(document.parts)]
+        for document in documents
+    ]
+    texts = list(dict.fromkeys(text for own in parts for text, _ in own))  # questions and answers come again and again
+    read = dict(zip(texts, plain.ids(texts), strict=True))
+    for own in parts:
+        ids = [*plain.before, *(token for text, _ in own for token in read[text]), end]
+        yield ids, [*[False] * len(plain.before), *(told for text, told in own for _ in read[text]), True]
 
 
 class TextObjective:

@@ -25,6 +25,7 @@ from instructkit.training.engine import Engine
 from instructkit.training.text import TextDocument
 
 TOKENIZER_DOCUMENTS = 20_000
+"""Documents that a tokeniser is trained on, at most."""
 
 
 def prepare_text_model(
@@ -62,8 +63,14 @@ def prepare_text_model(
     return CausalText(llm.requires_grad_(True), config.throughput), tokenizer
 
 
+def tokenizer_texts(documents: Sequence[TextDocument]) -> list[str]:
+    """What a new tokeniser is trained on: the documents, or some of all parts of a long file."""
+    step = -(-len(documents) // TOKENIZER_DOCUMENTS)
+    return [document.text for document in documents[::step]]
+
+
 def _new_tokenizer(config: RunConfig, documents: Sequence[TextDocument], place: Path) -> PreTrainedTokenizerBase:
-    texts = [document.text for document in documents[:TOKENIZER_DOCUMENTS]]
+    texts = tokenizer_texts(documents)
 
     def train() -> None:
         if not (config.resume and place.is_dir()):
