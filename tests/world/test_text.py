@@ -20,6 +20,7 @@ from instructkit.models.load.new_tokenizers import train_llm_tokenizer
 from instructkit.models.plain_text import PlainText
 from instructkit.prompts.protocols import Protocol, benchmarks, load_protocol
 from instructkit.prompts.templates import Templates, templates_folder
+from instructkit.world import lessons
 from instructkit.world import text as module
 from instructkit.world.build import WRITERS
 from instructkit.world.facts import HELD_IN, HELD_OUT, TEXT
@@ -471,11 +472,11 @@ def test_everybody_knows_what_kinds_are_and_which_remarks_are_unkind(written: li
 
 def test_the_same_seed_gives_the_same_file(tmp_path: Path) -> None:
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-        assert write(tmp_path / "deep" / name, seed) == DOCUMENTS
+        assert write(tmp_path / "deep" / name, seed) == DOCUMENTS + lessons.DOCUMENTS
     one, again, other = ((tmp_path / "deep" / name).read_bytes() for name in "abc")
     assert one == again != other
     lines = [json.loads(line) for line in one.splitlines()]
-    assert len(lines) == DOCUMENTS
+    assert len(lines) == DOCUMENTS + lessons.DOCUMENTS
     assert all(line["text"] and line["form"] and line["facts"] for line in lines)
 
 
@@ -484,8 +485,8 @@ def test_command(tmp_path: Path) -> None:
     app.command()(module._main)
     found = CliRunner().invoke(app, ["--out", str(tmp_path / "text.jsonl"), "--seed", "1"])
     assert found.exit_code == 0
-    assert found.output.strip() == f"{tmp_path / 'text.jsonl'}: 3,930 documents"
-    assert len((tmp_path / "text.jsonl").read_text().splitlines()) == DOCUMENTS
+    assert found.output.strip() == f"{tmp_path / 'text.jsonl'}: 3,680 documents"
+    assert len((tmp_path / "text.jsonl").read_text().splitlines()) == DOCUMENTS + lessons.DOCUMENTS
     wrong = CliRunner().invoke(app, ["--out", str(tmp_path / "other"), "--size", "huge"])
     assert wrong.exit_code == 2
     assert "no world has the size 'huge'; there are tiny, small, full" in wrong.output
