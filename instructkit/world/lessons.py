@@ -4,7 +4,7 @@
     ball? red What pattern does the ball have? striped ...
 
 To copy and to look up are learned all at once or not at all. In ordinary text, where a sign can say any of 132 things
-and a thing be one of 16 kinds, an LLM of 1.2M parameters still names after 20M tokens what is in a picture, and not
+and a thing be one of 12 kinds, an LLM of 1.2M parameters still names after 20M tokens what is in a picture, and not
 what was asked for. With three things of three kinds and colours it finds the colour of a kind after 70 steps of 16
 documents, and with all values and six things 140 steps later. What it has learned for one fact it does not do for
 another one. So there is a lesson for each, first with few values, then with all. A quarter of each lesson repeats

@@ -91,7 +91,7 @@ def build(config: InstructBlipConfig, seed: int = 0) -> InstructBlip:
 
 
 def nano_llm(vocabulary: int) -> Any:
-    """The configuration of an LLM that learns a small language from text: 1.3M parameters beside its embeddings.
+    """The configuration of an LLM that learns a small language from text: 1.1M parameters beside its embeddings.
 
     Its first and third layer see the last `NEAR` tokens alone, so what is said of one thing is soon tied together. With
     full attention everywhere so small an LLM learns for long what things there are, and not which is which. It reads
