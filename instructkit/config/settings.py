@@ -159,7 +159,7 @@ class DataConfig(ConvertedConfig, frozen=True, forbid_unknown_fields=True):
         caption_tokens: maximum length of a caption in BLIP-2's first stage, in the Q-Former's tokens with `[CLS]` and
             `[SEP]`; longer ones lose their end.
         text: file that recipes/pretrain_text.py trains a language model on, in place of datasets: a JSON object with
-            the key `text` a line.
+            the key `text` a line; `training/text.py` says what else it may hold.
         text_tokens: longest row of that text in the LLM's tokens; a longer document is read in pieces.
     """
 

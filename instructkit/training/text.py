@@ -196,6 +196,7 @@ class TextData(MixedData):
         self._ends = np.cumsum([len(ids) for ids, _ in rows])
         self._ids = np.concatenate([np.asarray(ids, dtype=np.int32) for ids, _ in rows])
         self._stages = np.asarray([document.stage for document in documents])
+        self._staged = len(set(self._stages.tolist())) > 1
         self._order: tuple[int, Integers] = (-1, np.empty(0, np.int64))
         self._told = np.concatenate([np.asarray(told, dtype=bool) for _, told in rows])
 
@@ -221,7 +222,8 @@ class TextData(MixedData):
         lengths = np.diff(data._ends, prepend=0)
         pieces = int((lengths > data.tokens).sum())
         cut = f"; {pieces:,} documents are read in pieces of {data.tokens:,}" if pieces else ""
-        told = "" if data._told.all() else f", {int(data._told.sum()):,} of them told"
+        partly = any(document.told is not None for document in documents)
+        told = f", {int(data._told.sum()):,} of them told" if partly else ""
         run.say(f"text      {len(data._ids):,} tokens{told}, {lengths.max():,} in the longest document{cut}")
         return data
 
@@ -265,6 +267,8 @@ class TextData(MixedData):
 
     def _number(self, position: int) -> int:
         """The document at a position: those of an epoch in the mixture's order, stage by stage."""
+        if not self._staged:
+            return int(self.mixture[position].rows[0])
         epoch, place = divmod(position, len(self._stages))
         if self._order[0] != epoch:
             first = epoch * len(self._stages)

@@ -94,24 +94,24 @@ def _wider(
 
 
 LESSONS = tuple(_lessons())
-_STARTS = tuple(accumulate((lesson.documents for lesson in LESSONS), initial=0))
-DOCUMENTS = _STARTS[-1]
+_ENDS = tuple(accumulate(lesson.documents for lesson in LESSONS))
+DOCUMENTS = _ENDS[-1]
 """Documents of all lessons in the text of the tiny world."""
 
 
-def lesson(seed: int, number: int, times: int) -> Document:
+def document(seed: int, number: int, count: int) -> Document:
     """A document of the lessons.
 
     Args:
         seed: what it is drawn from.
         number: its place, lesson by lesson.
-        times: how many times as many documents there are as in the text of the tiny world.
+        count: number of all; each lesson has its share.
     """
-    stage = next(stage for stage, end in enumerate(_STARTS[1:]) if number < end * times)
-    return draw(seed, "text/lesson", number, "train", partial(write, stage=stage))
+    stage = next(stage for stage, end in enumerate(_ENDS) if number * DOCUMENTS < end * count)
+    return draw(seed, "text/lesson", number, "train", partial(_of_lesson, stage=stage))
 
 
-def write(rng: random.Random, stage: int) -> Document:
+def _of_lesson(rng: random.Random, stage: int) -> Document:
     """A document of a lesson, or of one before it."""
     given = LESSONS[stage]
     earlier = [lesson for lesson in LESSONS[:stage] if lesson.by and lesson.values == len(KINDS)]

@@ -147,10 +147,7 @@ def write(out: Path, seed: int = 0, size: str = "tiny") -> int:
 
 
 def _line(seed: int, taught: int, number: int) -> str:
-    if number < taught:
-        found = lessons.lesson(seed, number, taught // lessons.DOCUMENTS)
-    else:
-        found = document(seed, number - taught)
+    found = lessons.document(seed, number, taught) if number < taught else document(seed, number - taught)
     return msgspec.json.encode(found).decode() + "\n"
 
 

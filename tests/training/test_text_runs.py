@@ -34,7 +34,11 @@ STAGES = ["zero0", pytest.param("zero1", marks=full), pytest.param("zero2", mark
 
 
 def write_text(path: Path, documents: list[str] = DOCUMENTS) -> Path:
-    path.write_text("".join(json.dumps({"text": text, "form": "open"}) + "\n" for text in documents))
+    """Every second document is of a later stage, and told from its first space on."""
+    lines = [{"text": text, "form": "open"} for text in documents]
+    later = [{**line, "stage": 1, "told": [[line["text"].index(" "), len(line["text"])]]} for line in lines[1::2]]
+    lines[1::2] = later
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 
 
@@ -251,10 +255,15 @@ def test_a_lower_stage_is_read_first_in_every_epoch(tmp_path):
     assert [number for stage in range(3) for number in drawn if stages[number] == stage] == orders[0]
 
 
-def test_the_documents_of_a_step_are_those_of_one_rank_whoever_reads_them(tmp_path):
+@pytest.mark.parametrize("staged", [False, True])
+def test_the_documents_of_a_step_are_those_of_one_rank_whoever_reads_them(tmp_path, staged):
     tokenizer = AutoTokenizer.from_pretrained(write_llm(tmp_path / "llm"))
-    alone = TextData(READ, tokenizer, 24, groups=6)
-    ranks = [TextData(READ, tokenizer, 24, groups=2, rank=rank, world=3) for rank in range(3)]
+    documents = [
+        TextDocument(text, [(text.index(" "), len(text))] if staged else None, number % 2 if staged else 0)
+        for number, text in enumerate(DOCUMENTS)
+    ]
+    alone = TextData(documents, tokenizer, 24, groups=6)
+    ranks = [TextData(documents, tokenizer, 24, groups=2, rank=rank, world=3) for rank in range(3)]
     seen = set()
     for index in range(len(DOCUMENTS) // 6):
         together: list[Batch] = [rank[index] for rank in ranks]

@@ -9,7 +9,7 @@ import pytest
 
 from instructkit.world.documents import Document
 from instructkit.world.facts import KNOWN
-from instructkit.world.lessons import ASKED, COMMON, DOCUMENTS, LESSONS, TWICE, Lesson, lesson
+from instructkit.world.lessons import ASKED, COMMON, DOCUMENTS, LESSONS, TWICE, Lesson, document
 from instructkit.world.scene import KINDS, NUMBERS, PLACES, TEXTURES, WORDS, Thing, side
 from tests.world.test_text import things
 
@@ -19,8 +19,6 @@ SHEET = re.compile(r"Questions about one picture\. (The picture was made [a-z ]+
 ABOUT_SIGNS, ABOUT_THINGS = (
     [number for number, lesson in enumerate(LESSONS) if bool(lesson.by) is so] for so in (False, True)
 )
-
-
 TIMES = 10
 
 
@@ -28,29 +26,29 @@ TIMES = 10
 def lessons() -> list[list[Document]]:
     found: list[list[Document]] = [[] for _ in LESSONS]
     for number in range(DOCUMENTS * TIMES):
-        document = lesson(0, number, TIMES)
-        found[document.stage].append(document)
+        drawn = document(0, number, DOCUMENTS * TIMES)
+        found[drawn.stage].append(drawn)
     assert [len(documents) for documents in found] == [lesson.documents * TIMES for lesson in LESSONS]
     return found
 
 
-def answers(document: Document) -> list[str]:
-    return [document.text[start:end].strip() for start, end in document.told or []]
+def answers(drawn: Document) -> list[str]:
+    return [drawn.text[start:end].strip() for start, end in drawn.told or []]
 
 
 @pytest.mark.parametrize("number", ABOUT_SIGNS)
 def test_a_lesson_about_signs_says_again_what_is_printed(lessons: list[list[Document]], number: int) -> None:
     seen, common = set(), 0
-    for document in lessons[number]:
-        found = SIGNS.fullmatch(document.text)
-        assert found is not None, document.text
+    for drawn in lessons[number]:
+        found = SIGNS.fullmatch(drawn.text)
+        assert found is not None, drawn.text
         left, right, said = found.groups()
         word, figure = (left, right) if right.isdigit() else (right, left)
         assert word.upper() in WORDS
         assert figure in NUMBERS
         lines = [f"the left sign: {left}", f"the right sign: {right}", f"word: {word}", f"number: {figure}"]
         assert sorted(said.split("; ")) == sorted(lines * TWICE)
-        assert answers(document) == [f"{line.split()[-1]};" for line in said.split("; ")]
+        assert answers(drawn) == [f"{line.split()[-1]};" for line in said.split("; ")]
         seen |= {word, figure}
         common += WORDS.index(word.upper()) < COMMON and NUMBERS.index(figure) < COMMON
     assert len(seen) > 0.95 * (len(WORDS) + len(NUMBERS))
@@ -99,17 +97,17 @@ def test_a_lesson_about_things_is_true_of_them_and_keeps_to_its_values(
     taught, own = LESSONS[number], 0
     sorts = Counter[str]()
     used: dict[str, set[str]] = {"kind": set(), "colour": set(), "texture": set()}
-    for document in lessons[number]:
-        found = SHEET.fullmatch(document.text)
-        assert found is not None, document.text
+    for drawn in lessons[number]:
+        found = SHEET.fullmatch(drawn.text)
+        assert found is not None, drawn.text
         there = list(things(found[1]).values())
-        assert all(side(digest) == "train" for digest in document.digests)
-        told, asked = answers(document), re.findall(r"[^?]+\?", found[2])
+        assert all(side(digest) == "train" for digest in drawn.digests)
+        told, asked = answers(drawn), re.findall(r"[^?]+\?", found[2])
         assert len(told) == len(asked) == ASKED
         for question, answer in zip(asked, told, strict=True):
-            sort = check(there, question, answer, tuple(document.facts))
+            sort = check(there, question, answer, tuple(drawn.facts))
             sorts[sort] += 1
-        if document.facts != [*taught.facts, *(fact for fact in taught.also if fact != "so")]:
+        if drawn.facts != [*taught.facts, *(fact for fact in taught.also if fact != "so")]:
             continue
         own += 1
         assert len(there) <= 6
@@ -120,6 +118,10 @@ def test_a_lesson_about_things_is_true_of_them_and_keeps_to_its_values(
     assert all(0.3 < sorts[f"{sort}, yes"] / sorts[f"{sort}, no"] < 3 for sort in taught.also if sort != "number")
     assert used["kind"] >= set(list(KINDS)[: taught.values])
     assert used["texture"] >= set(TEXTURES[: taught.values])
+    if not any(before.values == len(KINDS) and before.facts == taught.facts for before in LESSONS[:number]):
+        assert used["kind"] == set(list(KINDS)[: taught.values]), "none of these repeats an earlier lesson"
+        assert used["texture"] == set(TEXTURES[: taught.values])
+        assert len(used["colour"]) <= taught.values + 1 or taught.values > 4
 
 
 def test_a_fact_comes_with_few_values_before_it_comes_with_all(lessons: list[list[Document]]) -> None:
@@ -140,14 +142,22 @@ def test_a_fact_comes_with_few_values_before_it_comes_with_all(lessons: list[lis
 def test_a_quarter_of_a_lesson_repeats_earlier_ones(lessons: list[list[Document]]) -> None:
     for taught, documents in list(zip(LESSONS, lessons, strict=True))[2:]:
         earlier = {tuple(lesson.facts) for lesson in LESSONS} - {taught.facts}
-        repeated = sum(tuple(document.facts) in earlier for document in documents)
+        repeated = sum(tuple(drawn.facts) in earlier for drawn in documents)
         assert repeated < 0.35 * len(documents)
     size = next(number for number, taught in enumerate(LESSONS) if taught.facts == ("size",))
-    assert any(document.facts == ["colour"] for document in lessons[size])
+    assert any(drawn.facts == ["colour"] for drawn in lessons[size])
 
 
 def test_a_document_is_the_same_every_time() -> None:
-    assert [lesson(0, number, 1) for number in range(0, DOCUMENTS, 50)] == [
-        lesson(0, number, 1) for number in range(0, DOCUMENTS, 50)
+    assert [document(0, number, DOCUMENTS) for number in range(0, DOCUMENTS, 50)] == [
+        document(0, number, DOCUMENTS) for number in range(0, DOCUMENTS, 50)
     ]
-    assert lesson(0, 150, 1) != lesson(1, 150, 1)
+    assert document(0, 150, DOCUMENTS) != document(1, 150, DOCUMENTS)
+
+
+@pytest.mark.parametrize("count", [2, 100, DOCUMENTS, DOCUMENTS * 3 // 2])
+def test_each_lesson_has_its_share_of_any_number(count: int) -> None:
+    stages = [document(0, number, count).stage for number in range(count)]
+    assert stages == sorted(stages)
+    for stage, lesson in enumerate(LESSONS):
+        assert abs(stages.count(stage) - lesson.documents * count / DOCUMENTS) < 1
