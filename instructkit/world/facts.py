@@ -105,7 +105,6 @@ TEXT = (
     Asking("film", ("kind", "colour", "texture", "place")),
     Asking("knowledge", (*SEEN, *KNOWN)),
     Asking("sheet", (*SEEN, *KNOWN, "relation", "number", "word", "figure", *ACTIONS)),
-    Asking("list", (*SEEN, *KNOWN, "relation", "number", "word", "figure")),
 )
 """Forms and facts of the text that the LLM is trained on.
 

@@ -7,14 +7,15 @@ To copy and to look up are learned all at once or not at all. In ordinary text, 
 and a thing be one of 12 kinds, an LLM of 1.2M parameters still names after 20M tokens what is in a picture, and not
 what was asked for. With three things of three kinds and colours it finds the colour of a kind after 70 steps of 16
 documents, and with all values and six things 140 steps later. What it has learned for one fact it does not do for
-another one. So there is a lesson for each, first with few values, then with all. A quarter of each lesson repeats
-earlier ones, which it would forget.
+another one. So there is a lesson for each, first with few values, then with all. When it has found things by kind,
+colour, pattern and place, the rest takes 15 to 150 steps a lesson. A quarter of each lesson repeats earlier ones, which
+it would forget.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -23,10 +24,11 @@ from instructkit.prompts.described import in_words
 from instructkit.world.captions import describe, describe_signs
 from instructkit.world.documents import PICTURE, Document, with_answers
 from instructkit.world.facts import KNOWN, SEEN, VALUES
-from instructkit.world.lists import HEAD
 from instructkit.world.questions import ask_about, ask_of, refer, verify_as
 from instructkit.world.scene import BACKGROUNDS, KINDS, NUMBERS, SIZES, WORDS, Scene, Thing, colours_of, draw
 
+SIGNS = "Facts of one picture."
+"""What a document about signs begins with."""
 ASKED = 10
 """Questions of a document; of few things the same ones come again."""
 TWICE = 2
@@ -79,6 +81,26 @@ def _lessons() -> Iterator[Lesson]:
     yield from _wider(("kind",), "place", (90, 4, 3), (40,), also=("relation",))
     yield from _wider(("kind",), "colour", (60, 4, 3), also=("number",))
     yield Lesson(100, CALLED, (*SEEN, *KNOWN), also=("so", "relation", "number"))
+    yield from _rest()
+
+
+def _rest() -> Iterator[Lesson]:
+    """What was not learned the first time comes again, when a thing is found by all that it is called by."""
+    yield from (Lesson(number, ("place",), (fact,)) for fact, number in (("texture", 42), ("size", 27)))
+    yield from (Lesson(number, ("texture",), (fact,)) for fact, number in (("place", 16), ("size", 6)))
+    yield Lesson(58, CALLED, SEEN)
+    yield from _wider(("relation",), "kind", (21, 4, 3), (18,))
+    yield Lesson(36, ("relation",), SEEN)
+    yield from _wider(("kind",), "place", (46, 4, 3), (59,), also=("relation",))
+    yield from _wider(("kind",), "colour", (21, 3, 3), (15,), also=("so",))
+    yield from (
+        Lesson(number, ("kind",), (fact,), also=("so",))
+        for fact, number in (("texture", 42), ("place", 39), ("size", 13))
+    )
+    yield Lesson(29, ("colour",), ("kind",), also=("so",))
+    yield Lesson(128, CALLED, SEEN, also=("so",))
+    yield from _wider(("kind",), "colour", (128, 4, 3), (128,), also=("number",))
+    yield from (Lesson(number, by, KNOWN) for by, number in ((("kind",), 7), (("place", "texture"), 8)))
 
 
 def _wider(
@@ -111,10 +133,24 @@ def document(seed: int, number: int, count: int) -> Document:
     return draw(seed, "text/lesson", number, "train", partial(_of_lesson, stage=stage))
 
 
+def again(seed: int, number: int) -> Document:
+    """A document that repeats some lesson, behind all of them."""
+    return draw(seed, "text/again", number, "train", _again)
+
+
+def _again(rng: random.Random) -> Document:
+    return _about_things(rng, rng.choice(_full(LESSONS)), len(LESSONS))
+
+
+def _full(lessons: Sequence[Lesson]) -> list[Lesson]:
+    """Those about things that have all values."""
+    return [lesson for lesson in lessons if lesson.by and lesson.values == len(KINDS)]
+
+
 def _of_lesson(rng: random.Random, stage: int) -> Document:
     """A document of a lesson, or of one before it."""
     given = LESSONS[stage]
-    earlier = [lesson for lesson in LESSONS[:stage] if lesson.by and lesson.values == len(KINDS)]
+    earlier = _full(LESSONS[:stage])
     if given.by and earlier and rng.randrange(KEPT) == 0:
         given = rng.choice(earlier)
     return _about_things(rng, given, stage) if given.by else _about_signs(rng, stage)
@@ -127,7 +163,7 @@ def _about_signs(rng: random.Random, stage: int) -> Document:
     signs = tuple(rng.sample((word, number), 2))
     said = [("the left sign:", signs[0]), ("the right sign:", signs[1]), ("word:", word), ("number:", number)] * TWICE
     rng.shuffle(said)
-    text, told = with_answers(in_words([HEAD], describe_signs(signs)), [(what, f"{sign};") for what, sign in said])
+    text, told = with_answers(in_words([SIGNS], describe_signs(signs)), [(what, f"{sign};") for what, sign in said])
     return Document(text, told, "lesson", ["word", "figure"], stage=stage)
 
 

@@ -1,12 +1,11 @@
 """Language about the world for the LLM: `python -m instructkit.world.text --out FILE`.
 
 Lessons come first (`lessons.py`). A document behind them describes a scene or a film, asks one question about it and
-ends with the answer, or says what everybody knows (`knowledge.py`). Of every three one is a sheet, which asks ten
-questions about a scene, or five about two pictures, each with its answer, and one lists what is true of a scene
-(`lists.py`): much more of these two can be told from what stands before. The text asks in every form in which a
-held-out benchmark does, in the words of that benchmark's protocol, for other facts than the benchmark (`facts.TEXT`). A
-form in which training asks, too, comes as often in the words of a training template: an LLM that has read no
-instruction follows none. All scenes are training scenes.
+ends with the answer, or says what everybody knows (`knowledge.py`). Of every four one is a sheet, which asks ten
+questions about a scene, or five about two pictures, each with its answer, and one repeats a lesson, which the LLM would
+forget otherwise. The text asks in every form in which a held-out benchmark does, in the words of that benchmark's
+protocol, for other facts than the benchmark (`facts.TEXT`). A form in which training asks, too, comes as often in the
+words of a training template: an LLM that has read no instruction follows none. All scenes are training scenes.
 
 The file has one JSON object a line: `text`, which the LLM reads; `told`, the ranges of it that hold the answers, or
 null for all of a caption with its description and of what everybody knows; `form` and `facts`; the digests of the
@@ -40,7 +39,6 @@ from instructkit.world.captions import ROTATE, caption, describe, describe_film,
 from instructkit.world.documents import PICTURE, Document, with_answers
 from instructkit.world.facts import SEEN, TEXT, VERIFIED
 from instructkit.world.knowledge import knowledge
-from instructkit.world.lists import HEAD, list_of
 from instructkit.world.questions import (
     Question,
     ask,
@@ -98,8 +96,7 @@ TRAINED_AS: dict[tuple[str, str], str] = {
 
 CAPTIONED = next(asking for asking in TEXT if asking.form == "caption")
 SHEET = next(asking for asking in TEXT if asking.form == "sheet")
-LIST = next(asking for asking in TEXT if asking.form == "list")
-OTHERS = tuple(asking for asking in TEXT if asking not in (SHEET, LIST))
+OTHERS = tuple(asking for asking in TEXT if asking != SHEET)
 SCENE_FACTS = tuple(fact for fact in SHEET.facts if fact not in ACTIONS)
 QUESTIONS = 10
 """Of a sheet about one picture; one about two has half as many."""
@@ -118,13 +115,14 @@ def documents(seed: int, count: int) -> Iterator[Document]:
 
 
 def document(seed: int, number: int) -> Document:
-    """One of them: one of another form, a sheet and a list take turns; forms and, within a form, facts do too."""
-    turn, place = divmod(number, 3)
-    if place == 0:
-        turn, form = divmod(turn, len(OTHERS))
+    """One of them: two of other forms, a sheet and a lesson take turns; forms and, within a form, facts do too."""
+    turn, place = divmod(number, 4)
+    if place == 3:
+        return lessons.again(seed, turn)
+    asking = SHEET
+    if place < 2:
+        turn, form = divmod(2 * turn + place, len(OTHERS))
         asking = OTHERS[form]
-    else:
-        asking = (SHEET, LIST)[place - 1]
     fact = asking.facts[turn % len(asking.facts)]
     found = draw(seed, f"text/{asking.form}", turn, "train", partial(WRITERS[asking.form], fact=fact))
     return msgspec.structs.replace(found, stage=len(lessons.LESSONS))
@@ -299,14 +297,6 @@ def _about_film(rng: random.Random, film: Film, fact: str) -> Question | None:
     return ask_about(rng, film.first, rng.choice(_still(film)), wanted, "kind")
 
 
-def _write_list(rng: random.Random, fact: str) -> Document:
-    scene = draw_signed_scene(rng, 1, 6)
-    description = tell(scene, "list")
-    lines, facts = list_of(rng, scene)
-    text, told = with_answers(in_words([HEAD], description), [(asked, f"{words};") for asked, words in lines])
-    return Document(text, told, "list", facts, scene.digests, digest_of(description, " ".join(map(" ".join, lines))))
-
-
 def _write_knowledge(rng: random.Random, fact: str) -> Document:
     sentences = knowledge(fact)
     return Document(" ".join(rng.sample(sentences, min(SENTENCES, len(sentences)))), None, "knowledge", [fact])
@@ -326,7 +316,6 @@ WRITERS: dict[str, Callable[..., Document]] = {
     "film": _write_film,
     "knowledge": _write_knowledge,
     "sheet": _write_sheet,
-    "list": _write_list,
 }
 """What writes a document of each form that asks for a given fact."""
 

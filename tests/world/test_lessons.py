@@ -9,7 +9,7 @@ import pytest
 
 from instructkit.world.documents import Document
 from instructkit.world.facts import KNOWN
-from instructkit.world.lessons import ASKED, COMMON, DOCUMENTS, LESSONS, TWICE, Lesson, document
+from instructkit.world.lessons import ASKED, COMMON, DOCUMENTS, LESSONS, TWICE, Lesson, again, document
 from instructkit.world.scene import KINDS, NUMBERS, PLACES, TEXTURES, WORDS, Thing, side
 from tests.world.test_text import things
 
@@ -72,7 +72,8 @@ def check(there: list[Thing], question: str, answer: str, facts: tuple[str, ...]
     if answer not in ("yes", "no"):
         assert answer in [true[fact] for fact in facts if fact in true], question
         return "look up"
-    said = re.sub(rf".*Is the (?:thing in the (?:{PLACE})|\w+ thing|\w+)(?= )", "", question)
+    called = rf"thing in the (?:{PLACE})|thing (?:left of|right of|above|below) the \w+|\w+ thing|\w+"
+    said = re.sub(rf".*Is the (?:{called})(?= )", "", question)
     named = re.sub(r"^ (?:in the |a kind of |an? )?", "", said).removesuffix("?")
     assert answer == ("yes" if named in true.values() else "no"), question
     return f"so, {answer}"
@@ -80,7 +81,10 @@ def check(there: list[Thing], question: str, answer: str, facts: tuple[str, ...]
 
 def meant(there: list[Thing], question: str) -> Thing:
     """The one thing that a question names, by its kind, its place, or a word that is true of it alone."""
-    if match := re.search(rf"the thing in the ({PLACE})", question):
+    if match := re.search(r"the thing (left of|right of|above|below) the (\w+)", question):
+        (other,) = (thing for thing in there if thing.kind == match[2])
+        (thing,) = (thing for thing in there if thing.stands(match[1], other))
+    elif match := re.search(rf"the thing in the ({PLACE})", question):
         (thing,) = (thing for thing in there if thing.place == match[1])
     elif match := re.search(r"the (\w+) thing", question):
         (thing,) = (thing for thing in there if match[1] in (thing.colour, thing.texture))
@@ -130,9 +134,15 @@ def test_a_fact_comes_with_few_values_before_it_comes_with_all(lessons: list[lis
         before = seen.setdefault((taught.by, taught.facts, taught.also), taught)
         assert before.values <= taught.values
         assert before.things[1] <= taught.things[1]
-    for taught in seen.values():
-        if len(taught.facts) == 1:
-            assert taught.values < len(KINDS)
+    skills = [
+        (skill, taught)
+        for taught in LESSONS
+        for skill in (("by", *taught.by), ("also", *taught.also))
+        if len(skill) == 2
+    ]
+    first = dict(reversed(skills))
+    assert len(first) == 8
+    assert all(taught.values < len(KINDS) for taught in first.values())
     first, last = (things(lessons[number][0].text) for number in (1, -1))
     assert len(first) == 3
     assert set(first) == set(list(KINDS)[:3])
@@ -146,6 +156,24 @@ def test_a_quarter_of_a_lesson_repeats_earlier_ones(lessons: list[list[Document]
         assert repeated < 0.35 * len(documents)
     size = next(number for number, taught in enumerate(LESSONS) if taught.facts == ("size",))
     assert any(drawn.facts == ["colour"] for drawn in lessons[size])
+
+
+def test_the_text_behind_them_repeats_all_that_have_all_values() -> None:
+    seen = set()
+    for number in range(400):
+        drawn = again(0, number)
+        assert drawn.stage == len(LESSONS)
+        found = SHEET.fullmatch(drawn.text)
+        assert found is not None, drawn.text
+        there, facts = list(things(found[1]).values()), tuple(drawn.facts)
+        for question, answer in zip(re.findall(r"[^?]+\?", found[2]), answers(drawn), strict=True):
+            check(there, question, answer, facts)
+        seen.add(facts)
+    assert seen == {
+        (*lesson.facts, *(fact for fact in lesson.also if fact != "so"))
+        for lesson in LESSONS
+        if lesson.by and lesson.values == len(KINDS)
+    }
 
 
 def test_a_document_is_the_same_every_time() -> None:
