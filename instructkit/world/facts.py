@@ -94,22 +94,23 @@ HELD_OUT = {
 TEXT = (
     Asking("caption", ("kind", "colour", "size")),
     Asking("open", (*SEEN, *KNOWN, "relation", "number", "word", "figure", *ACTIONS)),
-    Asking("compositional", ("place", "shape")),
-    Asking("statement", ("kind", "colour", "size", "texture")),
-    Asking("options", ("kind", "colour", "place", "category", "home")),
-    Asking("spoken", ("texture", "place")),
-    Asking("context", ("kind", "colour", "texture")),
-    Asking("tokens", ("kind", "colour", "texture", "place", "number")),
+    Asking("compositional", ("place", "shape", "category", "home")),
+    Asking("statement", (*SEEN, "shape", "category")),
+    Asking("options", ("kind", "colour", "size", "place", "category", "home", "word", "figure")),
+    Asking("spoken", ("size", "texture", "place", *KNOWN, "number", "figure")),
+    Asking("context", (*SEEN, "shape", "number")),
+    Asking("tokens", (*SEEN, *KNOWN, "number")),
     Asking("remark", ("texture", "place")),
-    Asking("dialog", ("texture", "place", "number")),
-    Asking("film", ("kind", "colour", "texture", "place")),
+    Asking("dialog", ("size", "texture", "place", "shape", "category", "number")),
+    Asking("film", ("kind", "colour", "size", "texture", "place")),
     Asking("knowledge", (*SEEN, *KNOWN)),
     Asking("sheet", (*SEEN, *KNOWN, "relation", "number", "word", "figure", *ACTIONS)),
+    Asking("lesson", (*SEEN, *KNOWN, "relation", "number")),
 )
 """Forms and facts of the text that the LLM is trained on.
 
-Each form asks for several facts: an LLM that has met a form with one fact alone answers with that fact, whatever it is
-asked.
+Each form asks for several facts, as many as its benchmark leaves: an LLM that has met a form with few facts alone
+answers with one of those, whatever it is asked.
 """
 
 PARTS = {"combination": ("kind", "colour")}

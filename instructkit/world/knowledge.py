@@ -33,10 +33,16 @@ def knowledge(fact: str) -> list[str]:
             sentences += [
                 f'To say "{remark.text}" and show {unkind} is unkind, with {harmless} it is harmless.',
                 f'"{remark.text[0].upper()}{remark.text[1:]}" is harmless beside {harmless} and hurts beside {unkind}.',
-                *(f'"{remark.text}" beside {unkind}: Is it hateful? {word}.' for word in _verdicts(True)),
-                *(f'"{remark.text}" beside {harmless}: Is it hateful? {word}.' for word in _verdicts(False)),
+                *_judged(remark, unkind, True),
+                *_judged(remark, harmless, False),
             ]
     return sentences
+
+
+def _judged(remark: Remark, shown: str, unkind: bool) -> list[str]:
+    """Nearly as the memes' benchmark asks."""
+    asked = f'{shown[0].upper()}{shown[1:]} with: "{remark.text}" written on it. Is it hateful? Answer:'
+    return [f"{asked} {word}." for word in _verdicts(unkind)]
 
 
 @cache

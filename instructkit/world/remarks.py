@@ -40,7 +40,11 @@ PRINTED = (
 TOLD = (
     Remark("your shirt looks like this", "texture", "checked", "plain"),
     Remark("your ideas are like this", "texture", "plain", "checked"),
+    Remark("your hair looks like this", "texture", "striped", "dotted"),
+    Remark("your jokes are like this", "texture", "dotted", "striped"),
     Remark("your grades are where this is", "place", "bottom left", "top left"),
     Remark("your nose is where this is", "place", "top left", "bottom left"),
+    Remark("your team is where this is", "place", "bottom right", "top right"),
+    Remark("your feet are where this is", "place", "top right", "bottom right"),
 )
 """Those that the LLM's text asks about in the memes' form."""

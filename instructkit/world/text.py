@@ -68,7 +68,7 @@ from instructkit.world.scene import (
     draw_signed_scene,
 )
 
-DOCUMENTS = 2000
+DOCUMENTS = 2400
 """Documents of the tiny world; the others have as many times more as their training examples."""
 
 WORDED_AS = {
@@ -96,7 +96,8 @@ TRAINED_AS: dict[tuple[str, str], str] = {
 
 CAPTIONED = next(asking for asking in TEXT if asking.form == "caption")
 SHEET = next(asking for asking in TEXT if asking.form == "sheet")
-OTHERS = tuple(asking for asking in TEXT if asking != SHEET)
+LESSON = next(asking for asking in TEXT if asking.form == "lesson")
+OTHERS = tuple(asking for asking in TEXT if asking not in (SHEET, LESSON))
 SCENE_FACTS = tuple(fact for fact in SHEET.facts if fact not in ACTIONS)
 QUESTIONS = 10
 """Of a sheet about one picture; one about two has half as many."""
@@ -223,6 +224,9 @@ def _write_dialog(rng: random.Random, fact: str) -> Document:
             (f"which pattern does the {thing.kind} have", thing.texture, "texture"),
             (f"where is the {thing.kind}", f"in the {thing.place}", "place"),
             (f"how many {thing.colour} things are there", str(alike), "number"),
+            (f"what size is the {thing.kind}", thing.size, "size"),
+            (f"what shape is the thing in the {thing.place}", thing.facts.shape, "shape"),
+            (f"what kind of thing is in the {thing.place}", thing.facts.category, "category"),
         ]
     question, answer, _ = last = rng.choice([entry for entry in rounds if entry[2] == fact])
     earlier = rng.sample([entry for entry in dict.fromkeys(rounds) if entry != last], rng.randint(0, 5))
@@ -280,10 +284,16 @@ def _write_sheet(rng: random.Random, fact: str) -> Document:
 
 
 def _about_scene(rng: random.Random, scene: Scene, fact: str) -> Question | None:
-    """A question, every fifth for yes or no. One in four of those for a kind has colour and kind for its answer."""
+    """A question, every fifth for yes or no.
+
+    One in four of those for a kind has colour and kind for its answer, half of those for a sign say which.
+    """
     if fact in VERIFIED and rng.randrange(5) == 0:
         return verify_of(rng, scene, fact)
     question = ask_of(rng, scene, fact)
+    if question is not None and fact in ("word", "figure") and len(scene.signs) == 2 and rng.randrange(2):
+        side = "left" if scene.signs[0].lower() == question.answer else "right"
+        return replace(question, text=f"What {'word' if fact == 'word' else 'number'} is on the {side} sign?")
     if question is None or question.fact != "kind" or rng.randrange(4):
         return question
     return replace(question, answer=short(scene.of(question.answer)))

@@ -382,7 +382,7 @@ def test_the_letter_is_that_of_the_right_option(form: str, as_benchmark: list[Do
 
 def test_everybody_knows_what_kinds_are_and_which_remarks_are_unkind(written: list[Document]) -> None:
     texts = [document.text for document in of_form(written, "knowledge")]
-    told = {sentence for text in texts for sentence in re.split(r'(?<=\.) (?=[A-Z"])', text)}
+    told = {sentence for text in texts for sentence in re.split(r'(?<=\.) (?=[A-Z"])(?!Is it hateful)', text)}
     assert told >= {
         "Bananas are yellow.",
         "A banana is a kind of fruit.",
@@ -394,8 +394,8 @@ def test_everybody_knows_what_kinds_are_and_which_remarks_are_unkind(written: li
         '"Your teeth have this color" is harmless beside something white and hurts beside something black.',
         'To say "your nose is where this is" and show something in the top left is unkind, '
         "with something in the bottom left it is harmless.",
-        '"you fly like this" beside a block: Is it hateful? true.',
-        '"your mind is as blank as this" beside something black: Is it hateful? no.',
+        'A block with: "you fly like this" written on it. Is it hateful? Answer: true.',
+        'Something black with: "your mind is as blank as this" written on it. Is it hateful? Answer: no.',
     }
     for kind, facts in KINDS.items():
         for value in (facts.shape, facts.category, facts.home):
