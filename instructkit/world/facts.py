@@ -96,7 +96,7 @@ TEXT = (
     Asking("open", (*SEEN, *KNOWN, "relation", "number", "word", "figure", *ACTIONS)),
     Asking("compositional", ("place", "shape", "category", "home")),
     Asking("statement", (*SEEN, "shape", "category")),
-    Asking("options", ("kind", "colour", "size", "place", "category", "home", "word", "figure")),
+    Asking("options", ("kind", "colour", "size", "place", "category", "home")),
     Asking("spoken", ("size", "texture", "place", *KNOWN, "number", "figure")),
     Asking("context", (*SEEN, "shape", "number")),
     Asking("tokens", (*SEEN, *KNOWN, "number")),

@@ -147,9 +147,9 @@ def test_every_form_of_a_held_out_benchmark_is_in_the_text_in_its_own_words(
         "caption": r"^A short image description\. [A-Z].* \w+\.?$",
         "compositional": r"^Question: .* the thing (left of|right of|above|below) the .*\? Short answer: [a-z ]+$",
         "statement": r'^Based on the image, is this statement true or false\? "The .*\." Answer: (true|false|yes|no)$',
-        "options": r"^Question: .*\? Options: \(a\) .* \(b\) .* \(d\) [a-z ]+\. Short answer: (\([a-d]\) )?[a-z ]+$",
-        "spoken": r"^Question: (Hi, can you tell me|I cannot see it myself|Please help me), .*Short answer: [a-z ]+$",
-        "context": r"^Context: .*\. Question: .*\? Options: \(a\) .* \(d\) .*\. Answer: (\([a-d]\) )?[a-z ]+$",
+        "options": r"^Question: .*\? Options: \(a\) .* \([bd]\) [a-z ]+\. Short answer: (\([a-d]\) )?[a-z ]+$",
+        "spoken": r"^Question: (Hi, can you tell me|I cannot see it myself|Please help me), .*Short answer: [\w ]+$",
+        "context": r"^Context: .*\. Question: .*\? Options: \(a\) .* \([bd]\) .*\. Answer: (\([a-d]\) )?[a-z0-9 ]+$",
         "tokens": r"^OCR tokens: (\w+, ){7}\w+\. Question: .*\? Short answer: [\w ]+$",
         "remark": r'^This is an image with: ".*" written on it\. Is it hateful\? Answer: (yes|no|true|false)$',
         "dialog": r"^Dialog history: an? .*\n Question: .* Short answer: [a-z0-9 ]+$",
@@ -308,7 +308,7 @@ def test_answers_are_true_of_the_descriptions(as_benchmark: list[Document]) -> N
                 assert seen in (remark.unkind, remark.harmless)
                 assert (seen == remark.unkind) == (answer in ("yes", "true"))
                 checked[document.form, answer] += 1
-            elif match := re.search(r"how many (?:things are )?(\w+)", question):
+            elif answer.isdigit() and (match := re.search(r"how many (?:things are )?(\w+)", question)):
                 fitting = [thing for thing in there.values() if match[1] in (thing.colour, thing.texture)]
                 assert len(fitting) == int(answer)
                 checked[document.form, "number"] += 1
@@ -369,9 +369,9 @@ def test_the_letter_is_that_of_the_right_option(form: str, as_benchmark: list[Do
     letters = Counter[str]()
     for document in of_form(as_benchmark, form):
         shown, answer = re.findall(r"Options: (.*)\. (?:Short a|A)nswer: (.*)$", document.text)[0]
-        choices = re.findall(r"\(([a-d])\) ([a-z ]+?)(?= \(|$)", shown)
+        choices = re.findall(r"\(([a-d])\) ([a-z0-9 ]+?)(?= \(|$)", shown)
         assert [letter for letter, _ in choices] == list(ascii_lowercase[: len(choices)])
-        match = re.fullmatch(r"(?:\(([a-d])\) )?([a-z ]+)", answer)
+        match = re.fullmatch(r"(?:\(([a-d])\) )?([a-z0-9 ]+)", answer)
         assert match
         assert match[2] in dict(choices).values()
         assert match[1] is None or dict(choices)[match[1]] == match[2]
@@ -419,7 +419,7 @@ def test_command(tmp_path: Path) -> None:
     app.command()(module._main)
     found = CliRunner().invoke(app, ["--out", str(tmp_path / "text.jsonl"), "--seed", "1"])
     assert found.exit_code == 0
-    assert found.output.strip() == f"{tmp_path / 'text.jsonl'}: 3,680 documents"
+    assert found.output.strip() == f"{tmp_path / 'text.jsonl'}: 4,967 documents"
     assert len((tmp_path / "text.jsonl").read_text().splitlines()) == DOCUMENTS + lessons.DOCUMENTS
     wrong = CliRunner().invoke(app, ["--out", str(tmp_path / "other"), "--size", "huge"])
     assert wrong.exit_code == 2
