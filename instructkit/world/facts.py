@@ -52,6 +52,8 @@ SEEN = ("kind", "colour", "size", "texture", "place")
 KNOWN = ("shape", "category", "home")
 """What follows from its kind."""
 
+SIGNED = ("word", "figure")
+"""What is printed."""
 
 VERIFIED = (*SEEN, "shape", "category")
 """What questions for yes or no in the LLM's text ask for."""
@@ -105,7 +107,7 @@ TEXT = (
     Asking("film", ("kind", "colour", "size", "texture", "place")),
     Asking("knowledge", (*SEEN, *KNOWN)),
     Asking("sheet", (*SEEN, *KNOWN, "relation", "number", "word", "figure", *ACTIONS)),
-    Asking("lesson", (*SEEN, *KNOWN, "relation", "number")),
+    Asking("lesson", (*SEEN, *KNOWN, "relation", "number", *SIGNED)),
 )
 """Forms and facts of the text that the LLM is trained on.
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
-from instructkit.data.examples import Example
-from instructkit.prompts.protocols import load_protocol
 from instructkit.world.remarks import PRINTED, TOLD, Remark
 from instructkit.world.scene import KINDS, article_of
 
@@ -33,22 +29,8 @@ def knowledge(fact: str) -> list[str]:
             sentences += [
                 f'To say "{remark.text}" and show {unkind} is unkind, with {harmless} it is harmless.',
                 f'"{remark.text[0].upper()}{remark.text[1:]}" is harmless beside {harmless} and hurts beside {unkind}.',
-                *_judged(remark, unkind, True),
-                *_judged(remark, harmless, False),
             ]
     return sentences
-
-
-def _judged(remark: Remark, shown: str, unkind: bool) -> list[str]:
-    """Nearly as the memes' benchmark asks."""
-    asked = f'{shown[0].upper()}{shown[1:]} with: "{remark.text}" written on it. Is it hateful? Answer:'
-    return [f"{asked} {word}." for word in _verdicts(unkind)]
-
-
-@cache
-def _verdicts(unkind: bool) -> tuple[str, ...]:
-    """The words that the memes' benchmark takes for yes or no."""
-    return tuple(load_protocol("hatefulmemes").options(Example(id="text"))[unkind])
 
 
 def _shown(remark: Remark, shown: str) -> str:

@@ -23,8 +23,8 @@ from itertools import accumulate
 from instructkit.prompts.described import in_words
 from instructkit.world.captions import describe, describe_signs
 from instructkit.world.documents import PICTURE, Document, with_answers
-from instructkit.world.facts import KNOWN, SEEN, VALUES
-from instructkit.world.questions import ask_about, ask_of, refer, verify_as
+from instructkit.world.facts import KNOWN, SEEN, SIGNED, VALUES
+from instructkit.world.questions import ask_about, ask_of, ask_side, refer, verify_as
 from instructkit.world.scene import BACKGROUNDS, KINDS, NUMBERS, SIZES, WORDS, Scene, Thing, colours_of, draw
 
 SIGNS = "Facts of one picture."
@@ -49,7 +49,8 @@ class Lesson:
         facts: what is asked for.
         values: how many kinds, colours, patterns and places there are, at most.
         things: fewest and most of a picture.
-        also: what half of the questions ask instead: for a `number` or a `relation`, or whether something is `so`.
+        also: what half of the questions ask instead: for a `number` or a `relation`, for what is printed, or whether
+            something is `so`.
     """
 
     documents: int
@@ -101,6 +102,14 @@ def _rest() -> Iterator[Lesson]:
     yield Lesson(128, CALLED, SEEN, also=("so",))
     yield from _wider(("kind",), "colour", (128, 4, 3), (128,), also=("number",))
     yield from (Lesson(number, by, KNOWN) for by, number in ((("kind",), 7), (("place", "texture"), 8)))
+    yield from _wider(("kind",), "colour", (41, 4, 3), (77,), also=SIGNED)
+    yield Lesson(6, CALLED, SEEN, also=SIGNED)
+    yield Lesson(91, ("kind",), ("place",), also=("relation",))
+    yield Lesson(60, ("kind",), ("place",), things=(5, 6), also=("relation",))
+    yield from _wider(("kind",), "colour", (57, 4, 3), also=("number",))
+    yield Lesson(104, ("kind",), ("colour",), things=(4, 6), also=("number",))
+    yield Lesson(20, ("place",), SEEN, also=("so",))
+    yield Lesson(20, CALLED, (*SEEN, *KNOWN), also=("so", "relation", "number", *SIGNED))
 
 
 def _wider(
@@ -159,9 +168,9 @@ def _of_lesson(rng: random.Random, stage: int) -> Document:
 def _about_signs(rng: random.Random, stage: int) -> Document:
     """What two signs say; half of the documents keep to a few words and numbers."""
     most = COMMON if rng.randrange(2) else None
-    word, number = rng.choice(WORDS[:most]).lower(), rng.choice(NUMBERS[:most])
-    signs = tuple(rng.sample((word, number), 2))
-    said = [("the left sign:", signs[0]), ("the right sign:", signs[1]), ("word:", word), ("number:", number)] * TWICE
+    signs = tuple(rng.sample((rng.choice(WORDS[:most]).lower(), rng.choice(NUMBERS[:most])), 2))
+    named = ["number:" if sign.isdigit() else "word:" for sign in signs]
+    said = [*zip(("the left sign:", "the right sign:", *named), signs * 2, strict=True)] * TWICE
     rng.shuffle(said)
     text, told = with_answers(in_words([SIGNS], describe_signs(signs)), [(what, f"{sign};") for what, sign in said])
     return Document(text, told, "lesson", ["word", "figure"], stage=stage)
@@ -182,6 +191,8 @@ def _about_things(rng: random.Random, lesson: Lesson, stage: int) -> Document:
             question = ask_about(rng, scene, thing, fact, by)
         elif also == "so":
             question = verify_as(rng, scene, thing, fact, by)
+        elif also in SIGNED and rng.randrange(2):
+            question = ask_side(rng, scene, also)
         else:
             question = ask_of(rng, scene, also)
         if question is not None:
@@ -205,4 +216,6 @@ def _few(rng: random.Random, lesson: Lesson) -> Scene:
         )
         for kind, cell in zip(kinds, cells, strict=True)
     ]
-    return Scene(tuple(things), rng.choice(BACKGROUNDS))
+    most = COMMON if few < len(KINDS) else None
+    signs = [rng.choice(texts[:most]) for texts in (WORDS, NUMBERS) * 2] if set(lesson.also) & set(SIGNED) else []
+    return Scene(tuple(things), rng.choice(BACKGROUNDS), tuple(rng.sample(signs, 2)) if signs else ())

@@ -146,6 +146,20 @@ def _about_number(rng: random.Random, scene: Scene) -> Question | None:
     return Question(rng.choice(NUMBER).format(named), count, "number", VALUES["number"], False, scene)
 
 
+def ask_side(rng: random.Random, scene: Scene, fact: str) -> Question | None:
+    """What is on one of two signs; None if none of them has a word, or a number."""
+    named = "number" if fact == "figure" else "word"
+    sides = [
+        (side, sign)
+        for side, sign in zip(("left", "right"), scene.signs, strict=False)
+        if sign.isdigit() == (fact == "figure")
+    ]
+    if len(scene.signs) != 2 or not sides:
+        return None
+    side, sign = rng.choice(sides)
+    return Question(f"What {named} is on the {side} sign?", sign.lower(), fact, VALUES[fact], False, scene)
+
+
 def _about_sign(rng: random.Random, scene: Scene, fact: str, wordings: Sequence[str] = SIGN) -> Question | None:
     fitting = [sign for sign in scene.signs if sign.isdigit() == (fact == "figure")]
     if len(fitting) != 1:

@@ -35,9 +35,9 @@ from instructkit.prompts.described import in_words
 from instructkit.prompts.protocols import Protocol, load_protocol
 from instructkit.prompts.templates import train_templates
 from instructkit.world import lessons
-from instructkit.world.captions import ROTATE, caption, describe, describe_film, describe_story, short
+from instructkit.world.captions import ROTATE, caption, describe, describe_film, describe_story, full, short
 from instructkit.world.documents import PICTURE, Document, with_answers
-from instructkit.world.facts import SEEN, TEXT, VERIFIED
+from instructkit.world.facts import SEEN, SIGNED, TEXT, VERIFIED
 from instructkit.world.knowledge import knowledge
 from instructkit.world.questions import (
     Question,
@@ -45,6 +45,7 @@ from instructkit.world.questions import (
     ask_about,
     ask_number,
     ask_of,
+    ask_side,
     change_of,
     options,
     polite,
@@ -54,7 +55,7 @@ from instructkit.world.questions import (
 from instructkit.world.release import SIZES
 from instructkit.world.releases.read import TOKENS
 from instructkit.world.releases.talked import judge
-from instructkit.world.remarks import TOLD
+from instructkit.world.remarks import PRINTED, TOLD
 from instructkit.world.scene import (
     ACTIONS,
     NUMBERS,
@@ -90,7 +91,7 @@ TRAINED_AS: dict[tuple[str, str], str] = {
     **{("caption", fact): "captioning" for fact in ("kind", "colour", "size")},
     **{("open", fact): "vqa" for fact in (*SEEN, "shape", "relation", "number", *ACTIONS)},
     **{(form, fact): "knowledge_vqa" for form in ("open", "options") for fact in ("category", "home")},
-    **{("open", fact): "reading_vqa" for fact in ("word", "figure")},
+    **{("open", fact): "reading_vqa" for fact in SIGNED},
 }
 """The task in whose training templates a form asks for a fact half of the time: that of the source that does."""
 
@@ -264,7 +265,7 @@ def _write_sheet(rng: random.Random, fact: str) -> Document:
     """Open questions about one scene, or about two pictures and what changes between them; the last for the fact."""
     film = fact in ACTIONS
     count = QUESTIONS // 2 if film else QUESTIONS
-    shown: Scene | Film = _still_film(rng, fact) if film else draw_signed_scene(rng, 2, 6, fact in ("word", "figure"))
+    shown: Scene | Film = _still_film(rng, fact) if film else draw_signed_scene(rng, 2, 6, fact in SIGNED)
     asked: dict[str, Question] = {}
     while len(asked) < count:
         wanted = rng.choice(SCENE_FACTS) if asked else fact  # the first for the fact, which then comes last
@@ -290,10 +291,9 @@ def _about_scene(rng: random.Random, scene: Scene, fact: str) -> Question | None
     """
     if fact in VERIFIED and rng.randrange(5) == 0:
         return verify_of(rng, scene, fact)
+    if fact in SIGNED and rng.randrange(2) and (question := ask_side(rng, scene, fact)) is not None:
+        return question
     question = ask_of(rng, scene, fact)
-    if question is not None and fact in ("word", "figure") and len(scene.signs) == 2 and rng.randrange(2):
-        side = "left" if scene.signs[0].lower() == question.answer else "right"
-        return replace(question, text=f"What {'word' if fact == 'word' else 'number'} is on the {side} sign?")
     if question is None or question.fact != "kind" or rng.randrange(4):
         return question
     return replace(question, answer=short(scene.of(question.answer)))
@@ -308,8 +308,25 @@ def _about_film(rng: random.Random, film: Film, fact: str) -> Question | None:
 
 
 def _write_knowledge(rng: random.Random, fact: str) -> Document:
-    sentences = knowledge(fact)
-    return Document(" ".join(rng.sample(sentences, min(SENTENCES, len(sentences)))), None, "knowledge", [fact])
+    """Sentences, or half of the time, where remarks are about the fact, which of them are unkind beside what."""
+    remarks = [remark for remark in (*PRINTED, *TOLD) if remark.fact == fact]
+    if not remarks or rng.randrange(2):
+        sentences = knowledge(fact)
+        return Document(" ".join(rng.sample(sentences, min(SENTENCES, len(sentences)))), None, "knowledge", [fact])
+    lines = []
+    for _ in range(SENTENCES):
+        question = judge(rng, rng.choice(remarks))
+        assert isinstance(question.scene, Scene)
+        asked = _protocol("remark").prompt(Example(id="text", context=question.text)).instruction
+        lines.append((f"{_alone(question.scene.things[0], fact)}. {asked}", f"{_verdict(rng, 'remark', question)}."))
+    text, told = with_answers("What people feel.", lines)
+    return Document(text, told, "knowledge", [fact])
+
+
+def _alone(thing: Thing, fact: str) -> str:
+    """A thing without its picture."""
+    words = full(thing)
+    return f"{thing.place} {words}" if fact == "place" else words
 
 
 WRITERS: dict[str, Callable[..., Document]] = {

@@ -381,8 +381,8 @@ def test_the_letter_is_that_of_the_right_option(form: str, as_benchmark: list[Do
 
 
 def test_everybody_knows_what_kinds_are_and_which_remarks_are_unkind(written: list[Document]) -> None:
-    texts = [document.text for document in of_form(written, "knowledge")]
-    told = {sentence for text in texts for sentence in re.split(r'(?<=\.) (?=[A-Z"])(?!Is it hateful)', text)}
+    texts = [document.text for document in of_form(written, "knowledge") if document.told is None]
+    told = {sentence for text in texts for sentence in re.split(r'(?<=\.) (?=[A-Z"])', text)}
     assert told >= {
         "Bananas are yellow.",
         "A banana is a kind of fruit.",
@@ -394,14 +394,31 @@ def test_everybody_knows_what_kinds_are_and_which_remarks_are_unkind(written: li
         '"Your teeth have this color" is harmless beside something white and hurts beside something black.',
         'To say "your nose is where this is" and show something in the top left is unkind, '
         "with something in the bottom left it is harmless.",
-        'A block with: "you fly like this" written on it. Is it hateful? Answer: true.',
-        'Something black with: "your mind is as blank as this" written on it. Is it hateful? Answer: no.',
     }
     for kind, facts in KINDS.items():
         for value in (facts.shape, facts.category, facts.home):
             assert any(kind in text.lower() and value in text for text in told), (kind, value)
     for remark in (*PRINTED, *TOLD):
-        assert sum(remark.text in text.lower() for text in told) == 6
+        assert sum(remark.text in text.lower() for text in told) == 2
+
+
+def test_what_people_feel_is_what_remarks_say(written: list[Document]) -> None:
+    judged = Counter[tuple[str, str]]()
+    for document in of_form(written, "knowledge"):
+        if document.told is None:
+            continue
+        said = re.findall(
+            r"(?:([a-z ]+) )?an? (big|small) (\w+) (\w+) (\w+)\. "
+            r'This is an image with: "([^"]+)" written on it\. Is it hateful\? Answer: (\w+)\.',
+            document.text.removeprefix("What people feel. "),
+        )
+        assert len(said) == len(document.told) == 4
+        for place, size, colour, texture, kind, text, answer in said:
+            remark = next(remark for remark in (*PRINTED, *TOLD) if remark.text == text)
+            seen = {"kind": kind, "colour": colour, "size": size, "texture": texture, "place": place.strip()}
+            assert seen[remark.fact] == (remark.unkind if answer in ("yes", "true") else remark.harmless), document.text
+            judged[text, answer] += 1
+    assert len(judged) == 4 * len((*PRINTED, *TOLD))
 
 
 def test_the_same_seed_gives_the_same_file(tmp_path: Path) -> None:
@@ -419,7 +436,7 @@ def test_command(tmp_path: Path) -> None:
     app.command()(module._main)
     found = CliRunner().invoke(app, ["--out", str(tmp_path / "text.jsonl"), "--seed", "1"])
     assert found.exit_code == 0
-    assert found.output.strip() == f"{tmp_path / 'text.jsonl'}: 4,967 documents"
+    assert found.output.strip() == f"{tmp_path / 'text.jsonl'}: 5,443 documents"
     assert len((tmp_path / "text.jsonl").read_text().splitlines()) == DOCUMENTS + lessons.DOCUMENTS
     wrong = CliRunner().invoke(app, ["--out", str(tmp_path / "other"), "--size", "huge"])
     assert wrong.exit_code == 2
