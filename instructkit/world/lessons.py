@@ -24,7 +24,7 @@ from instructkit.prompts.described import in_words
 from instructkit.world.captions import describe, describe_signs
 from instructkit.world.documents import PICTURE, Document, with_answers
 from instructkit.world.facts import KNOWN, SEEN, SIGNED, VALUES
-from instructkit.world.questions import ask_about, ask_of, ask_side, refer, verify_as
+from instructkit.world.questions import CLOSED, STATED, ask_about, ask_of, ask_side, refer, relate, verify_as
 from instructkit.world.scene import BACKGROUNDS, KINDS, NUMBERS, SIZES, WORDS, Scene, Thing, colours_of, draw
 
 SIGNS = "Facts of one picture."
@@ -190,7 +190,9 @@ def _about_things(rng: random.Random, lesson: Lesson, stage: int) -> Document:
         if also is None:
             question = ask_about(rng, scene, thing, fact, by)
         elif also == "so":
-            question = verify_as(rng, scene, thing, fact, by)
+            question = verify_as(rng, scene, thing, fact, by, rng.choice((CLOSED, STATED)))
+        elif also == "relation":
+            question = relate(rng, scene, rng.choice((CLOSED, STATED)))
         elif also in SIGNED and rng.randrange(2):
             question = ask_side(rng, scene, also)
         else:
@@ -216,6 +218,8 @@ def _few(rng: random.Random, lesson: Lesson) -> Scene:
         )
         for kind, cell in zip(kinds, cells, strict=True)
     ]
-    most = COMMON if few < len(KINDS) else None
-    signs = [rng.choice(texts[:most]) for texts in (WORDS, NUMBERS) * 2] if set(lesson.also) & set(SIGNED) else []
-    return Scene(tuple(things), rng.choice(BACKGROUNDS), tuple(rng.sample(signs, 2)) if signs else ())
+    signs: list[str] = []
+    if set(lesson.also) & set(SIGNED):
+        most = COMMON if few < len(KINDS) else None
+        signs = [rng.choice(rng.choice((WORDS, NUMBERS))[:most]) for _ in range(2)]
+    return Scene(tuple(things), rng.choice(BACKGROUNDS), tuple(signs))

@@ -45,6 +45,9 @@ CHANGES = {
 }
 NUMBER = ("How many {} things are there?", "How many things are {}?")
 SIGN = ("Which {} is printed in the picture?", "What {} can you read?")
+CLOSED = "Is {} {}?"
+STATED = 'True or false? "{} is {}."'
+"""Wordings of what is true or not; the LLM's text and lessons have both."""
 POLITE = ("Hi, can you tell me, {} Thank you.", "I cannot see it myself, {}", "Please help me, {} Thanks.")
 NEGATIVE = "unanswerable"
 
@@ -123,18 +126,19 @@ def ask_of(rng: random.Random, scene: Scene, fact: str) -> Question | None:
     if fact == "number":
         return _about_number(rng, scene)
     if fact == "relation":
-        return _about_relation(rng, scene)
+        return relate(rng, scene)
     return ask_about(rng, scene, rng.choice(scene.things), fact, rng.choice((*_references(fact), "relation")))
 
 
-def _about_relation(rng: random.Random, scene: Scene) -> Question | None:
+def relate(rng: random.Random, scene: Scene, wording: str = CLOSED) -> Question | None:
+    """Whether one thing stands in a relation to another; None if it stands neither in this nor in the opposite one."""
     one, other = rng.sample(scene.things, 2)
     relation = rng.choice(RELATIONS)
     stands = one.stands(relation, other)
     if not stands and not one.stands(OPPOSITE[relation], other):
         return None
-    text = f"Is the {one.kind} {relation} the {other.kind}?"
-    return Question(text, "yes" if stands else "no", "relation", ("yes", "no"), False, scene)
+    text, answers = _closed(wording, f"the {one.kind}", f"{relation} the {other.kind}")
+    return Question(text, answers[not stands], "relation", answers, False, scene)
 
 
 def _about_number(rng: random.Random, scene: Scene) -> Question | None:
@@ -168,7 +172,7 @@ def _about_sign(rng: random.Random, scene: Scene, fact: str, wordings: Sequence[
     return Question(text, fitting[0].lower(), fact, VALUES[fact], False, scene)
 
 
-def verify(rng: random.Random, fact: str, by: str | None = None, wording: str = "Is {} {}?") -> Question:
+def verify(rng: random.Random, fact: str, by: str | None = None, wording: str = CLOSED) -> Question:
     """A yes/no question, or a statement, about a fact; of wrong values each is as likely."""
     answer = rng.choice(("yes", "no"))
     named = rng.choice(VALUES[fact])
@@ -180,7 +184,7 @@ def verify(rng: random.Random, fact: str, by: str | None = None, wording: str = 
     return _verdict(target, fact, named, wording)
 
 
-def verify_of(rng: random.Random, scene: Scene, fact: str, wording: str = "Is {} {}?") -> Question | None:
+def verify_of(rng: random.Random, scene: Scene, fact: str, wording: str = CLOSED) -> Question | None:
     """A yes/no question about a scene that is there already; None if what was drawn cannot be asked of it."""
     thing = rng.choice(scene.things)
     target = refer(rng, scene, thing, rng.choice((*_references(fact), "relation")))
@@ -191,22 +195,29 @@ def verify_of(rng: random.Random, scene: Scene, fact: str, wording: str = "Is {}
     return _verdict(target, fact, named, wording)
 
 
-def verify_as(rng: random.Random, scene: Scene, thing: Thing, fact: str, by: str) -> Question | None:
+def verify_as(
+    rng: random.Random, scene: Scene, thing: Thing, fact: str, by: str, wording: str = CLOSED
+) -> Question | None:
     """A yes/no question about a thing; what is wrong is true of another one. None if `by` does not mean it alone."""
     target = refer(rng, scene, thing, by)
     if target is None:
         return None
     true = value(thing, fact)
     wrong = [found for found in (value(other, fact) for other in scene.things) if found != true]
-    return _verdict(target, fact, rng.choice(wrong) if wrong and rng.randrange(2) else true, "Is {} {}?")
+    return _verdict(target, fact, rng.choice(wrong) if wrong and rng.randrange(2) else true, wording)
 
 
 def _verdict(target: Target, fact: str, named: str, wording: str) -> Question:
     article = {"kind": f"{article_of(named)} ", "category": "a kind of ", "place": "in the "}.get(fact, "")
-    text = wording.format(target.words, article + named)
-    answer = "yes" if value(target.thing, fact) == named else "no"
+    text, answers = _closed(wording, target.words, article + named)
     told_ = (target.thing.kind, fact) in told(target.scene)
-    return Question(text[0].upper() + text[1:], answer, fact, ("yes", "no"), told_, target.scene)
+    return Question(text, answers[value(target.thing, fact) != named], fact, answers, told_, target.scene)
+
+
+def _closed(wording: str, words: str, said: str) -> tuple[str, tuple[str, str]]:
+    """What is asked, and the answers if it is so and if not."""
+    text = wording.format(words, said).replace('"the', '"The')
+    return text[0].upper() + text[1:], ("true", "false") if wording == STATED else ("yes", "no")
 
 
 def ask_relation(rng: random.Random, wording: str) -> Question:

@@ -40,6 +40,8 @@ from instructkit.world.documents import PICTURE, Document, with_answers
 from instructkit.world.facts import SEEN, SIGNED, TEXT, VERIFIED
 from instructkit.world.knowledge import knowledge
 from instructkit.world.questions import (
+    CLOSED,
+    STATED,
     Question,
     ask,
     ask_about,
@@ -49,6 +51,7 @@ from instructkit.world.questions import (
     change_of,
     options,
     polite,
+    relate,
     verify,
     verify_of,
 )
@@ -66,7 +69,6 @@ from instructkit.world.scene import (
     draw,
     draw_film,
     draw_scene,
-    draw_signed_scene,
 )
 
 DOCUMENTS = 2400
@@ -265,7 +267,7 @@ def _write_sheet(rng: random.Random, fact: str) -> Document:
     """Open questions about one scene, or about two pictures and what changes between them; the last for the fact."""
     film = fact in ACTIONS
     count = QUESTIONS // 2 if film else QUESTIONS
-    shown: Scene | Film = _still_film(rng, fact) if film else draw_signed_scene(rng, 2, 6, fact in SIGNED)
+    shown: Scene | Film = _still_film(rng, fact) if film else draw_scene(rng, 2, 6, _signs(rng, fact))
     asked: dict[str, Question] = {}
     while len(asked) < count:
         wanted = rng.choice(SCENE_FACTS) if asked else fact  # the first for the fact, which then comes last
@@ -284,13 +286,23 @@ def _write_sheet(rng: random.Random, fact: str) -> Document:
     return Document(text, told, "sheet", facts, shown.digests, digest_of(description, first.text))
 
 
+def _signs(rng: random.Random, fact: str) -> tuple[str, ...]:
+    """What is printed, half of the time or if the fact is that: a word or number, and another of either sort."""
+    if fact not in SIGNED and rng.randrange(2):
+        return ()
+    first = rng.choice(NUMBERS if fact == "figure" else WORDS)
+    return tuple(rng.sample((first, rng.choice(rng.choice((WORDS, NUMBERS)))), 2))
+
+
 def _about_scene(rng: random.Random, scene: Scene, fact: str) -> Question | None:
-    """A question, every fifth for yes or no.
+    """A question, every fifth for yes or no or for true or false; those for a relation always are.
 
     One in four of those for a kind has colour and kind for its answer, half of those for a sign say which.
     """
     if fact in VERIFIED and rng.randrange(5) == 0:
-        return verify_of(rng, scene, fact)
+        return verify_of(rng, scene, fact, rng.choice((CLOSED, STATED)))
+    if fact == "relation":
+        return relate(rng, scene, rng.choice((CLOSED, STATED)))
     if fact in SIGNED and rng.randrange(2) and (question := ask_side(rng, scene, fact)) is not None:
         return question
     question = ask_of(rng, scene, fact)

@@ -346,8 +346,12 @@ def test_a_sheet_asks_several_questions_and_answers_each(written: list[Document]
                 assert str(len(fitting)) == answer, document.text
                 checked["number"] += 1
             elif match := re.match(r"(?:Which|What) (word|number) ", question):
-                (said,) = re.findall(rf"sign says ({'[a-z]+' if match[1] == 'word' else '[0-9]+'})\.", document.text)
-                assert said == answer
+                pattern = "[a-z]+" if match[1] == "word" else "[0-9]+"
+                side = re.search(r"on the (left|right) sign", question)
+                said = re.findall(
+                    rf"The {side[1] if side else '(?:left|right)'} sign says ({pattern})\.", document.text
+                )
+                assert said == [answer]
                 checked[match[1]] += 1
             elif (match := re.match(r"What is the thing in the ([a-z ]+)\?", question)) and " " in answer:
                 (thing,) = (thing for thing in there.values() if thing.place == match[1])
@@ -360,7 +364,13 @@ def test_a_sheet_asks_several_questions_and_answers_each(written: list[Document]
                 thing = there[match[1]]
                 assert (match[2] in (thing.texture, thing.size)) == (answer == "yes"), document.text
                 checked[f"verdict, {answer}"] += 1
-    others = {"relation, yes", "relation, no", "number", "word", "colour and kind", "change"}
+        for one, relation, other, answer in re.findall(
+            r'"The (\w+) is (left of|right of|above|below) the (\w+)\." Short answer: (true|false)', document.text
+        ):
+            assert there[one].stands(relation, there[other]) == (answer == "true"), document.text
+            checked[f"relation, {answer}"] += 1
+    others = {"relation, yes", "relation, no", "relation, true", "relation, false"}
+    others |= {"number", "word", "colour and kind", "change"}
     assert set(checked) == set(ATTRIBUTES) | others | {"verdict, yes", "verdict, no"}
 
 
