@@ -103,7 +103,10 @@ def prepare_data(config: RunConfig, say: Say) -> None:
             continue
         with tqdm(desc=f"convert {name}", unit=" records", leave=False) as bar:
             jobs = config.data.workers or cores()
-            outcome = convert.convert(source, raw, root, split=split, jobs=jobs, progress=bar.update)
+            drawn = config.data.world is not None  # with planted flaws: pictures that are missing or cut off
+            outcome = convert.convert(
+                source, raw, root, split=split, check_images=drawn, jobs=jobs, progress=bar.update
+            )
         manifest = outcome.manifest
         if outcome.too_many_rejects:
             raise UserError(f"{name}: {outcome.complaint()}")

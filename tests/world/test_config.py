@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from instructkit import sources
 from instructkit.config.read import load_config
+from instructkit.data.dataset import load_examples
 from instructkit.errors import UserError
 from instructkit.evaluation.select import wanted_benchmarks
 from instructkit.training.datasets import prepare_data
@@ -45,6 +48,22 @@ def test_a_run_draws_the_world_and_converts_its_releases_once(tmp_path: Path) ->
     assert again[0] == f"world     {tmp_path / 'raw'}: tiny, drawn before"
     assert all("unchanged, not converted again" in line for line in again[1:])
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jpg")}
+
+
+def test_a_run_finds_the_broken_pictures_of_the_world_before_it_trains(tmp_path: Path) -> None:
+    config = load_config(
+        CONFIG, [f"data.root={tmp_path}", "data.world=tiny", "data.train=[web_capfilt]", "benchmarks=[]"]
+    )
+    said: list[str] = []
+    prepare_data(config, said.append)
+    planted = json.loads((tmp_path / "raw" / "web_capfilt" / "planted.json").read_text())
+    (line,) = (line for line in said if line.startswith("data      web_capfilt"))
+    assert f"{sum(flaw['split'] == 'train' for flaw in planted)} rejected" in line
+    data = load_examples(tmp_path / "web_capfilt" / "train")
+    for example in data:
+        for name in example.images:
+            with Image.open(data.media_path(name)) as picture:
+                picture.load()
 
 
 def test_a_world_that_is_not_whole_or_another_is_drawn_anew(tmp_path: Path) -> None:
