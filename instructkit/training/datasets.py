@@ -103,7 +103,8 @@ def prepare_data(config: RunConfig, say: Say) -> None:
             continue
         with tqdm(desc=f"convert {name}", unit=" records", leave=False) as bar:
             jobs = config.data.workers or cores()
-            drawn = config.data.world is not None  # with planted flaws: pictures that are missing or cut off
+            # The mini-world has planted flaws: pictures that are missing or cut off.
+            drawn = config.data.world is not None and raw == root / RAW / source
             outcome = convert.convert(
                 source, raw, root, split=split, check_images=drawn, jobs=jobs, progress=bar.update
             )

@@ -95,7 +95,7 @@ HELD_OUT = {
 }
 TEXT = (
     Asking("caption", ("kind", "colour", "size")),
-    Asking("open", (*SEEN, *KNOWN, "relation", "number", "word", "figure", *ACTIONS)),
+    Asking("open", (*SEEN, *KNOWN, "relation", "number", *SIGNED, *ACTIONS)),
     Asking("compositional", ("place", "shape", "category", "home")),
     Asking("statement", (*SEEN, "shape", "category")),
     Asking("options", ("kind", "colour", "size", "place", "category", "home")),
@@ -106,7 +106,7 @@ TEXT = (
     Asking("dialog", ("size", "texture", "place", "shape", "category", "number")),
     Asking("film", ("kind", "colour", "size", "texture", "place")),
     Asking("knowledge", (*SEEN, *KNOWN)),
-    Asking("sheet", (*SEEN, *KNOWN, "relation", "number", "word", "figure", *ACTIONS)),
+    Asking("sheet", (*SEEN, *KNOWN, "relation", "number", *SIGNED, *ACTIONS)),
     Asking("lesson", (*SEEN, *KNOWN, "relation", "number", *SIGNED)),
 )
 """Forms and facts of the text that the LLM is trained on.

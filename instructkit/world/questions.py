@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from instructkit.world.facts import KNOWN, VALUES, told, value
+from instructkit.world.facts import KNOWN, SIGNED, VALUES, told, value
 from instructkit.world.scene import (
     COLOURS,
     NUMBERS,
@@ -45,11 +45,15 @@ CHANGES = {
 }
 NUMBER = ("How many {} things are there?", "How many things are {}?")
 SIGN = ("Which {} is printed in the picture?", "What {} can you read?")
+ON_SIGN = "What {} is on the {} sign?"
 CLOSED = "Is {} {}?"
 STATED = 'True or false? "{} is {}."'
-"""Wordings of what is true or not; the LLM's text and lessons have both."""
+WORDINGS = (CLOSED, STATED)
+"""Of what is so or not, in the LLM's text."""
 POLITE = ("Hi, can you tell me, {} Thank you.", "I cannot see it myself, {}", "Please help me, {} Thanks.")
 NEGATIVE = "unanswerable"
+_SORTS = {"word": "word", "figure": "number"}
+"""What a question calls a sign that has each of these facts."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def ask(rng: random.Random, fact: str, by: str | None = None) -> Question:
         return ask_relation(rng, "Is {} {} {}?")
     if fact == "number":
         return ask_number(rng)
-    if fact in ("word", "figure"):
+    if fact in SIGNED:
         return ask_sign(rng, fact)
     answer = rng.choice(VALUES[fact])
     target = find(rng, fact, answer, by or rng.choice(_references(fact)))
@@ -121,13 +125,22 @@ def ask_about(rng: random.Random, scene: Scene, thing: Thing, fact: str, by: str
 
 def ask_of(rng: random.Random, scene: Scene, fact: str) -> Question | None:
     """A question for a fact of a scene that is there already; None if what was drawn cannot be asked of it."""
-    if fact in ("word", "figure"):
+    if fact in SIGNED:
         return _about_sign(rng, scene, fact)
     if fact == "number":
         return _about_number(rng, scene)
     if fact == "relation":
         return relate(rng, scene)
     return ask_about(rng, scene, rng.choice(scene.things), fact, rng.choice((*_references(fact), "relation")))
+
+
+def ask_variously(rng: random.Random, scene: Scene, fact: str) -> Question | None:
+    """As `ask_of`, in all the ways of the LLM's text: also as a statement, or for the sign on one side."""
+    if fact == "relation":
+        return relate(rng, scene, rng.choice(WORDINGS))
+    if fact in SIGNED and rng.randrange(2):
+        return ask_side(rng, scene, fact)
+    return ask_of(rng, scene, fact)
 
 
 def relate(rng: random.Random, scene: Scene, wording: str = CLOSED) -> Question | None:
@@ -152,24 +165,23 @@ def _about_number(rng: random.Random, scene: Scene) -> Question | None:
 
 def ask_side(rng: random.Random, scene: Scene, fact: str) -> Question | None:
     """What is on one of two signs; None if none of them has a word, or a number."""
-    named = "number" if fact == "figure" else "word"
-    sides = [
-        (side, sign)
-        for side, sign in zip(("left", "right"), scene.signs, strict=False)
-        if sign.isdigit() == (fact == "figure")
-    ]
+    sides = [(side, sign) for side, sign in zip(("left", "right"), scene.signs, strict=False) if _has(sign, fact)]
     if len(scene.signs) != 2 or not sides:
         return None
     side, sign = rng.choice(sides)
-    return Question(f"What {named} is on the {side} sign?", sign.lower(), fact, VALUES[fact], False, scene)
+    return Question(ON_SIGN.format(_SORTS[fact], side), sign.lower(), fact, VALUES[fact], False, scene)
 
 
 def _about_sign(rng: random.Random, scene: Scene, fact: str, wordings: Sequence[str] = SIGN) -> Question | None:
-    fitting = [sign for sign in scene.signs if sign.isdigit() == (fact == "figure")]
+    fitting = [sign for sign in scene.signs if _has(sign, fact)]
     if len(fitting) != 1:
         return None
-    text = rng.choice(wordings).format("number" if fact == "figure" else "word")
+    text = rng.choice(wordings).format(_SORTS[fact])
     return Question(text, fitting[0].lower(), fact, VALUES[fact], False, scene)
+
+
+def _has(sign: str, fact: str) -> bool:
+    return sign.isdigit() == (fact == "figure")
 
 
 def verify(rng: random.Random, fact: str, by: str | None = None, wording: str = CLOSED) -> Question:
@@ -216,7 +228,7 @@ def _verdict(target: Target, fact: str, named: str, wording: str) -> Question:
 
 def _closed(wording: str, words: str, said: str) -> tuple[str, tuple[str, str]]:
     """What is asked, and the answers if it is so and if not."""
-    text = wording.format(words, said).replace('"the', '"The')
+    text = wording.format(words, said).replace('"the', '"The')  # a sentence of its own
     return text[0].upper() + text[1:], ("true", "false") if wording == STATED else ("yes", "no")
 
 

@@ -40,18 +40,15 @@ from instructkit.world.documents import PICTURE, Document, with_answers
 from instructkit.world.facts import SEEN, SIGNED, TEXT, VERIFIED
 from instructkit.world.knowledge import knowledge
 from instructkit.world.questions import (
-    CLOSED,
-    STATED,
+    WORDINGS,
     Question,
     ask,
     ask_about,
     ask_number,
-    ask_of,
-    ask_side,
+    ask_variously,
     change_of,
     options,
     polite,
-    relate,
     verify,
     verify_of,
 )
@@ -295,17 +292,13 @@ def _signs(rng: random.Random, fact: str) -> tuple[str, ...]:
 
 
 def _about_scene(rng: random.Random, scene: Scene, fact: str) -> Question | None:
-    """A question, every fifth for yes or no or for true or false; those for a relation always are.
+    """A question; every fifth asks whether something is so.
 
-    One in four of those for a kind has colour and kind for its answer, half of those for a sign say which.
+    One in four of those for a kind has colour and kind for its answer.
     """
     if fact in VERIFIED and rng.randrange(5) == 0:
-        return verify_of(rng, scene, fact, rng.choice((CLOSED, STATED)))
-    if fact == "relation":
-        return relate(rng, scene, rng.choice((CLOSED, STATED)))
-    if fact in SIGNED and rng.randrange(2) and (question := ask_side(rng, scene, fact)) is not None:
-        return question
-    question = ask_of(rng, scene, fact)
+        return verify_of(rng, scene, fact, rng.choice(WORDINGS))
+    question = ask_variously(rng, scene, fact)
     if question is None or question.fact != "kind" or rng.randrange(4):
         return question
     return replace(question, answer=short(scene.of(question.answer)))
@@ -336,7 +329,7 @@ def _write_knowledge(rng: random.Random, fact: str) -> Document:
 
 
 def _alone(thing: Thing, fact: str) -> str:
-    """A thing without its picture."""
+    """A thing in words, with its place if that is the fact."""
     words = full(thing)
     return f"{thing.place} {words}" if fact == "place" else words
 

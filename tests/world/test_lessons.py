@@ -162,9 +162,9 @@ def test_a_fact_comes_with_few_values_before_it_comes_with_all(lessons: list[lis
         for skill in (("by", *taught.by), ("also", *taught.also))
         if len(skill) == 2
     ]
-    first = dict(reversed(skills))
-    assert len(first) == 8, first
-    assert all(taught.values < len(KINDS) for taught in first.values())
+    begun = dict(reversed(skills))
+    assert len(begun) == 8, begun
+    assert all(taught.values < len(KINDS) for taught in begun.values())
     first, last = (things(lessons[number][0].text) for number in (1, -1))
     assert len(first) == 3
     assert set(first) == set(list(KINDS)[:3])

@@ -369,9 +369,14 @@ def test_a_sheet_asks_several_questions_and_answers_each(written: list[Document]
         ):
             assert there[one].stands(relation, there[other]) == (answer == "true"), document.text
             checked[f"relation, {answer}"] += 1
-    others = {"relation, yes", "relation, no", "relation, true", "relation, false"}
+        for one, named, answer in re.findall(
+            r'"The (\w+) is (plain|striped|dotted|checked|big|small)\." Short answer: (true|false)', document.text
+        ):
+            assert (named in (there[one].texture, there[one].size)) == (answer == "true"), document.text
+            checked[f"verdict, {answer}"] += 1
+    others = {f"{sort}, {answer}" for sort in ("relation", "verdict") for answer in ("yes", "no", "true", "false")}
     others |= {"number", "word", "colour and kind", "change"}
-    assert set(checked) == set(ATTRIBUTES) | others | {"verdict, yes", "verdict, no"}
+    assert set(checked) == set(ATTRIBUTES) | others
 
 
 @pytest.mark.parametrize("form", ["options", "context"])

@@ -8,7 +8,7 @@ from typing import Any
 
 from instructkit.world.captions import reading_caption
 from instructkit.world.facts import HELD_OUT
-from instructkit.world.questions import Question, ask_sign
+from instructkit.world.questions import ON_SIGN, Question, ask_sign
 from instructkit.world.release import Release, side_of, ten_answers
 from instructkit.world.scene import NAMES, NUMBERS, WORDS, Scene, draw_scene
 
@@ -111,9 +111,7 @@ def _ask_side(rng: random.Random) -> Question:
     """What one of two signs says; both say a word, or both a number."""
     fact = rng.choice(HELD_OUT["textvqa"].facts)
     pool = WORDS if fact == "word" else NUMBERS
-    question = ask_sign(
-        rng, fact, (f"What {{}} is on the {'left' if (first := rng.random() < 0.5) else 'right'} sign?",)
-    )
+    question = ask_sign(rng, fact, (ON_SIGN.format("{}", "left" if (first := rng.random() < 0.5) else "right"),))
     answer = question.answer.upper()
     other = rng.choice([text for text in pool if text != answer])
     assert isinstance(question.scene, Scene)
