@@ -20,7 +20,7 @@ from instructkit.models.instruct_blip import IGNORED, InstructBlip
 from instructkit.models.packable import can_pack
 from instructkit.models.packing import similar_rows
 from instructkit.models.towers import TOWERS
-from instructkit.training.plan.memory import count_on_shapes
+from instructkit.training.plan.record import count_on_shapes
 from instructkit.training.plan.shapes import Lengths, rows_on_shapes
 
 

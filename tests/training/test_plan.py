@@ -21,7 +21,7 @@ from instructkit.models.load.presets import build
 from instructkit.models.save import save_model
 from instructkit.models.towers import prepare_towers
 from instructkit.training.plan.estimate import Assumed, Mode, Plan, make_plan
-from instructkit.training.plan.memory import at_size, record_step
+from instructkit.training.plan.record import at_size, record_step
 from instructkit.training.plan.shapes import Lengths, model_on_shapes, rows_on_shapes, shape_of
 from tests.models.checkpoints import write_bert, write_blip2, write_encoder, write_instructblip, write_llm
 from tests.tiny import tiny_config, tiny_model

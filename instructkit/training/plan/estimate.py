@@ -1,6 +1,6 @@
 """`instructkit plan`: what a run will take, before a GPU is rented. Bytes are those of the model and of DeepSpeed.
 
-Memory and operations are counted on the real model (`instructkit.training.plan.memory`). Times are operations over an
+Memory and operations are counted on the real model (`record.py`, `memory.py`). Times are operations over an
 assumed speed and bytes over an assumed bandwidth; nothing here was measured on a device.
 """
 
@@ -24,16 +24,8 @@ from instructkit.prompts.protocols import VOCABULARY, Protocol
 from instructkit.training.datasets import refuse_retrieval
 from instructkit.training.deepspeed_config import merged_settings
 from instructkit.training.length import planned_steps
-from instructkit.training.plan.memory import (
-    RankMemory,
-    StepRecord,
-    Weights,
-    at_size,
-    ranks_memory,
-    record_forward,
-    record_step,
-    weights_of,
-)
+from instructkit.training.plan.memory import RankMemory, Weights, ranks_memory, weights_of
+from instructkit.training.plan.record import StepRecord, at_size, record_forward, record_step
 from instructkit.training.plan.shapes import Lengths, model_on_shapes, rows_on_shapes
 
 MODES = ((0, "none"), (1, "none"), (2, "none"), (2, "optimizer"), (3, "none"), (3, "optimizer"), (3, "parameters"))
