@@ -14,7 +14,8 @@ from tqdm import tqdm
 from instructkit.data.examples import Example, Turn
 from instructkit.data.media import located, there
 from instructkit.errors import UserError
-from instructkit.evaluation.assistant import LINES, PLAIN, Model, decoded, example_about, example_of, protocol_of
+from instructkit.evaluation.asked import LINES, PLAIN, decoded, example_about, example_of, protocol_of
+from instructkit.evaluation.assistant import Model
 from instructkit.evaluation.benchmark import load_vocabulary
 from instructkit.evaluation.predictions import Asking, csv_lines, json_rows, prediction, read_questions
 from instructkit.evaluation.score import READERS

@@ -15,7 +15,7 @@ from instructkit.data.examples import Example
 from instructkit.data.media import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 from instructkit.data.readers import UNDECODABLE, RawRecord, json_lines
 from instructkit.errors import UserError
-from instructkit.evaluation.assistant import LINES, example_about, example_of, line_of
+from instructkit.evaluation.asked import LINES, example_about, example_of, line_of
 from instructkit.evaluation.responses import Response
 from instructkit.prompts.protocols import Protocol
 

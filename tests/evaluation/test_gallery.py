@@ -17,7 +17,7 @@ from instructkit.config.read import evaluation_settings, find_config, load_confi
 from instructkit.data.dataset import load_examples, write_shard
 from instructkit.errors import UserError
 from instructkit.evaluation import retrieve
-from instructkit.evaluation.assistant import protocol_of
+from instructkit.evaluation.asked import protocol_of
 from instructkit.evaluation.run import evaluate
 from instructkit.files import sha256_of
 from instructkit.models.batches import Captions, Picture, decode
