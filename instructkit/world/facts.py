@@ -94,7 +94,11 @@ HELD_OUT = {
     "ivqa": Asking("film", ACTIONS),
 }
 TEXT = (
-    Asking("caption", ("kind", "colour", "size")),
+    Asking("caption", ("kind", "colour", "size", *SIGNED)),
+    Asking("question", (*SEEN, *KNOWN)),
+    Asking("conversation", ("kind", "colour", "texture", "place")),
+    Asking("explanation", ("category", "home")),
+    Asking("sentence", (*SEEN, "number", *SIGNED)),
     Asking("open", (*SEEN, *KNOWN, "relation", "number", *SIGNED, *ACTIONS)),
     Asking("compositional", ("place", "shape", "category", "home")),
     Asking("statement", (*SEEN, "shape", "category")),

@@ -34,8 +34,17 @@ from instructkit.files import write_stream, writing
 from instructkit.prompts.described import in_words
 from instructkit.prompts.protocols import Protocol, load_protocol
 from instructkit.prompts.templates import train_templates
-from instructkit.world import lessons
-from instructkit.world.captions import ROTATE, caption, describe, describe_film, describe_story, full, short
+from instructkit.world import lessons, sentences
+from instructkit.world.captions import (
+    ROTATE,
+    caption,
+    describe,
+    describe_film,
+    describe_story,
+    full,
+    reading_caption,
+    short,
+)
 from instructkit.world.documents import PICTURE, Document, with_answers
 from instructkit.world.facts import SEEN, SIGNED, TEXT, VERIFIED
 from instructkit.world.knowledge import knowledge
@@ -54,7 +63,7 @@ from instructkit.world.questions import (
 )
 from instructkit.world.release import SIZES
 from instructkit.world.releases.read import TOKENS
-from instructkit.world.releases.talked import judge
+from instructkit.world.releases.talked import explanation, judge, sentence
 from instructkit.world.remarks import PRINTED, TOLD
 from instructkit.world.scene import (
     ACTIONS,
@@ -68,7 +77,7 @@ from instructkit.world.scene import (
     draw_scene,
 )
 
-DOCUMENTS = 2400
+DOCUMENTS = 2000
 """Documents of the tiny world; the others have as many times more as their training examples."""
 
 WORDED_AS = {
@@ -88,13 +97,16 @@ WORDED_AS = {
 
 TRAINED_AS: dict[tuple[str, str], str] = {
     **{("caption", fact): "captioning" for fact in ("kind", "colour", "size")},
+    **{("caption", fact): "reading_captioning" for fact in SIGNED},
     **{("open", fact): "vqa" for fact in (*SEEN, "shape", "relation", "number", *ACTIONS)},
     **{(form, fact): "knowledge_vqa" for form in ("open", "options") for fact in ("category", "home")},
     **{("open", fact): "reading_vqa" for fact in SIGNED},
 }
 """The task in whose training templates a form asks for a fact half of the time: that of the source that does."""
 
-CAPTIONED = next(asking for asking in TEXT if asking.form == "caption")
+TALKED_AS = {"question": "question_generation", "conversation": "llava", "explanation": "llava"}
+"""The task of forms that no benchmark has, and training does: the LLM reads them in its templates alone."""
+
 SHEET = next(asking for asking in TEXT if asking.form == "sheet")
 LESSON = next(asking for asking in TEXT if asking.form == "lesson")
 OTHERS = tuple(asking for asking in TEXT if asking not in (SHEET, LESSON))
@@ -103,6 +115,10 @@ QUESTIONS = 10
 """Of a sheet about one picture; one about two has half as many."""
 SENTENCES = 4
 """Of a document that says what everybody knows."""
+LINES = 8
+"""Of a document of sentences, at most."""
+WHOLE = 5
+"""One document in so many that ask one question is told whole: the LLM learns to describe, and to ask."""
 CONTEXTS = (
     "Someone looks at a picture and says what is in it.",
     "A class talks about how things look.",
@@ -156,15 +172,49 @@ def digest_of(description: str, question: str) -> str:
 
 
 def _write_caption(rng: random.Random, fact: str) -> Document:
-    """A caption, which tells kinds, colours and a size all at once."""
-    scene = draw_scene(rng)
-    facts = list(CAPTIONED.facts)
-    return _document(rng, "caption", facts, scene, Example(id="text"), caption(scene, rng.randrange(ROTATE)))
+    """A caption, which tells kinds, colours and a size all at once, or what is printed in place of the size."""
+    wording = rng.randrange(ROTATE)
+    if fact in SIGNED:
+        scene = draw_scene(rng, signs=tuple(rng.sample((rng.choice(WORDS), rng.choice(NUMBERS)), 2)))
+        facts, words = [fact, *SIGNED, "kind", "colour"], reading_caption(scene, wording)
+    else:
+        scene = draw_scene(rng)
+        facts, words = ["kind", "colour", "size"], caption(scene, wording)
+    return _document(rng, "caption", facts, scene, Example(id="text"), words)
 
 
 def _write_open(rng: random.Random, fact: str) -> Document:
     question = verify(rng, fact) if fact in VERIFIED and rng.randrange(4) == 0 else ask(rng, fact)
     return _document(rng, "open", [fact], question.scene, _example(question), question.answer)
+
+
+def _write_question(rng: random.Random, fact: str) -> Document:
+    """An answer, and a question that has it."""
+    question = ask(rng, fact)
+    return _document(rng, "question", [fact], question.scene, _example(question), question.answer)
+
+
+def _write_conversation(rng: random.Random, fact: str) -> Document:
+    """A question that is answered in a sentence."""
+    question = ask(rng, fact, "kind" if fact in ("texture", "place") else None)
+    return _document(rng, "conversation", [fact], question.scene, _example(question), sentence(question))
+
+
+def _write_explanation(rng: random.Random, fact: str) -> Document:
+    """A question whose answer is explained."""
+    question = ask(rng, fact)
+    return _document(rng, "explanation", [fact], question.scene, _example(question), explanation(question))
+
+
+def _write_sentence(rng: random.Random, fact: str) -> Document:
+    """Some sentences about a scene, each of what is given first."""
+    scene = draw_scene(rng, 1, 6, _signs(rng, fact))
+    told_of = [sentences.tell(rng, scene) for _ in range(LINES)]
+    while not any(fact in facts for *_, facts in told_of):
+        told_of[0] = sentences.tell(rng, scene)
+    text, told = with_answers(describe(scene), [(given, said) for given, said, _ in dict.fromkeys(told_of)])
+    facts = list(dict.fromkeys(fact for *_, own in told_of for fact in own))
+    return Document(text, None if rng.randrange(WHOLE) == 0 else told, "sentence", facts, scene.digests)
 
 
 def _write_compositional(rng: random.Random, fact: str) -> Document:
@@ -173,7 +223,7 @@ def _write_compositional(rng: random.Random, fact: str) -> Document:
 
 
 def _write_statement(rng: random.Random, fact: str) -> Document:
-    question = verify(rng, fact, wording="{} is {}.")
+    question = verify(rng, fact, "relation" if rng.randrange(3) == 0 else None, "{} is {}.")
     example = Example(id="text", statement=question.text)
     return _document(rng, "statement", [fact], question.scene, example, _verdict(rng, "statement", question))
 
@@ -316,8 +366,8 @@ def _write_knowledge(rng: random.Random, fact: str) -> Document:
     """Sentences, or half of the time, where remarks are about the fact, which of them are unkind beside what."""
     remarks = [remark for remark in (*PRINTED, *TOLD) if remark.fact == fact]
     if not remarks or rng.randrange(2):
-        sentences = knowledge(fact)
-        return Document(" ".join(rng.sample(sentences, min(SENTENCES, len(sentences)))), None, "knowledge", [fact])
+        known = knowledge(fact)
+        return Document(" ".join(rng.sample(known, min(SENTENCES, len(known)))), None, "knowledge", [fact])
     lines = []
     for _ in range(SENTENCES):
         question = judge(rng, rng.choice(remarks))
@@ -337,6 +387,10 @@ def _alone(thing: Thing, fact: str) -> str:
 WRITERS: dict[str, Callable[..., Document]] = {
     "caption": _write_caption,
     "open": _write_open,
+    "question": _write_question,
+    "conversation": _write_conversation,
+    "explanation": _write_explanation,
+    "sentence": _write_sentence,
     "compositional": _write_compositional,
     "statement": _write_statement,
     "options": _write_options,
@@ -360,16 +414,21 @@ def _document(
     instruction, answer, words = _in_words_of(rng, form, facts[0], example, answer)
     text, told = with_answers(description, [(instruction, answer)])
     asked = digest_of(description, question_of(example))
-    whole = form == "caption"  # that an LLM learns to describe a picture, too
+    whole = form in ("caption", "question") or rng.randrange(WHOLE) == 0
     return Document(text, None if whole else told, form, list(dict.fromkeys(facts)), scene.digests, asked, words)
 
 
 def _in_words_of(rng: random.Random, form: str, fact: str, example: Example, answer: str) -> tuple[str, str, str]:
     """Instruction and answer, and in whose words: the benchmark's or, where training asks so, half the time its."""
-    task = TRAINED_AS.get((form, fact), "")
-    if task and rng.randrange(2):
+    task = TALKED_AS.get(form) or TRAINED_AS.get((form, fact), "")
+    if task and (form in TALKED_AS or rng.randrange(2)):
         return *_as_trained(rng, task, example, answer), task
     return _protocol(form).prompt(example).instruction, answer, WORDED_AS[form]
+
+
+def in_open_words(rng: random.Random, question: Question) -> str:
+    """An open question as an instruction, in VQAv2's words or in those of a training template."""
+    return _in_words_of(rng, "open", question.fact, _example(question), question.answer)[0]
 
 
 def _as_trained(rng: random.Random, task: str, example: Example, answer: str) -> tuple[str, str]:

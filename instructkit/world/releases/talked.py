@@ -164,10 +164,9 @@ def judge(rng: random.Random, remark: Remark) -> Question:
 
 
 def sentence(question: Question) -> str:
-    """The answer to a question for kind or colour as a sentence."""
-    if question.fact == "kind":
-        return f"It is {article_of(question.answer)} {question.answer}."
-    return f"It is {question.answer}."
+    """The answer to a question for a kind, colour, pattern or place as a sentence."""
+    where = {"kind": f"{article_of(question.answer)} ", "place": "in the "}.get(question.fact, "")
+    return f"It is {where}{question.answer}{' of the picture' * (question.fact == 'place')}."
 
 
 def explanation(question: Question) -> str:
