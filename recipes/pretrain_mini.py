@@ -6,11 +6,11 @@ One behind the other, each in its own folder below OUT:
     text.jsonl   language about the world, lessons first                   instructkit/world/text.py
     start        an LLM from random weights with a tokeniser of the text   instructkit/models/load/mini.py
     llm          the same, when it has read the text, and no picture       text_world.yaml
-    raw, data    pictures of training scenes with descriptions             instructkit/world/pairs.py
+    raw, data    pictures of training scenes with sentences about them     instructkit/world/pairs.py
     encoder      an image encoder from random weights                      instructkit/models/load/mini.py
     bert         a BERT with a tokeniser of the text, likewise
-    stage1       both trained on the pictures: BLIP-2's first stage        stage1_mini.yaml
-    stage1-N     for other numbers of queries, behind that encoder, frozen
+    looks        both have learned to look, from labels                    instructkit/training/looks.py
+    looks-N      for other numbers of queries, behind that encoder, frozen
     stage2[-N]   the Q-Former in front of encoder and LLM, both frozen     stage2_mini.yaml
     model[-N]    the whole in half precision
 The first --queries is the number that the encoder is trained with. Started again, it goes on where it was stopped.
@@ -25,21 +25,35 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
+from instructkit.config.settings import ModelConfig, TrainingConfig
 from instructkit.conversion.convert import convert
 from instructkit.data.dataset import MANIFEST
 from instructkit.errors import UserError
 from instructkit.files import write_atomically
 from instructkit.models.load.mini import write_bert, write_encoder, write_llm
 from instructkit.models.save import export
-from instructkit.sources.web_capfilt import OWN_LIST
+from instructkit.training.looks import train_looks
 from instructkit.training.recipe import run_on_ranks, settings_of
 from instructkit.training.text import read_documents
 from instructkit.training.text_model import tokenizer_texts
 from instructkit.world.draw import SIDE
-from instructkit.world.pairs import write_pairs
+from instructkit.world.pairs import LINES, write_pairs
 from instructkit.world.release import SIZES
 from instructkit.world.text import write
 
+LOOKS = TrainingConfig(
+    max_steps=8000,
+    optimizer="muon",
+    learning_rate=3e-3,
+    warmup_steps=30,
+    warmup_from=1e-4,
+    min_learning_rate=1.5e-4,
+    betas=(0.9, 0.99),
+    weight_decay=0.01,
+)
+"""How encoder and Q-Former learn to look."""
 VOCABULARY = 2048
 """Tokens of the LLM at most; the text needs some 1,300."""
 
@@ -57,11 +71,12 @@ def make(out: Path, options: argparse.Namespace) -> list[Path]:
     models = []
     for number, queries in enumerate(options.queries):
         behind = f"-{queries}" if number else ""
-        trained = {"model.vision": out / "stage1" / "model", "towers.vision": "frozen"} if number else {}
-        parts = {"model.vision": out / "encoder", "model.qformer": out / "bert", "model.queries": queries, **trained}
-        run("stage1_mini", out / f"stage1{behind}", {"data.root": out / "data", **parts}, options)
-        first = out / f"stage1{behind}" / "model"
-        parts = {"model.vision": first, "model.qformer": first, "model.llm": out / "llm" / "model"}
+        looks = out / f"looks{behind}"
+        encoder = out / "looks" / "model" if number else out / "encoder"
+        print(f"--- {looks}", flush=True)
+        look(looks, ModelConfig(vision=str(encoder), qformer=str(out / "bert"), queries=queries), options, number > 0)
+        looked = looks / "model"
+        parts = {"model.vision": looked, "model.qformer": looked, "model.llm": out / "llm" / "model"}
         run("stage2_mini", out / f"stage2{behind}", {"data.root": out / "data", **parts}, options)
         models.append(out / f"model{behind}")
         if not models[-1].exists():
@@ -95,14 +110,20 @@ def write_texts(out: Path, size: str) -> None:
 
 
 def write_parts(out: Path, pictures: int) -> None:
-    """Write the image encoder's first weights, and pictures with descriptions."""
+    """Write the image encoder's first weights, and pictures with sentences about them."""
     if not (out / "encoder").is_dir():
         write_encoder(out / "encoder", SIDE)
-    if not (out / "raw" / OWN_LIST).is_file():
+    if not (out / "raw" / LINES).is_file():
         print(f"--- {out / 'raw'}: {pictures:,} pictures", flush=True)
         write_pairs(out / "raw", pictures)
-    if not (out / "data" / "web_capfilt" / "train" / MANIFEST).is_file():
-        convert("web_capfilt", out / "raw", out / "data")
+    if not (out / "data" / "jsonl" / "train" / MANIFEST).is_file():
+        convert("jsonl", out / "raw", out / "data")
+
+
+def look(folder: Path, settings: ModelConfig, options: argparse.Namespace, frozen: bool) -> None:
+    """Have an image encoder, if it is not frozen, and a Q-Former learn to look."""
+    steps = int(options.settings.get("max_steps", LOOKS.max_steps))
+    train_looks(folder, settings, replace(LOOKS, max_steps=steps), frozen=frozen, seed=0, say=print)
 
 
 def run(config: str, folder: Path, settings: Mapping[str, Any], options: argparse.Namespace) -> None:
@@ -112,6 +133,8 @@ def run(config: str, folder: Path, settings: Mapping[str, Any], options: argpars
         UserError: the run fails; it has said why.
     """
     print(f"--- {folder}", flush=True)
+    if (folder / "model").is_dir():
+        return
     run_on_ranks(config, {**settings, **options.settings, "output": folder}, options.ranks)
 
 
@@ -120,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/mini"))
     parser.add_argument("--queries", type=int, action="append", help="number of query tokens (4)")
-    parser.add_argument("--pictures", type=int, default=60_000, help="with a description (%(default)s)")
+    parser.add_argument("--pictures", type=int, default=60_000, help="with sentences about each (%(default)s)")
     parser.add_argument("--size", choices=list(SIZES), default="full", help="of the text (%(default)s)")
     parser.add_argument("--ranks", type=int, default=2, help="of every run (%(default)s)")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings, over those of every run")

@@ -298,6 +298,28 @@ class Blip2Pretraining(ImageTower, Blip2ForImageTextRetrieval):
 
     def _judge(self, keys: list[Keys | None], image_index: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """ITM: logits of "does not match" and "matches", the mean over the queries, `[pairs, 2]`."""
+        read = self._read_together(keys, image_index, input_ids, attention_mask)
+        logits: Tensor = self.itm_head(read.to(self.itm_head.weight.dtype))
+        return logits.float().mean(1)
+
+    def look(self, features: Tensor, image_index: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """What the queries read off images together with texts.
+
+        Args:
+            features: of distinct images (`encode_images`), `[images, patches, vision width]`.
+            image_index: image of each text, `[texts]`.
+            input_ids: `[texts, tokens]`.
+            attention_mask: `[texts, tokens]`.
+
+        Returns:
+            `[texts, queries, width]`.
+        """
+        return self._read_together(self._keys(features), image_index, input_ids, attention_mask)
+
+    def _read_together(
+        self, keys: list[Keys | None], image_index: Tensor, input_ids: Tensor, attention_mask: Tensor
+    ) -> Tensor:
+        """Queries and texts see each other: the queries' last states, `[texts, queries, width]`."""
         count = self.query_tokens.shape[1]
         words, lengths = self._words(input_ids, attention_mask)
         texts = torch.tensor(lengths)
@@ -305,8 +327,7 @@ class Blip2Pretraining(ImageTower, Blip2ForImageTextRetrieval):
         rows = Rows((texts + count).tolist(), words.device, order)
         hidden = torch.cat([self._queries(len(lengths)), words])
         read = self._read(hidden, rows, keys, Sharing(image_index))[: len(lengths) * count]
-        logits: Tensor = self.itm_head(read.to(self.itm_head.weight.dtype))
-        return logits.float().unflatten(0, (-1, count)).mean(1)
+        return read.unflatten(0, (-1, count))
 
     def _read(self, hidden: Tensor, rows: Rows, keys: Sequence[Keys | None], sharing: Sharing | None) -> Tensor:
         """The Q-Former over packed rows: `[tokens, width]` to the same."""

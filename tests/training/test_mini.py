@@ -19,7 +19,7 @@ from instructkit.errors import UserError
 from instructkit.models.save import load_model
 from instructkit.world.captions import describe
 from instructkit.world.draw import draw_picture
-from instructkit.world.pairs import pictured, write_pairs
+from instructkit.world.pairs import HEAD, LINES, SENTENCES, pictured, write_pairs
 from tests.evaluation.world import recipe_module
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,16 +78,20 @@ def test_parts_that_other_options_made_are_not_taken(tmp_path: Path) -> None:
         module.check_same(tmp_path / "mini", {"pictures": 60_000})
 
 
-def test_pictures_are_described_whole(tmp_path: Path) -> None:
+def test_pictures_come_with_a_description_and_sentences_in_two_parts(tmp_path: Path) -> None:
     write_pairs(tmp_path / "raw", 6)
     write_pairs(tmp_path / "again", 6)
     listed = sorted((tmp_path / "raw" / "images").rglob("*.jpg"))
     assert [path.read_bytes() for path in listed] == [
         path.read_bytes() for path in sorted((tmp_path / "again" / "images").rglob("*.jpg"))
     ]
-    entries = json.loads((tmp_path / "raw" / "capfilt.json").read_text())
-    assert [Path(entry["image"]) for entry in entries] == listed
-    for number, entry in enumerate(entries):
+    parts = [json.loads(line) for line in (tmp_path / "raw" / LINES).read_text().splitlines()]
+    assert [tmp_path / "raw" / part["image"] for part in parts] == [
+        path for path in listed for _ in range(1 + SENTENCES)
+    ]
+    for number, path in enumerate(listed):
         scene = pictured(number)
-        assert entry["caption"] == describe(scene)
-        assert np.abs(np.asarray(Image.open(entry["image"]), int) - np.asarray(draw_picture(scene), int)).mean() < 4
+        whole, *others = parts[number * (1 + SENTENCES) : (number + 1) * (1 + SENTENCES)]
+        assert (whole["instruction"], f"{HEAD} {whole['answer']}") == (HEAD, describe(scene))
+        assert all(part["instruction"] != HEAD for part in others)
+        assert np.abs(np.asarray(Image.open(path), int) - np.asarray(draw_picture(scene), int)).mean() < 4
