@@ -28,9 +28,10 @@ class WholeModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which model is evaluated.
 
     Attributes:
-        name: an InstructBLIP, or a BLIP-2 with an LLM: `nano` (starts from random weights), a published size such as
-            `vicuna-7b`, a model folder, a name on the Hugging Face hub, or a `.pth` file of LAVIS. A LAVIS file gets
-            image encoder and LLM from the published model of its size.
+        name: an InstructBLIP, or a BLIP-2 with an LLM: `nano` (starts from random weights), `mini` (the mini-world's
+            BLIP-2, which comes with instructkit), a published size such as `vicuna-7b`, a model folder, a name on the
+            Hugging Face hub, or a `.pth` file of LAVIS. A LAVIS file gets image encoder and LLM from the published
+            model of its size.
         allow_packages: allow a model folder to name a Python package for its LLM. Code of that package runs. A package
             that you name yourself in `llm` needs no permission.
     """

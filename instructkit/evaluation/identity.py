@@ -14,7 +14,7 @@ from instructkit.evaluation.questions import Question
 from instructkit.files import sha256_of
 from instructkit.models.batches import Limits
 from instructkit.models.load.bases import kept_commit
-from instructkit.models.load.presets import PUBLISHED
+from instructkit.models.load.find import place_of
 from instructkit.prompts.protocols import Protocol
 
 _UNSCORED = ("title", "role", "published", "notes", "metric", "group_by")
@@ -25,7 +25,7 @@ _SETTINGS = {"generate": "decoding", "retrieve": "retrieval"}
 
 def model_identity(name: str) -> str:
     """What a model is: SHA-256 over a folder's files or of a file, or the hub's name and commit."""
-    place = PUBLISHED.get(name, name)
+    place = place_of(name)
     if Path(place).is_file():
         return f"sha256:{sha256_of(Path(place))}"
     if not Path(place).is_dir():

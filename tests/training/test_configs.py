@@ -67,6 +67,8 @@ class Started:
     def words(self, config: RunConfig) -> list[str]:
         """Settings that make a config's run small."""
         shrunk = ["max_steps=10", "warmup_steps=5", "log_every=1", "data.workers=0", "benchmarks=[]", "batch_size=8"]
+        if config.recipe == "instruct" and config.data.world:
+            shrunk.append("data.world=null")
         if config.recipe == "pretrain_text":
             return [*shrunk, f"data.text={write_sentences(self.folder)}"]
         if config.recipe == "pretrain_qformer":

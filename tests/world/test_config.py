@@ -1,4 +1,4 @@
-"""`recipes/configs/world.yaml` repeats the paper's experiment on the mini-world."""
+"""`recipes/configs/world.yaml` and `mini_world.yaml` repeat the paper's experiment on the mini-world."""
 
 from __future__ import annotations
 
@@ -17,21 +17,32 @@ from instructkit.training.datasets import prepare_data
 from instructkit.world.build import build, is_drawn
 
 CONFIG = Path(__file__).parents[2] / "recipes" / "configs" / "world.yaml"
+MINI = CONFIG.with_name("mini_world.yaml")
 
 
-def test_it_trains_on_what_the_paper_holds_in_and_evaluates_all_that_it_holds_out() -> None:
-    config = load_config(CONFIG)
+@pytest.mark.parametrize("path", [CONFIG, MINI], ids=lambda path: path.stem)
+def test_it_trains_on_what_the_paper_holds_in_and_evaluates_all_that_it_holds_out(path: Path) -> None:
+    config = load_config(path)
     roles = {source.name: source.role for source in sources.sources()}
     assert set(config.data.train) == {name for name, role in roles.items() if role == "held-in"}
-    evaluated = {wanted.protocol.source for wanted in wanted_benchmarks(config.evaluation.benchmarks)}
+    evaluated = {wanted.protocol.source for wanted in wanted_benchmarks(config.evaluation.benchmarks)} - set(
+        config.data.train
+    )
     assert evaluated == {name for name, role in roles.items() if role == "held-out"}
     assert (len(config.data.train), len(evaluated)) == (13, 13)
     assert config.data.weights == {}  # square roots alone, as in the paper
 
 
 def test_it_leaves_the_folders_of_published_data_alone() -> None:
-    config = load_config(CONFIG)
-    assert (config.data.root, config.output) == ("data/world", "runs/world")
+    for path in (CONFIG, MINI):
+        config = load_config(path)
+        assert (config.data.root, config.output) == ("data/world", f"runs/{path.stem}")
+
+
+def test_encoder_and_llm_of_the_mini_world_stay_frozen() -> None:
+    config = load_config(MINI)
+    assert (config.model.name, config.data.world) == ("mini", "full")
+    assert (config.towers.vision, config.towers.qformer, config.towers.llm) == ("frozen", "full", "frozen")
 
 
 def test_a_run_draws_the_world_and_converts_its_releases_once(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from instructkit.errors import UserError
 from instructkit.files import sha256_of
 from instructkit.models.load.packages import PACKAGE, packaged, shipped
 from instructkit.models.load.parts import failing, place_of, quiet
+from instructkit.models.load.presets import SHIPPED
 
 PARTS = ("name", "vision", "qformer", "llm")
 """Settings of `ModelConfig` that name a checkpoint."""
@@ -28,7 +29,7 @@ class Base(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """A checkpoint that a model came from.
 
     Attributes:
-        place: absolute path, or the hub's name, a published size, `package:MODULE`.
+        place: absolute path, or the hub's name, a shipped model, a published size, `package:MODULE`.
         relative: the path from the folder of the trained part, for those that move together; None for other places.
         digest: SHA-256 over configuration and weights of a path, or of what a package ships.
         commit: of the hub.
@@ -69,6 +70,8 @@ def find_base(base: Base, folder: Path) -> str:
     """
     if base.place.startswith(PACKAGE) and shipped(base.place) is not None:
         check_package(base, folder)
+    if base.place in SHIPPED and base.digest != checkpoint_digest(Path(place_of(base.place))):
+        raise UserError(f"{folder}: the model {base.place} of this instructkit is not the one that this was trained on")
     if base.relative is None:
         _check_commit(base, folder)
         return base.place
@@ -121,6 +124,8 @@ def checkpoint_digest(place: Path) -> str:
 
 
 def _base(name: str, folder: Path) -> Base:
+    if name in SHIPPED:
+        return Base(name, digest=checkpoint_digest(Path(place_of(name))))
     if name.startswith(PACKAGE):
         return Base(name, digest=checkpoint_digest(packaged(name)))
     path = Path(os.path.abspath(name))

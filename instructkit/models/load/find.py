@@ -11,7 +11,7 @@ from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidat
 
 from instructkit.errors import UserError
 from instructkit.models.load.packages import PACKAGE, installed, not_installed, opened
-from instructkit.models.load.presets import PUBLISHED
+from instructkit.models.load.presets import PUBLISHED, SHIPPED
 
 PATIENCE = 10.0
 """Seconds that the hub has to answer in; it is asked once."""
@@ -24,14 +24,14 @@ def place_of(name: str) -> str:
     """Folder or hub name that a part's name stands for."""
     if name.startswith(PACKAGE):
         return str(opened(name) or name)
-    return PUBLISHED.get(name, name)
+    return SHIPPED.get(name) or PUBLISHED.get(name, name)
 
 
 def find_model(name: str, part: str = "name", where: str | None = None) -> None:
     """Look whether a folder holds a model, or the hub has one of that name; nothing of it is read.
 
     Args:
-        name: folder, published size, hub name or `package:MODULE`.
+        name: folder, `mini`, published size, hub name or `package:MODULE`.
         part: setting that named it.
         where: begins the message; None for the setting.
 
@@ -84,9 +84,9 @@ def _near_paths(path: Path) -> list[Path]:
 
 
 def _near_sizes(name: str) -> list[str]:
-    """Published sizes whose names are almost so."""
+    """Shipped models and published sizes whose names are almost so."""
     plain = name.rpartition("/")[2].lower().replace("_", "-").removeprefix("instructblip-")
-    return difflib.get_close_matches(plain, PUBLISHED, _FEW)
+    return difflib.get_close_matches(plain, [*SHIPPED, *PUBLISHED], _FEW)
 
 
 def _meant(found: Sequence[Path | str]) -> str:

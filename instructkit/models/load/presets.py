@@ -1,7 +1,8 @@
-"""Model shapes by name: `nano`, trained from scratch, and the four published sizes."""
+"""Models by name: `nano`, trained from scratch, `mini`, which comes with this package, and the four published sizes."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ PUBLISHED = {
     "vicuna-13b": "Salesforce/instructblip-vicuna-13b",
 }
 """Published checkpoints on the Hugging Face hub."""
+
+SHIPPED = {"mini": str(Path(__file__).parents[1] / "mini")}
+"""Models with their weights in this package: the mini-world's BLIP-2 (`recipes/pretrain_mini.py`)."""
 
 NEAR = 10
 """Tokens that a near-sighted layer of `nano_llm` sees: a thing with all that a description tells of it."""
