@@ -14,7 +14,7 @@ One behind the other, each in its own folder below OUT:
     stage2[-N]   the Q-Former in front of encoder and LLM, both frozen     stage2_mini.yaml
     model[-N]    the whole in half precision
 The first --queries is the number that the encoder is trained with. Started again, it goes on where it was stopped.
-Settings behind the options go to every run.
+Settings behind the options go to every run; of them looks take max_steps alone.
 """
 
 from __future__ import annotations

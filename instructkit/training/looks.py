@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from instructkit.config.settings import ModelConfig, TrainingConfig
-from instructkit.data.media import CLIP_MEAN, CLIP_STD
+from instructkit.data.media import image_pixels
 from instructkit.errors import UserError
 from instructkit.files import replacing, write_atomically
 from instructkit.models.batches import Captions
@@ -28,7 +28,7 @@ from instructkit.models.load.pretraining import join_pretraining
 from instructkit.models.save import save_pretraining
 from instructkit.training.optimizers import Muon, parameter_groups
 from instructkit.training.schedule import learning_rate
-from instructkit.world.draw import draw_picture
+from instructkit.world.draw import SIDE, draw_picture
 from instructkit.world.looks import VALUES_OF, looks_of
 from instructkit.world.pairs import pictured
 
@@ -68,15 +68,14 @@ def batch_of(captions: Captions, seed: int, step: int) -> Batch:
         for place, (rng, scene) in enumerate(zip(rngs, scenes, strict=True))
         for look in looks_of(rng, scene)
     ]
-    pixels = torch.from_numpy(np.stack([np.asarray(draw_picture(scene)) for scene in scenes]))
-    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (CLIP_MEAN, CLIP_STD))
+    pixels = torch.from_numpy(np.stack([image_pixels(draw_picture(scene), SIDE) for scene in scenes]))
     facts = {
         fact: torch.tensor([values.index(look.facts[fact]) if fact in look.facts else -1 for _, look in looks])
         for fact, values in VALUES_OF.items()
     }
     rows = captions.rows([look.text for _, look in looks])
     index = torch.tensor([place for place, _ in looks])
-    return Batch((pixels.permute(0, 3, 1, 2) / 255 - mean) / std, index, **rows, facts=facts)
+    return Batch(pixels, index, **rows, facts=facts)
 
 
 class Looking(nn.Module):

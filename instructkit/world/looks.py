@@ -1,16 +1,16 @@
-"""What a picture is looked at for: the beginning of a sentence, a statement or a question, and the facts left open.
+"""What a picture is looked at for: the beginning of a sentence, or a question, and the facts that it leaves open.
 
     The ball is                         big, red, striped, top left
     The thing left of the cat is        big, red, striped, top left, ball
     The left sign says                  h, o, n, e, y
     The number of red things is         2
-    The ball is above the cat.          no
     What color is the ball?             red
+    Is the ball above the cat?          no
 
-An image encoder and a Q-Former learn them from labels, before they learn from captions, as BLIP's image encoder has
-learned ImageNet's. Each fact is one of a few values, so that they learn it from a tenth of the pictures that captions
-take. Questions are those of the LLM's text, in their own words, in those of VQAv2's prompt or of a training template: a
-Q-Former that has never read such words is led astray by them.
+An image encoder and a Q-Former learn them from labels, before they tell of pictures through an LLM, as BLIP's image
+encoder has learned ImageNet's. Each fact is one of a few values. Questions are those of the LLM's text, in their own
+words, in those of VQAv2's prompt or in those of a training template, as tuning will ask them. No look is what a
+held-out benchmark asks of a picture: none is a statement, and no question names a thing by how it stands to another.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from collections.abc import Mapping
 from string import ascii_lowercase, digits
 from typing import NamedTuple
 
-from instructkit.world.facts import KNOWN, SEEN, SIGNED, VALUES, VERIFIED, value
-from instructkit.world.questions import WORDINGS, ask_variously, refer, verify_of
-from instructkit.world.scene import NUMBERS, OPPOSITE, RELATIONS, WORDS, Scene
+from instructkit.world.facts import KNOWN, SEEN, SIGNED, VALUES, value
+from instructkit.world.questions import ask_about, ask_variously, refer, relate
+from instructkit.world.scene import NUMBERS, WORDS, Scene
 from instructkit.world.sentences import of_number, of_sign
 from instructkit.world.text import in_open_words
 
@@ -44,7 +44,6 @@ QUESTIONS = 6
 ASKED = (*SEEN, *SEEN, *KNOWN, "relation", "relation", "number", *SIGNED)
 """What questions ask for, some of it more often."""
 TRIES = 4
-VERDICTS = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
 
 
 class Look(NamedTuple):
@@ -60,15 +59,13 @@ class Look(NamedTuple):
 
 
 def looks_of(rng: random.Random, scene: Scene) -> list[Look]:
-    """Looks at a picture: at some of its things, at a sign, at the number of things, at two things together."""
+    """Looks at a picture: at some of its things, its signs and the number of things, and some questions."""
     looks = [look for by in rng.sample(BY, THINGS) if (look := _thing(rng, scene, by)) is not None]
     for place in range(len(scene.signs)):
         given, told, _ = of_sign(scene, place)
         looks.append(Look(given, _spelled(told.rstrip("."))))
     given, told, _ = of_number(rng, scene)
     looks.append(Look(given, {"number": told.rstrip(".")}))
-    if len(scene.things) > 1:
-        looks.append(_relation(rng, scene))
     asked = [_question(rng, scene) for _ in range(QUESTIONS)]
     return [*looks, *(look for look in asked if look is not None)]
 
@@ -84,28 +81,20 @@ def _thing(rng: random.Random, scene: Scene, by: str) -> Look | None:
 
 
 def _question(rng: random.Random, scene: Scene) -> Look | None:
-    """A question; every fifth asks whether something is so. None if what was drawn cannot be asked of the picture."""
+    """A question; None if what was drawn cannot be asked of the picture."""
     fact = rng.choice([fact for fact in ASKED if fact != "relation" or len(scene.things) > 1])
-    if fact in VERIFIED and rng.randrange(5) == 0:
-        question = verify_of(rng, scene, fact, rng.choice(WORDINGS))
+    if fact in (*SEEN, *KNOWN):
+        question = ask_about(rng, scene, rng.choice(scene.things), fact)
+    elif fact == "relation":
+        question = relate(rng, scene)
     else:
         question = ask_variously(rng, scene, fact)
     if question is None:
         return None
     words = in_open_words(rng, question) if rng.randrange(4) else question.text
-    if question.answer in VERDICTS:
-        return Look(words, {"relation": VERDICTS[question.answer]})
     return Look(words, _spelled(question.answer) if fact in SIGNED else {fact: question.answer})
 
 
 def _spelled(sign: str) -> dict[str, str]:
     sort = "digit" if sign.isdigit() else "letter"
     return {f"{sort} {place}": letter for place, letter in enumerate(sign, 1)}
-
-
-def _relation(rng: random.Random, scene: Scene) -> Look:
-    one, other = rng.sample(scene.things, 2)
-    true = rng.choice([relation for relation in RELATIONS if one.stands(relation, other)])
-    answer = rng.choice(("yes", "no"))
-    said = true if answer == "yes" else OPPOSITE[true]
-    return Look(f"The {one.kind} is {said} the {other.kind}.", {"relation": answer})

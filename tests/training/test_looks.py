@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerBase
 
 from instructkit.config.settings import ModelConfig, TrainingConfig
 from instructkit.models.load.mini import write_bert, write_encoder
@@ -29,12 +30,16 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
     return ModelConfig(vision=str(folder / "encoder"), qformer=str(folder / "bert"), queries=3)
 
 
+def unused() -> PreTrainedTokenizerBase:
+    raise AssertionError("the Q-Former has a tokeniser")
+
+
 def config(steps: int = STEPS) -> TrainingConfig:
     return TrainingConfig(max_steps=steps, optimizer="muon", learning_rate=3e-3, warmup_steps=1)
 
 
 def test_the_loss_is_the_sum_of_the_facts_mean_cross_entropies(settings: ModelConfig) -> None:
-    model, captions = join_pretraining(settings, torch.float32, lambda: None, 48)  # type: ignore[arg-type,return-value]
+    model, captions = join_pretraining(settings, torch.float32, unused, 48)
     looking = Looking(model.eval())
     batch = batch_of(captions, seed=0, step=0)
     assert batch.pixels.shape == (PICTURES, 3, SIDE, SIDE)
@@ -98,7 +103,7 @@ def test_one_that_was_stopped_goes_on_in_the_same_way(
 
 def test_a_frozen_encoder_stays_as_it_is(settings: ModelConfig, tmp_path: Path) -> None:
     train_looks(tmp_path, settings, config(2), frozen=True, seed=0, say=print)
-    before, _ = join_pretraining(settings, torch.float32, lambda: None, 48)  # type: ignore[arg-type,return-value]
+    before, _ = join_pretraining(settings, torch.float32, unused, 48)
     after, _ = load_pretraining(str(tmp_path / "model"))
     moved = {
         name
